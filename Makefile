@@ -1,0 +1,42 @@
+# make demo   a pattern compiled, checked against the reference, drawn
+# make test   lint, type check, all tests
+# make dist   wheel and sdist, and the wheel tried in a clean environment
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A package folder's time changes when a file is added or removed: only then must the editable install be laid anew.
+FOLDERS := $(shell find flexspec compiler -type d ! -name __pycache__)
+
+.PHONY: demo test lint unit dist clean
+demo: $(VENV)/installed
+	$(BIN)/python examples/01_quickstart.py
+
+test: lint unit
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: $(VENV)/installed
+	$(BIN)/pytest
+
+$(VENV)/tools: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch>=2.10"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e ".[dev]"
+	touch $@
+
+$(VENV)/installed: $(VENV)/tools $(FOLDERS)
+	$(BIN)/python -m pip install --quiet --no-deps --config-settings editable_mode=strict -e .
+	touch $@
+
+dist: $(VENV)/installed
+	rm -rf dist && $(BIN)/python -m build --outdir dist .
+	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet -c constraints.txt "torch>=2.10"
+	.venv-wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd / && $(CURDIR)/.venv-wheel/bin/flexspec check "causal_window(8)" --against "causal & causal_window(8)" --length 100
+	cd / && $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/examples/01_quickstart.py
+
+clean:
+	rm -rf $(VENV) .venv-wheel build dist *.egg-info out

@@ -1,0 +1,83 @@
+"""What attends to what, and how scores change: the whole meaning of one attention call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import Any
+
+from .errors import FlexSpecError
+from .expr import Apply, apply, const, var
+from .formula import Formula, merged
+from .mask import Mask, from_mask_mod
+from .score import ScoreMod, from_score_mod
+from .source import user_caret
+
+
+@dataclass(frozen=True)
+class Attention:
+    """`softmax(where(mask, scores(scale * q @ k.T), -inf)) @ v`.
+
+    mask: a Mask, a FlexAttention mask_mod, or None for every pair. scores: ScoreMods or FlexAttention score_mods,
+    applied in order. scale: default `1 / sqrt(head_dim)`. Raises FS023.
+
+    >>> import flexspec as fs
+    >>> fs.Attention(mask=fs.causal(), scores=[fs.softcap(30.0)])
+    Attention(mask=causal(), scores=(softcap(cap=30.0),), scale=None)
+    """
+
+    mask: Mask
+    scores: tuple[ScoreMod, ...]
+    scale: float | None
+
+    def __init__(
+        self,
+        mask: Mask | Callable[..., Any] | None = None,
+        scores: Iterable[ScoreMod | Callable[..., Any]] | ScoreMod = (),
+        scale: float | None = None,
+    ) -> None:
+        if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale):
+            raise FlexSpecError("FS023", f"scale is {scale!r}; it must be a number", where=user_caret())
+        kept = Mask.constant(True) if mask is None else mask
+        if isinstance(kept, ScoreMod):
+            raise FlexSpecError("FS023", f"{kept!r} is a score mod", fix="scores=[...]", where=user_caret())
+        chain = (scores,) if isinstance(scores, ScoreMod) or callable(scores) else tuple(scores)
+        wrong = next((item for item in chain if isinstance(item, Mask)), None)
+        if wrong is not None:
+            raise FlexSpecError("FS023", f"{wrong!r} is a mask", fix="mask=...", where=user_caret())
+        object.__setattr__(self, "mask", from_mask_mod(kept))
+        object.__setattr__(self, "scores", tuple(from_score_mod(item) for item in chain))
+        object.__setattr__(self, "scale", scale)
+
+    @cached_property
+    def formula(self) -> Formula:
+        """`where(mask, score, -inf)` with everything that the masks and score mods hold."""
+        none = ScoreMod(var("score"), "score")
+        scores = reduce(lambda a, b: a + b, self.scores) if self.scores else none
+        return merged(Formula, lambda m, s: apply("where", m, s, const(-math.inf)), self.mask, scores, self.label)
+
+    @property
+    def kept(self) -> Mask:
+        """The mask, with names apart from those of the scores."""
+        whole = self.formula
+        assert isinstance(whole.expr, Apply)
+        return Mask(whole.expr.args[0], self.mask.label, whole.tensors, whole.parameters, whole.canvas)
+
+    @property
+    def label(self) -> str:
+        """The mask and the scores as people write them."""
+        return " ".join([self.mask.label, *(f"+ {item.label}" for item in self.scores)])
+
+
+def as_attention(spec: object) -> Attention:
+    """An Attention from an Attention, a Mask, a ScoreMod or a mask_mod. FS023."""
+    if isinstance(spec, Attention):
+        return spec
+    if isinstance(spec, ScoreMod):
+        return Attention(scores=[spec])
+    if isinstance(spec, Mask) or callable(spec):
+        return Attention(mask=spec)
+    message = f"a pattern is needed, got {type(spec).__name__}"
+    raise FlexSpecError("FS023", message, fix="give a Mask, an Attention or a mask_mod", where=user_caret())

@@ -1,0 +1,86 @@
+"""Canvases: sequences whose tokens are points with named axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from .errors import FlexSpecError, choices
+from .expr import Expr, apply, const
+from .source import user_caret
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Named axes with their lengths, outermost first: `Canvas(t=30, h=48, w=80)`.
+
+    A token's logical position is its row-major index; `q.t` in a predicate is its coordinate. Where it lies in memory
+    is an order's choice. Raises FS032 on bad names or lengths.
+
+    >>> Canvas(h=2, w=3).size
+    6
+    """
+
+    axes: tuple[tuple[str, int], ...]
+
+    def __init__(self, **axes: int) -> None:
+        if not axes:
+            raise FlexSpecError("FS032", "a canvas needs at least one axis", fix="Canvas(h=48, w=80)")
+        for name, length in axes.items():
+            if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+                message = f"axis `{name}` has length {length!r}"
+                raise FlexSpecError("FS032", message, fix="give an integer of at least 1", where=user_caret())
+        object.__setattr__(self, "axes", tuple(axes.items()))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.axes)
+
+    @cached_property
+    def lengths(self) -> dict[str, int]:
+        return dict(self.axes)
+
+    @cached_property
+    def size(self) -> int:
+        """Tokens on the canvas."""
+        return prod(length for _, length in self.axes)
+
+    def per_axis(self, value: Any, what: str, default: Any = None) -> dict[str, Any]:
+        """One value for all axes, or a mapping by axis name, as a dict over all axes. FS011, FS025."""
+        if not isinstance(value, Mapping):
+            return dict.fromkeys(self.names, value)
+        unknown = [name for name in value if name not in self.lengths]
+        missing = [name for name in self.names if name not in value]
+        if unknown or (missing and default is None):
+            message = f"{what} names {choices(value)}; the canvas has the axes {choices(self.names)}"
+            raise FlexSpecError("FS011", message, fix=f"give {what} for each axis", where=user_caret())
+        return {name: value.get(name, default) for name in self.names}
+
+    def coordinates(self, position: Expr) -> dict[str, Expr]:
+        """Each axis' coordinate of a row-major position."""
+        found, stride = {}, self.size
+        for name, length in self.axes:
+            outer, stride = stride, stride // length
+            inside = position if outer == self.size else apply("mod", position, const(outer))
+            found[name] = inside if stride == 1 else apply("floordiv", inside, const(stride))
+        return found
+
+    def position(self, coordinates: Mapping[str, Expr]) -> Expr:
+        """The row-major position of a point."""
+        total: Expr | None = None
+        stride = self.size
+        for name, length in self.axes:
+            stride //= length
+            term = coordinates[name]
+            term = term if stride == 1 else apply("mul", term, const(stride))
+            total = term if total is None else apply("add", total, term)
+        assert total is not None
+        return total
+
+    def __str__(self) -> str:
+        return f"canvas({', '.join(f'{name}={length}' for name, length in self.axes)})"
+
+    __repr__ = __str__

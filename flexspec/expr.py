@@ -1,0 +1,222 @@
+"""Expressions: frozen, hash-consed nodes. Equal expressions are the same object.
+
+Six kinds: `Const`, `Var` (a position, an axis coordinate, a size or the score), `Param` (a run-time number),
+`Input` (a named tensor), `Load` (an element of one) and `Apply` (an operator on expressions).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import FlexSpecError
+from .ops import OPS, Type
+
+POSITIONS = ("b", "h", "q", "kv")
+SIZES = ("batch", "heads", "q_len", "kv_len")
+MAX_DEPTH = 200
+"""Deepest nesting of an expression; past it tracing, parsing and loading refuse (FS053)."""
+
+_interned: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+_lock = threading.Lock()
+N = TypeVar("N", bound="Expr")
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Expr:
+    """A node. `type` is its value's type, `depth` its height, `names` the names of the leaves below it."""
+
+    type: Type
+    depth: int
+    names: frozenset[str]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return ()
+
+    def __str__(self) -> str:
+        from .syntax import to_text  # the printer needs the nodes, so it is met here and not above
+
+        return to_text(self)
+
+    __repr__ = __str__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from .syntax import parse
+
+        return parse, (str(self),)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Const(Expr):
+    value: bool | int | float
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Var(Expr):
+    """`b`, `h`, `q`, `kv`; a coordinate such as `q.t`; a size such as `kv_len`; or `score`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Param(Expr):
+    """A number that is given when the pattern runs."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Input(Expr):
+    """A tensor that is given when the pattern runs. A dim named `_` may have any size."""
+
+    name: str
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Load(Expr):
+    input: Input
+    index: tuple[Expr, ...]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.index
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Apply(Expr):
+    op: str
+    args: tuple[Expr, ...]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.args
+
+
+def _intern(cls: type[N], key: tuple[Any, ...], make: Callable[[], N]) -> N:
+    full = (cls, *key)
+    with _lock:
+        node = _interned.get(full)
+        if node is None:
+            node = _interned[full] = make()
+        return node
+
+
+def const(value: bool | int | float) -> Const:
+    """A constant. Integers must fit 64 bits (FS034)."""
+    kind = Type.of_value(value)
+    if kind is Type.INT and not -(2**63) <= value < 2**63:
+        raise FlexSpecError("FS034", f"the integer {value} does not fit 64 bits")
+    key = repr(value) if kind is Type.FLOAT else value  # -0.0, nan and 0.0 are three constants
+    return _intern(Const, (kind, key), lambda: Const(kind, 1, frozenset(), value))
+
+
+def var(name: str) -> Var:
+    kind = Type.FLOAT if name == "score" else Type.INT
+    return _intern(Var, (name,), lambda: Var(kind, 1, frozenset([name]), name))
+
+
+def param(name: str, kind: Type = Type.INT) -> Param:
+    return _intern(Param, (name, kind), lambda: Param(kind, 1, frozenset([name]), name))
+
+
+def input_(name: str, dims: tuple[str, ...], kind: Type = Type.INT) -> Input:
+    return _intern(Input, (name, dims, kind), lambda: Input(kind, 1, frozenset([name]), name, dims))
+
+
+def _grown(children: tuple[Expr, ...]) -> tuple[int, frozenset[str]]:
+    depth = 1 + max((child.depth for child in children), default=0)
+    if depth > MAX_DEPTH:
+        raise FlexSpecError(
+            "FS053",
+            f"the expression nests deeper than {MAX_DEPTH} operators",
+            fix="index a tensor by position instead of listing cases",
+        )
+    return depth, frozenset().union(*(child.names for child in children))
+
+
+def load(source: Input, index: tuple[Expr, ...]) -> Load:
+    """An element of `source`; one integer index for each dim, else FS010."""
+    if len(index) != len(source.dims):
+        seen = f"{source.name} has {len(source.dims)} dims {source.dims}, indexed by {len(index)}"
+        raise FlexSpecError("FS010", seen, fix="give one index for each dim")
+    if any(part.type > Type.INT for part in index):
+        raise FlexSpecError("FS010", f"{source.name} is indexed by a float", fix="convert it with .int()")
+    depth, names = _grown(index)
+    names |= {source.name}
+    return _intern(Load, (source, index), lambda: Load(source.type, depth, names, source, index))
+
+
+def apply(op: str, *args: Expr) -> Apply:
+    """The operator `op` on `args`, typed by the table; nothing is simplified. FS010 on wrong types."""
+    entry = OPS[op]
+    if len(args) != entry.arity:
+        raise FlexSpecError("FS010", f"{op} takes {entry.arity} operands, got {len(args)}")
+    try:
+        _, kind = entry.signature(tuple(arg.type for arg in args))
+    except TypeError as wrong:
+        kinds = ", ".join(arg.type.text for arg in args)
+        raise FlexSpecError("FS010", f"`{entry.symbol or op}` {wrong}, got {kinds}") from None
+    depth, names = _grown(args)
+    return _intern(Apply, (op, args), lambda: Apply(kind, depth, names, op, args))
+
+
+def rebuild(node: Expr, children: tuple[Expr, ...]) -> Expr:
+    """`node` over other children."""
+    if children == node.children:
+        return node
+    if isinstance(node, Load):
+        return load(node.input, children)
+    assert isinstance(node, Apply)
+    return apply(node.op, *children)
+
+
+def transform(root: Expr, visit: Callable[[Expr], Expr]) -> Expr:
+    """Rebuild bottom-up, calling `visit` once on each distinct node after its children."""
+    done: dict[Expr, Expr] = {}
+    for node in walk(root):
+        done[node] = visit(rebuild(node, tuple(done[child] for child in node.children)))
+    return done[root]
+
+
+def walk(root: Expr) -> Iterator[Expr]:
+    """Each distinct node once, children before parents."""
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child in reversed(node.children))
+
+
+def substitute(root: Expr, values: Mapping[str, Expr]) -> Expr:
+    """Replace variables and parameters by name, all at once."""
+
+    def visit(node: Expr) -> Expr:
+        return values.get(node.name, node) if isinstance(node, (Var, Param)) else node
+
+    return transform(root, visit) if root.names & values.keys() else root
+
+
+def inputs_of(root: Expr) -> dict[str, Input]:
+    """The named tensors below `root`, in reading order."""
+    return {node.input.name: node.input for node in walk(root) if isinstance(node, Load)}
+
+
+def params_of(root: Expr) -> dict[str, Param]:
+    """The run-time numbers below `root`, in reading order."""
+    return {node.name: node for node in walk(root) if isinstance(node, Param)}
+
+
+def is_finite(node: Expr) -> bool:
+    """Is it a constant other than inf and nan?"""
+    return isinstance(node, Const) and math.isfinite(node.value)

@@ -1,0 +1,248 @@
+"""The text grammar that expressions and patterns share: characters to a tree of `Node`s, never to code.
+
+    text    : { name ":" type [ "[" dims "]" ] ";" } expr
+    expr    : Python's operators with Python's precedence, calls, dicts `{t: 2}`, indexing and `q.t`
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from .errors import FlexSpecError
+from .expr import MAX_DEPTH
+from .ops import COMPARE, INFIX, UNARY
+
+MAX_TEXT = 200_000
+"""Longest text that is read, in characters (FS053)."""
+
+_TOKEN = re.compile(
+    r"(?P<space>[ \t\r\n]+)"
+    r"|(?P<number>(?:\d[\d_]*\.\d*|\.\d+|\d[\d_]*)(?:[eE][+-]?\d+)?)"
+    r"|(?P<name>[A-Za-z_][A-Za-z_0-9]*)"
+    r"|(?P<string>'[^'\n]*'|\"[^\"\n]*\")"
+    r"|(?P<symbol><<|>>|<=|>=|==|!=|//|[-+*/%&|^~<>()\[\]{},.:;=])"
+)
+_MISTAKES = {"and": "&", "or": "|", "not": "~"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A piece of text understood. `kind` is number, string, name, call, index, unary, binary or dict.
+
+    `value`: the number, the (dotted) name, or the operator symbol; `parts`: operands; `keywords`: `name=value`.
+    """
+
+    kind: str
+    value: str | int | float
+    at: int
+    parts: tuple[Node, ...] = ()
+    keywords: tuple[tuple[str, Node], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """`name: type[dims]`; no dims: a parameter."""
+
+    name: str
+    type: str
+    dims: tuple[str, ...] | None
+    at: int
+
+
+@dataclass(slots=True)
+class Reader:
+    """One pass over the tokens of `text`."""
+
+    text: str
+    tokens: list[tuple[str, str, int]] = field(default_factory=list)
+    position: int = 0
+    depth: int = 0
+
+    def fail(self, message: str, at: int, fix: str | None = None, code: str = "FS050") -> FlexSpecError:
+        return text_error(self.text, at, message, fix, code)
+
+    @property
+    def here(self) -> tuple[str, str, int]:
+        return self.tokens[self.position]
+
+    def take(self, symbol: str) -> bool:
+        if self.here[0] == "symbol" and self.here[1] == symbol:
+            self.position += 1
+            return True
+        return False
+
+    def expect(self, symbol: str) -> None:
+        if not self.take(symbol):
+            kind, seen, at = self.here
+            raise self.fail(f"expected `{symbol}`, found {'the end' if kind == 'end' else f'`{seen}`'}", at)
+
+    def name(self) -> str:
+        kind, seen, at = self.here
+        if kind != "name":
+            raise self.fail(f"expected a name, found {f'`{seen}`' if seen else 'the end'}", at)
+        self.position += 1
+        return seen
+
+    def declarations(self) -> list[Declaration]:
+        found = []
+        while self.here[0] == "name" and self.tokens[self.position + 1][1] == ":":
+            at = self.here[2]
+            name = self.name()
+            self.expect(":")
+            kind, dims = self.name(), None
+            if self.take("["):
+                dims = tuple(self.names("]"))
+            self.expect(";")
+            found.append(Declaration(name, kind, dims, at))
+        return found
+
+    def names(self, end: str) -> list[str]:
+        found: list[str] = []
+        while not self.take(end):
+            found.append(self.name())
+            if not self.take(","):
+                self.expect(end)
+                break
+        return found
+
+    def expression(self, least: int = COMPARE) -> Node:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.fail(f"the text nests deeper than {MAX_DEPTH}", self.here[2], code="FS053")
+        left = self.prefix()
+        compared = False
+        while True:
+            kind, symbol, at = self.here
+            if kind == "name" and symbol in _MISTAKES:
+                raise self.fail(f"`{symbol}` is not an operator here", at, f"write `{_MISTAKES[symbol]}`")
+            op = INFIX.get(symbol) if kind == "symbol" else None
+            if op is None or op.precedence < least:
+                break
+            if op.precedence == COMPARE and compared:
+                raise self.fail("a chained comparison", at, "write `(a < b) & (b < c)`", "FS005")
+            self.position += 1
+            right = self.expression(op.precedence + 1)
+            left = Node("binary", op.name, at, (left, right))
+            compared = op.precedence == COMPARE
+        self.depth -= 1
+        return left
+
+    def prefix(self) -> Node:
+        kind, symbol, at = self.here
+        if kind == "symbol" and symbol in "-~":
+            self.position += 1
+            if symbol == "-" and (self.here[0] == "number" or self.here[1] == "inf"):
+                return self.postfix(self.number(negative=True))
+            operand = self.expression(UNARY)
+            return Node("unary", "neg" if symbol == "-" else "not", at, (operand,))
+        if kind == "name" and symbol == "not":
+            raise self.fail("`not` is not an operator here", at, "write `~`")
+        return self.postfix(self.atom())
+
+    def number(self, negative: bool = False) -> Node:
+        _, seen, at = self.here
+        self.position += 1
+        text = ("-" if negative else "") + seen.replace("_", "")
+        whole = not set(text) & set(".eEf")
+        if whole and len(text) > 20:
+            raise self.fail("the integer does not fit 64 bits", at, code="FS034")
+        return Node("number", int(text) if whole else float(text), at)
+
+    def atom(self) -> Node:
+        kind, seen, at = self.here
+        if kind == "number":
+            return self.number()
+        if kind == "string":
+            self.position += 1
+            return Node("string", seen[1:-1], at)
+        if kind == "name":
+            return Node("name", self.name(), at)
+        if self.take("("):
+            inside = self.expression()
+            self.expect(")")
+            return inside
+        if self.take("{"):
+            return Node("dict", "", at, (), self.pairs("}", ":"))
+        raise self.fail(f"expected an expression, found {'the end' if kind == 'end' else f'`{seen}`'}", at)
+
+    def postfix(self, node: Node) -> Node:
+        while True:
+            at = self.here[2]
+            if self.take("."):
+                if node.kind != "name":
+                    raise self.fail("only a position has axes", at)
+                node = Node("name", f"{node.value}.{self.name()}", node.at)
+            elif self.take("("):
+                if node.kind != "name":
+                    raise self.fail("this cannot be called", at)
+                node = self.call(node)
+            elif self.take("["):
+                parts: list[Node] = []
+                while not self.take("]"):
+                    parts.append(self.expression())
+                    if not self.take(","):
+                        self.expect("]")
+                        break
+                node = Node("index", "", node.at, (node, *parts))
+            else:
+                return node
+
+    def call(self, node: Node) -> Node:
+        parts: list[Node] = []
+        while not self.take(")"):
+            if self.here[0] == "name" and self.tokens[self.position + 1][1] == "=":
+                return Node("call", node.value, node.at, tuple(parts), self.pairs(")", "="))
+            parts.append(self.expression())
+            if not self.take(","):
+                self.expect(")")
+                break
+        return Node("call", node.value, node.at, tuple(parts))
+
+    def pairs(self, end: str, middle: str) -> tuple[tuple[str, Node], ...]:
+        found: dict[str, Node] = {}
+        while not self.take(end):
+            at, name = self.here[2], self.name()
+            if name in found:
+                raise self.fail(f"`{name}` is given twice", at)
+            self.expect(middle)
+            found[name] = self.expression()
+            if not self.take(","):
+                self.expect(end)
+                break
+        return tuple(found.items())
+
+
+def read(text: str) -> tuple[list[Declaration], Node]:
+    """Text to its declarations and its tree. Raises FS050 with a caret, FS005, FS034 or FS053."""
+    if not isinstance(text, str):
+        raise FlexSpecError("FS050", f"a text is needed, got {type(text).__name__}")
+    if len(text) > MAX_TEXT:
+        raise FlexSpecError("FS053", f"the text has {len(text):,} characters, more than {MAX_TEXT:,}")
+    reader = Reader(text)
+    at = 0
+    while at < len(text):
+        match = _TOKEN.match(text, at)
+        if match is None:
+            raise reader.fail(f"`{text[at]}` has no meaning here", at)
+        if match.lastgroup != "space":
+            reader.tokens.append((str(match.lastgroup), match.group(), at))
+        at = match.end()
+    reader.tokens += [("end", "", len(text))] * 2
+    declared = reader.declarations()
+    node = reader.expression()
+    kind, seen, at = reader.here
+    if kind != "end":
+        chained = "write the comparison in parentheses" if seen == "=" else None
+        raise reader.fail(f"`{seen}` does not continue an expression", at, chained)
+    return declared, node
+
+
+def text_error(text: str, at: int, message: str, fix: str | None = None, code: str = "FS050") -> FlexSpecError:
+    """An error with a caret under character `at` of `text`."""
+    start = text.rfind("\n", 0, at) + 1
+    end = text.find("\n", at)
+    line = text[start : end if end >= 0 else len(text)]
+    left = max(0, at - start - 60)
+    where = f"    {line[left : left + 100]}\n    {' ' * (at - start - left)}^"
+    return FlexSpecError(code, message, fix=fix, where=where)

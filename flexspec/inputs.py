@@ -1,0 +1,247 @@
+"""Run-time values: declare them (`Input`, `Param`), check them and bind them to an expression's names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import FlexSpecError, choices
+from .expr import SIZES, Expr, Var, inputs_of, param, params_of, walk
+from .expr import Input as InputNode
+from .expr import input_ as input_node
+from .ops import Type
+from .source import user_caret
+from .trace import Traced, TracedTensor
+
+_KINDS = {"bool": Type.BOOL, "int": Type.INT, "float": Type.FLOAT, "double": Type.DOUBLE}
+Number = bool | int | float
+
+
+def _kind(kind: object) -> Type:
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    if isinstance(kind, torch.dtype):
+        return Type.of_dtype(kind)
+    if name not in _KINDS:
+        message = f"`{name}` is no type of a value"
+        raise FlexSpecError("FS023", message, fix=f"give {choices(_KINDS)}", where=user_caret())
+    return _KINDS[name]
+
+
+def _identifier(name: object) -> str:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise FlexSpecError("FS021", f"{name!r} is no name for a value", where=user_caret())
+    return name
+
+
+class Param(Traced):
+    """A number that is given when the pattern runs, and costs no recompile when it changes.
+
+    >>> import flexspec as fs
+    >>> window = fs.Param("window")
+    >>> near = fs.mask(lambda q, kv: (q - kv).abs() <= window)
+    >>> near.dense(3, window=1).int().tolist()
+    [[[[1, 1, 0], [1, 1, 1], [0, 1, 1]]]]
+    """
+
+    __slots__ = ()
+
+    def __init__(self, name: str, dtype: object = "int") -> None:
+        super().__init__(param(_identifier(name), _kind(dtype)))
+
+
+class Input(TracedTensor):
+    """A tensor that is given when the pattern runs: `Input("document_id", dims=("batch", "sequence"))`.
+
+    dims are names. `batch` (or size 1), `heads`, `q_len`, `kv_len` and `sequence` (the longer of the two lengths) are
+    compared with the call; `_` may have any size; other names must agree with each other. dtype: bool, int or float.
+
+    >>> import flexspec as fs, torch
+    >>> ids = fs.Input("document_id", dims=("batch", "sequence"))
+    >>> same = fs.mask(lambda b, q, kv: ids[b, q] == ids[b, kv])
+    >>> same.dense(3, document_id=torch.tensor([[0, 0, 1]])).int().tolist()
+    [[[[1, 1, 0], [1, 1, 0], [0, 0, 1]]]]
+    """
+
+    def __init__(self, name: str, dims: Iterable[str], dtype: object = "int") -> None:
+        names = tuple(dims)
+        if isinstance(dims, str) or not all(isinstance(dim, str) and dim.isidentifier() for dim in names):
+            message = f"dims of {name} are {dims!r}"
+            raise FlexSpecError("FS022", message, fix='give names: ("batch", "sequence")', where=user_caret())
+        super().__init__(input_node(_identifier(name), names, _kind(dtype)), (), None)
+
+    def __repr__(self) -> str:
+        return str(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes of one call. `batch` and `heads` are None where nobody said them."""
+
+    q_len: int
+    kv_len: int
+    batch: int | None = None
+    heads: int | None = None
+
+    def of(self, dim: str) -> int | None:
+        if dim == "sequence":
+            return max(self.q_len, self.kv_len)
+        return getattr(self, dim) if dim in SIZES else None
+
+
+def check_length(name: str, value: object, least: int = 1) -> int:
+    """A size as an int of at least `least`, else FS030."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        message = f"{name} is {value!r}"
+        raise FlexSpecError("FS030", message, fix=f"give an integer of at least {least}", where=user_caret())
+    return value
+
+
+def make_sizes(q_len: Any, kv_len: Any = None, batch: Any = None, heads: Any = None) -> Sizes:
+    """Checked sizes; `kv_len` defaults to `q_len`. FS030."""
+    return Sizes(
+        check_length("q_len", q_len),
+        check_length("kv_len", q_len if kv_len is None else kv_len),
+        None if batch is None else check_length("batch", batch),
+        None if heads is None else check_length("heads", heads),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Every value that an expression needs, checked, and the sizes (batch and heads inferred where possible)."""
+
+    tensors: dict[str, torch.Tensor]
+    numbers: dict[str, Number]
+    sizes: Sizes
+
+    def all_numbers(self) -> dict[str, Number]:
+        """Parameters and sizes by name."""
+        sizes = {name: value for name in SIZES if (value := getattr(self.sizes, name)) is not None}
+        return {**self.numbers, **sizes}
+
+
+def bind(
+    expr: Expr,
+    held: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    given: Mapping[str, Any],
+    sizes: Sizes,
+    *,
+    assume_one: bool = False,
+) -> Bound:
+    """Find a value for each name in `expr`: from the call, else held by the pattern, else a default.
+
+    Batch and heads that nobody gives are read off the tensors; else they are 1 if `assume_one`, or FS031 where needed.
+
+    All mistakes are reported together: FS020 missing, FS021 unknown, FS022 shape, FS023 type, FS031 sizes.
+    """
+    tensors, numbers = inputs_of(expr), params_of(expr)
+    open_names = (tensors.keys() | numbers.keys() | defaults.keys()) - held.keys()
+    errors = [_unknown(name, open_names) for name in given if name not in open_names]
+    values = {**defaults, **held, **given}
+    bound: dict[str, torch.Tensor] = {}
+    plain: dict[str, Number] = {}
+    for name, wanted in {**tensors, **numbers}.items():
+        try:
+            if name not in values:
+                raise _missing(wanted)
+            if isinstance(wanted, InputNode):
+                bound[name] = _tensor(wanted, values[name])
+            else:
+                plain[name] = number_for(name, wanted.type, values[name])
+        except FlexSpecError as error:
+            errors.append(error)
+    if errors:
+        raise FlexSpecError.collect(errors)
+    sizes = _infer(expr, tensors, bound, sizes, assume_one)
+    return Bound(_fit(tensors, bound, sizes), plain, sizes)
+
+
+def _unknown(name: str, known: Iterable[str]) -> FlexSpecError:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, 1)
+    fix = f"did you mean `{near[0]}`?" if near else f"it takes {choices(names)}"
+    return FlexSpecError("FS021", f"the pattern has no value named `{name}`", fix=fix, where=user_caret())
+
+
+def _missing(node: Expr) -> FlexSpecError:
+    name = node.name  # type: ignore[attr-defined]
+    if isinstance(node, InputNode):
+        fix = f"give {name}=<{node.type.text} tensor [{', '.join(node.dims)}]>"
+    else:
+        fix = f"give {name}=<{node.type.text}>"
+    return FlexSpecError("FS020", f"`{name}` has no value", fix=fix, where=user_caret())
+
+
+def _tensor(node: InputNode, value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        message = f"`{node.name}` is a {type(value).__name__}"
+        raise FlexSpecError("FS023", message, fix="give a torch.Tensor", where=user_caret())
+    try:
+        kind = Type.of_dtype(value.dtype)
+    except TypeError:
+        raise FlexSpecError("FS023", f"`{node.name}` has dtype {value.dtype}", where=user_caret()) from None
+    if kind is not node.type and not (kind > Type.INT and node.type > Type.INT):
+        message = f"`{node.name}` has dtype {value.dtype}; the pattern reads {node.type.text}"
+        raise FlexSpecError("FS023", message, fix="convert it before the call", where=user_caret())
+    if value.dim() != len(node.dims):
+        message = f"`{node.name}` has shape {tuple(value.shape)}; its dims are [{', '.join(node.dims)}]"
+        raise FlexSpecError("FS022", message, where=user_caret())
+    if 0 in value.shape:
+        raise FlexSpecError("FS022", f"`{node.name}` is empty: shape {tuple(value.shape)}", where=user_caret())
+    return value
+
+
+def number_for(name: str, kind: Type, value: Any) -> Number:
+    """A parameter's value as a Python number (a zero-dim tensor is read). FS023."""
+    if isinstance(value, torch.Tensor) and value.dim() == 0:
+        value = value.item()
+    wanted = {Type.BOOL: bool, Type.INT: int}.get(kind, (int, float))
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not Type.BOOL):  # type: ignore[arg-type]
+        message = f"`{name}` is {value!r}; it must be {kind.text}"
+        raise FlexSpecError("FS023", message, where=user_caret())
+    if kind is Type.INT and not -(2**62) < value < 2**62:
+        raise FlexSpecError("FS034", f"`{name}` is {value}, too large for 64-bit arithmetic", where=user_caret())
+    return value
+
+
+def _infer(
+    expr: Expr, nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes, assume_one: bool
+) -> Sizes:
+    """Fill in batch and heads from the tensors that name them, where the expression reads them."""
+    found = {"batch": sizes.batch, "heads": sizes.heads}
+    for dim in found:
+        if found[dim] is None:
+            seen = {tensors[n].shape[node.dims.index(dim)] for n, node in nodes.items() if dim in node.dims}
+            found[dim] = max(seen, default=1 if assume_one else None)
+    for dim, position in (("batch", "b"), ("heads", "h")):
+        if found[dim] is None and {position, dim} & {n.name for n in walk(expr) if isinstance(n, Var)}:
+            message = f"the pattern depends on `{position}`, and nothing says how many there are"
+            raise FlexSpecError("FS031", message, fix=f"give {dim}=<count>", where=user_caret())
+    return Sizes(sizes.q_len, sizes.kv_len, found["batch"], found["heads"])
+
+
+def _fit(
+    nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes
+) -> dict[str, torch.Tensor]:
+    fitted: dict[str, torch.Tensor] = {}
+    seen: dict[str, tuple[int, str]] = {}
+    for name, tensor in tensors.items():
+        shape = list(tensor.shape)
+        for axis, dim in enumerate(nodes[name].dims):
+            wanted, owner = sizes.of(dim), "the call"
+            if wanted is None and dim != "_":
+                wanted, owner = seen.setdefault(dim, (shape[axis], name))
+            if wanted is None or shape[axis] == wanted:
+                continue
+            if dim == "batch" and shape[axis] == 1:
+                shape[axis] = wanted
+                continue
+            message = f"dim `{dim}` of `{name}` has size {shape[axis]}, {owner} has {wanted}"
+            raise FlexSpecError("FS022", message, fix=f"give `{name}` with {dim} = {wanted}", where=user_caret())
+        fitted[name] = tensor.expand(shape)
+    return fitted

@@ -1,0 +1,181 @@
+"""Masks: which query may attend to which key, as a value that composes with `& | ~ ^ -`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Self, overload
+
+import torch
+
+from .canvas import Canvas
+from .errors import FlexSpecError
+from .evaluate import evaluate
+from .expr import POSITIONS, Expr, apply, const, params_of, substitute, var
+from .formula import Formula, Parameter, Predicate, merged, read_signature
+from .inputs import make_sizes
+from .ops import Type
+from .source import function_place, user_caret
+from .trace import Traced, run
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mask(Formula):
+    """Which (b, h, q, kv) are kept. Made by `fs.mask`, `fs.from_mask_mod`, a pattern, or from other masks.
+
+    >>> import flexspec as fs
+    >>> near = fs.causal() & fs.sliding_window(1)
+    >>> near.dense(4).int().tolist()[0][0]
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
+    """
+
+    @staticmethod
+    def check_result(expr: Expr, fn: object) -> Expr:
+        if expr.type is not Type.BOOL:
+            message = f"the predicate returns {expr.type.text}, not a boolean"
+            raise FlexSpecError("FS007", message, fix="return a comparison, e.g. `x != 0`", where=function_place(fn))
+        return expr
+
+    def __call__(self, *args: Any, **values: Any) -> Any:
+        """Bind parameters: `sink_window(window=512)`; positional ones in the order of their definition.
+
+        With four positions (b, h, q_idx, kv_idx), as FlexAttention calls a mask_mod, it is the mask there instead.
+        """
+        if len(args) == 4 and not values and any(isinstance(arg, (Traced, torch.Tensor)) for arg in args):
+            return self._at(*args)
+        return self.given(*args, **values)
+
+    def _at(self, *positions: Any) -> Any:
+        if any(isinstance(position, Traced) for position in positions):
+            session = next(p.session for p in positions if isinstance(p, Traced))
+            exprs = [p.expr if isinstance(p, Traced) else const(p) for p in positions]
+            for name, tensor in self.tensors.items():
+                session.tensors.setdefault(name, tensor)
+            return Traced(substitute(self.flat, dict(zip(POSITIONS, exprs, strict=True))), session)
+        values = {name: torch.as_tensor(value) for name, value in zip(POSITIONS, positions, strict=True)}
+        return evaluate(self.flat, {**self.defaults, **self.tensors, **values})
+
+    def _with(self, op: str, other: object, *, swapped: bool = False) -> Mask:
+        if not isinstance(other, Mask):
+            if not callable(other):
+                return NotImplemented
+            other = from_mask_mod(other)
+        a, b = (other, self) if swapped else (self, other)
+        if op == "sub":
+            return merged(Mask, lambda x, y: apply("and", x, apply("not", y)), a, b, f"({a.label} - {b.label})")
+        symbol = {"and": "&", "or": "|", "xor": "^"}[op]
+        return merged(Mask, lambda x, y: apply(op, x, y), a, b, f"({a.label} {symbol} {b.label})")
+
+    def __and__(self, other: object) -> Mask:
+        return self._with("and", other)
+
+    def __or__(self, other: object) -> Mask:
+        return self._with("or", other)
+
+    def __xor__(self, other: object) -> Mask:
+        return self._with("xor", other)
+
+    def __sub__(self, other: object) -> Mask:
+        return self._with("sub", other)
+
+    def __rand__(self, other: object) -> Mask:
+        return self._with("and", other, swapped=True)
+
+    def __ror__(self, other: object) -> Mask:
+        return self._with("or", other, swapped=True)
+
+    def __rxor__(self, other: object) -> Mask:
+        return self._with("xor", other, swapped=True)
+
+    def __rsub__(self, other: object) -> Mask:
+        return self._with("sub", other, swapped=True)
+
+    def __invert__(self) -> Mask:
+        return replace(self, expr=apply("not", self.expr), label=f"~{self.label}", predicate=None)
+
+    def __bool__(self) -> bool:
+        message = "a mask is used as True or False"
+        fix = "combine masks with `&`, `|`, `~`, `^`, `-`; compare them with fs.equals"
+        raise FlexSpecError("FS002", message, fix=fix, where=user_caret())
+
+    def dense(
+        self, q_len: int, kv_len: int | None = None, *, batch: int | None = None, heads: int | None = None, **inputs: Any
+    ) -> torch.Tensor:
+        """The mask on every pair: bool [batch, heads, q_len, kv_len], from the predicate itself.
+
+        q_len, kv_len: tokens (kv_len defaults to q_len). batch and heads are read off the inputs, else 1. inputs:
+        run-time parameters and tensors by name. Raises FS020 to FS025, FS030, FS032.
+        """
+        bound = self.bind(make_sizes(q_len, kv_len, batch, heads), inputs, assume_one=True)
+        sizes = bound.sizes
+        shape = (sizes.batch or 1, sizes.heads or 1, sizes.q_len, sizes.kv_len)
+        at = {}
+        for axis, (name, size) in enumerate(zip(POSITIONS, shape, strict=True)):
+            at[name] = torch.arange(size).view([size if axis == i else 1 for i in range(4)])
+        tensors = {name: tensor.cpu() for name, tensor in bound.tensors.items()}
+        return evaluate(self.flat, {**bound.all_numbers(), **tensors, **at}).expand(shape).clone()
+
+    @classmethod
+    def constant(cls, keep: bool) -> Self:
+        """The mask that keeps everything, or nothing."""
+        return cls(const(keep), "everything()" if keep else "nothing()")
+
+
+@overload
+def mask(fn: Callable[..., Any]) -> Mask: ...
+@overload
+def mask(*, canvas: Canvas | None = None) -> Callable[[Callable[..., Any]], Mask]: ...
+def mask(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) -> Any:
+    """Make a `Mask` of a predicate: `@fs.mask`, or `@fs.mask(canvas=video)` for `q.t`, `kv.w`.
+
+    The predicate takes any of `b, h, q, kv` (also `q_idx, kv_idx`, and the sizes `batch, heads, q_len, kv_len`) by
+    name and returns a boolean expression. Keyword-only parameters are the pattern's own: bound by calling
+    the mask, or given when it runs; an annotation is checked by pydantic. Raises FS001 to FS011.
+
+    >>> import flexspec as fs
+    >>> @fs.mask
+    ... def sink_window(q, kv, *, window=1024, sink=4):
+    ...     return (q >= kv) & ((q - kv < window) | (kv < sink))
+    >>> sink_window(window=2, sink=1).dense(4).int().tolist()[0][0]
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
+    """
+    if fn is None:
+        return lambda inner: Mask.from_predicate(read_signature(inner), canvas)
+    if isinstance(fn, Mask):
+        return fn
+    if not callable(fn):
+        raise FlexSpecError("FS001", f"a predicate is a function, got {type(fn).__name__}", where=user_caret())
+    return Mask.from_predicate(read_signature(fn), canvas)
+
+
+def from_mask_mod(fn: Callable[..., Any]) -> Mask:
+    """A FlexAttention `mask_mod(b, h, q_idx, kv_idx)` as it is, captured tensors and numbers included.
+
+    Raises FS001 (not four positional parameters), FS007 to FS009 (what cannot be traced, at its line).
+
+    >>> import torch
+    >>> ids = torch.tensor([0, 0, 1])
+    >>> from_mask_mod(lambda b, h, q_idx, kv_idx: ids[q_idx] == ids[kv_idx]).dense(3).int().tolist()[0][0]
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    """
+    if isinstance(fn, Mask):
+        return fn
+    _four_positions(fn, POSITIONS, "mask_mod(b, h, q_idx, kv_idx)")
+    expr, tensors = run(fn, {name: var(name) for name in POSITIONS}, positional=True)
+    if expr.type is Type.INT and isinstance(expr, type(const(1))):
+        expr = const(bool(expr.value))
+    parameters = {name: Parameter() for name in params_of(expr)}
+    label = Predicate(fn, POSITIONS, {}).name
+    return Mask(Mask.check_result(expr, fn), label, tensors, parameters)
+
+
+def _four_positions(fn: Callable[..., Any], names: tuple[str, ...], form: str) -> None:
+    if not callable(fn):
+        raise FlexSpecError("FS001", f"{form} is a function, got {type(fn).__name__}", where=user_caret())
+    try:
+        inspect.signature(fn).bind(*names)
+    except (TypeError, ValueError) as error:
+        message = f"it cannot be called as {form}: {error}"
+        fix = "use @fs.mask or @fs.score for predicates with parameters by name"
+        raise FlexSpecError("FS001", message, fix=fix, where=function_place(fn)) from None

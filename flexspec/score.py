@@ -1,0 +1,77 @@
+"""Score mods: what happens to a score before the softmax. They chain with `+` in reading order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, overload
+
+from .canvas import Canvas
+from .errors import FlexSpecError
+from .expr import POSITIONS, Expr, apply, params_of, substitute, var
+from .formula import Formula, Parameter, Predicate, merged, read_signature
+from .mask import _four_positions
+from .ops import Type
+from .source import function_place, user_caret
+from .trace import run
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScoreMod(Formula):
+    """A new score from the score of a pair; `a + b` applies `a`, then `b`.
+
+    >>> import flexspec as fs
+    >>> fs.softcap(50.0) + fs.alibi()
+    (softcap(cap=50.0) + alibi())
+    """
+
+    @staticmethod
+    def check_result(expr: Expr, fn: object) -> Expr:
+        if expr.type is Type.BOOL:
+            message = "the score mod returns a boolean, not a score"
+            raise FlexSpecError("FS007", message, fix="for keeping pairs, use @fs.mask", where=function_place(fn))
+        return expr if expr.type > Type.INT else apply("float", expr)
+
+    def __call__(self, *args: Any, **values: Any) -> ScoreMod:
+        """Bind parameters, positional ones in the order of their definition."""
+        return self.given(*args, **values)
+
+    def __add__(self, other: object) -> ScoreMod:
+        if not isinstance(other, ScoreMod):
+            return NotImplemented
+        label = f"({self.label} + {other.label})"
+        return merged(ScoreMod, lambda x, y: substitute(y, {"score": x}), self, other, label)
+
+
+@overload
+def score(fn: Callable[..., Any]) -> ScoreMod: ...
+@overload
+def score(*, canvas: Canvas | None = None) -> Callable[[Callable[..., Any]], ScoreMod]: ...
+def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) -> Any:
+    """Make a `ScoreMod` of a function of `score` and any of `b, h, q, kv` by name; else as `fs.mask`.
+
+    >>> import flexspec as fs
+    >>> @fs.score
+    ... def nearer(score, q, kv, *, slope=0.5):
+    ...     return score - slope * abs(q - kv)
+    >>> nearer(slope=1.0)
+    nearer(slope=1.0)
+    """
+    if fn is None:
+        return lambda inner: ScoreMod.from_predicate(read_signature(inner, ("score",)), canvas)
+    if isinstance(fn, ScoreMod):
+        return fn
+    if not callable(fn):
+        raise FlexSpecError("FS001", f"a score mod is a function, got {type(fn).__name__}", where=user_caret())
+    return ScoreMod.from_predicate(read_signature(fn, ("score",)), canvas)
+
+
+def from_score_mod(fn: Callable[..., Any]) -> ScoreMod:
+    """A FlexAttention `score_mod(score, b, h, q_idx, kv_idx)` as it is. Raises FS001, FS007 to FS009."""
+    if isinstance(fn, ScoreMod):
+        return fn
+    names = ("score", *POSITIONS)
+    _four_positions(fn, names, "score_mod(score, b, h, q_idx, kv_idx)")
+    expr, tensors = run(fn, {name: var(name) for name in names}, positional=True)
+    parameters = {name: Parameter() for name in params_of(expr)}
+    return ScoreMod(ScoreMod.check_result(expr, fn), Predicate(fn, names, {}).name, tensors, parameters)

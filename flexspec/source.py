@@ -1,0 +1,127 @@
+"""Find the user's own line behind a call, and name the Python construct that asked for a truth value."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from types import FrameType, FunctionType
+
+import torch
+
+_OWN = (
+    os.path.dirname(os.path.abspath(__file__)) + os.sep,
+    os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
+    sysconfig.get_paths()["stdlib"] + os.sep + "functools",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A span in a source file; lines count from 1, columns (in UTF-8 bytes) from 0."""
+
+    filename: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+
+    def caret(self) -> str:
+        """`file:line`, the line itself and carets under the span."""
+        text = linecache.getline(self.filename, self.line).rstrip("\n")
+        if not text:
+            return f'  File "{self.filename}", line {self.line}'
+        indent = len(text) - len(text.lstrip())
+        start = max(self.column, indent)
+        end = min(self.end_column, len(text)) if self.end_line == self.line else len(text)
+        marks = " " * (start - indent) + "^" * max(1, end - start)
+        return f'  File "{self.filename}", line {self.line}\n    {text.strip()}\n    {marks}'
+
+
+def _is_own(filename: str) -> bool:
+    path = os.path.realpath(filename)
+    return any(path.startswith(os.path.realpath(root)) for root in _OWN)
+
+
+def _place(frame: FrameType) -> Place:
+    positions = list(frame.f_code.co_positions())
+    line, end_line, column, end_column = positions[frame.f_lasti // 2]
+    line = line or frame.f_lineno
+    return Place(frame.f_code.co_filename, line, column or 0, end_line or line, end_column or 0)
+
+
+def user_place() -> Place | None:
+    """The innermost place on the call stack outside flexspec, torch and functools."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if not _is_own(frame.f_code.co_filename):
+            return _place(frame)
+        frame = frame.f_back
+    return None
+
+
+def user_caret() -> str | None:
+    """`user_place().caret()`, or None where no user line is found."""
+    place = user_place()
+    return place.caret() if place else None
+
+
+def function_place(fn: object) -> str | None:
+    """The line on which a function is defined, with carets, or None for what has no source."""
+    code = getattr(fn, "__code__", None)
+    if not isinstance(fn, FunctionType) or code is None:
+        return None
+    line = code.co_firstlineno
+    while linecache.getline(code.co_filename, line).lstrip().startswith("@"):
+        line += 1
+    text = linecache.getline(code.co_filename, line).rstrip("\n")
+    return Place(code.co_filename, line, 0, line, len(text)).caret()
+
+
+def truth_construct(place: Place | None) -> str:
+    """Which construct at `place` asked for a truth value: and, or, not, if, while, chain or bool."""
+    if place is None:
+        return "bool"
+    try:
+        tree = ast.parse("".join(linecache.getlines(place.filename)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return "bool"
+    start, end = (place.line, place.column), (place.end_line, place.end_column)
+    best: tuple[tuple[int, int], str] | None = None
+    for node in ast.walk(tree):
+        kind = _kind(node)
+        if kind is None:
+            continue
+        span = _span(node)
+        if not (span[0] <= start and end <= span[1]):
+            continue
+        if kind in ("if", "while") and not _within(node.test, start, end):  # type: ignore[attr-defined]
+            continue
+        size = (span[1][0] - span[0][0], span[1][1] - span[0][1])
+        if best is None or size <= best[0]:
+            best = (size, kind)
+    return best[1] if best else "bool"
+
+
+def _span(node: ast.AST) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
+
+
+def _within(node: ast.AST, start: tuple[int, int], end: tuple[int, int]) -> bool:
+    span = _span(node)
+    return span[0] <= start and end <= span[1]
+
+
+def _kind(node: ast.AST) -> str | None:
+    if isinstance(node, ast.BoolOp):
+        return "and" if isinstance(node.op, ast.And) else "or"
+    if isinstance(node, ast.Compare) and len(node.ops) > 1:
+        return "chain"
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        return "not"
+    if isinstance(node, (ast.If, ast.IfExp, ast.Assert)):
+        return "if"
+    return "while" if isinstance(node, ast.While) else None

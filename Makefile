@@ -4,8 +4,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A package folder's time changes when a file is added or removed: only then must the editable install be laid anew.
-FOLDERS := $(shell find flexspec compiler -type d ! -name __pycache__)
 
 .PHONY: demo test lint unit dist clean
 demo: $(VENV)/installed
@@ -20,14 +18,10 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed
 	$(BIN)/pytest
 
-$(VENV)/tools: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch>=2.10"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --config-settings editable_mode=strict -e ".[dev]"
-	touch $@
-
-$(VENV)/installed: $(VENV)/tools $(FOLDERS)
-	$(BIN)/python -m pip install --quiet --no-deps --config-settings editable_mode=strict -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
 dist: $(VENV)/installed

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from .attention import Attention
 from .canvas import Canvas
 from .errors import FlexSpecError, FlexSpecWarning
@@ -9,4 +13,35 @@ from .inputs import Input, Param
 from .mask import Mask, from_mask_mod, mask
 from .order import Order, axes, row_major, striped, tiled
 from .score import ScoreMod, from_score_mod, score
+from .spec import load
 from .syntax import parse
+
+if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler/ lies beside this package
+    __path__.append(str(Path(__file__).parent.parent))
+
+if TYPE_CHECKING:
+    from .compiler.attend import CompiledAttention, compile
+    from .compiler.block_map import BlockMap
+    from .compiler.classify import BlockKind
+    from .compiler.pipeline import block_map, create_block_mask
+    from .compiler.proof import Proof, equals
+    from .compiler.reference import reference_attention
+
+# The one door to the compiler, opened at the first use of a name: describing patterns stays quick to import.
+_COMPILER = {
+    "BlockKind": "classify",
+    "BlockMap": "block_map",
+    "CompiledAttention": "attend",
+    "Proof": "proof",
+    "block_map": "pipeline",
+    "compile": "attend",
+    "create_block_mask": "pipeline",
+    "equals": "proof",
+    "reference_attention": "reference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _COMPILER:
+        return getattr(import_module(f"flexspec.compiler.{_COMPILER[name]}"), name)
+    raise AttributeError(f"module 'flexspec' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -64,6 +65,12 @@ class Attention:
         whole = self.formula
         assert isinstance(whole.expr, Apply)
         return Mask(whole.expr.args[0], self.mask.label, whole.tensors, whole.parameters, whole.canvas)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""
+        from .spec import save  # files are built on attentions, so they are met here and not above
+
+        save(self, path)
 
     @property
     def label(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, get_type_hints
@@ -12,8 +13,24 @@ from pydantic import TypeAdapter, ValidationError
 
 from .canvas import Canvas
 from .errors import FlexSpecError, choices
-from .expr import SIZES, Expr, Load, const, input_, inputs_of, load, param, params_of, substitute, transform, var
-from .inputs import Bound, Sizes, bind
+from .expr import (
+    SIZES,
+    Expr,
+    Input,
+    Load,
+    Param,
+    const,
+    input_,
+    inputs_of,
+    load,
+    param,
+    params_of,
+    substitute,
+    transform,
+    var,
+    walk,
+)
+from .inputs import Bound, Sizes, bind, check_tensor, number_for
 from .ops import Type
 from .order import flatten
 from .source import function_place, user_caret
@@ -66,6 +83,14 @@ class Formula:
     canvas: Canvas | None = None
     predicate: Predicate | None = None
 
+    def __post_init__(self) -> None:
+        named: dict[str, Expr] = {}
+        for node in walk(self.expr):
+            leaf = node.input if isinstance(node, Load) else node
+            if isinstance(leaf, (Input, Param)) and named.setdefault(leaf.name, leaf) is not leaf:
+                message = f"`{leaf.name}` is both {_kind(named[leaf.name])} and {_kind(leaf)}"
+                raise FlexSpecError("FS026", message, fix="rename one of them", where=user_caret())
+
     def _key(self) -> tuple[Any, ...]:
         held = tuple(sorted((name, id(tensor)) for name, tensor in self.tensors.items()))
         return type(self), self.expr, held, tuple(sorted(self.defaults.items())), self.canvas
@@ -78,6 +103,12 @@ class Formula:
 
     def __repr__(self) -> str:
         return self.label
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""
+        from .spec import save  # files are built on masks, so they are met here and not above
+
+        save(self, path)  # type: ignore[arg-type]
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -115,7 +146,8 @@ class Formula:
             known = sorted({*names, *open_tensors})
             message = f"`{self.label}` has no parameter `{name}`"
             raise FlexSpecError("FS021", message, fix=f"it takes {choices(known)}", where=user_caret())
-        tensors = {name: values.pop(name) for name in open_tensors & values.keys()}
+        nodes = inputs_of(self.expr)
+        tensors = {name: check_tensor(nodes[name], values.pop(name)) for name in open_tensors & values.keys()}
         for name, value in values.items():
             own[name].check(name, value)
         changed = self._rebound(values) if values else self
@@ -126,7 +158,12 @@ class Formula:
             bound = self.predicate.bound | dict(values)
             made = type(self).from_predicate(replace(self.predicate, bound=bound), self.canvas)
             return replace(made, tensors={**self.tensors, **made.tensors})
-        exprs = {name: value.expr if isinstance(value, Traced) else const(value) for name, value in values.items()}
+        kinds = {name: node.type for name, node in params_of(self.expr).items()}
+        exprs = {
+            name: value.expr if isinstance(value, Traced) else const(number_for(name, kinds[name], value))
+            for name, value in values.items()
+            if name in kinds
+        }
         left = {name: p for name, p in self.parameters.items() if name not in values}
         shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
         label = f"({self.label})({shown})"
@@ -162,6 +199,11 @@ class Formula:
     def check_result(expr: Expr, fn: object) -> Expr:
         """The expression as this kind of formula needs it, else FS007."""
         raise NotImplementedError
+
+
+def _kind(node: Input | Param) -> str:
+    """A named value as the text form declares it."""
+    return node.type.text if isinstance(node, Param) else f"{node.type.text}[{', '.join(node.dims)}]"
 
 
 def _show(value: Any) -> str:
@@ -232,12 +274,12 @@ def merged(cls: type[Any], expr_of: Callable[[Expr, Expr], Expr], a: Any, b: Any
 
 def _apart(a: Any, b: Any, held_only: bool = False) -> Any:
     """`b` with each held tensor renamed whose name means another tensor in `a`."""
-    taken = {**{name: None for name in inputs_of(a.expr)}, **a.tensors}
+    taken = {**dict.fromkeys([*inputs_of(a.expr), *params_of(a.expr)]), **a.tensors}
     new: dict[str, str] = {}
     for name, tensor in b.tensors.items():
         if name in taken and taken[name] is not tensor and not (held_only and taken[name] is not None):
             number = 2
-            while f"{name}_{number}" in taken.keys() | b.tensors.keys() | new.values():
+            while f"{name}_{number}" in {*taken, *b.tensors, *new.values()}:
                 number += 1
             new[name] = f"{name}_{number}"
     return renamed(b, new) if new else b

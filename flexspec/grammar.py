@@ -38,6 +38,11 @@ class Node:
     at: int
     parts: tuple[Node, ...] = ()
     keywords: tuple[tuple[str, Node], ...] = ()
+    depth: int = field(init=False, default=1)
+
+    def __post_init__(self) -> None:
+        below = [*self.parts, *(part for _, part in self.keywords)]
+        object.__setattr__(self, "depth", 1 + max((part.depth for part in below), default=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,8 @@ class Reader:
             self.position += 1
             right = self.expression(op.precedence + 1)
             left = Node("binary", op.name, at, (left, right))
+            if left.depth > MAX_DEPTH:
+                raise self.fail(f"the text nests deeper than {MAX_DEPTH}", at, code="FS053")
             compared = op.precedence == COMPARE
         self.depth -= 1
         return left
@@ -185,6 +192,8 @@ class Reader:
                         self.expect("]")
                         break
                 node = Node("index", "", node.at, (node, *parts))
+                if node.depth > MAX_DEPTH:
+                    raise self.fail(f"the text nests deeper than {MAX_DEPTH}", at, code="FS053")
             else:
                 return node
 
@@ -230,7 +239,10 @@ def read(text: str) -> tuple[list[Declaration], Node]:
         at = match.end()
     reader.tokens += [("end", "", len(text))] * 2
     declared = reader.declarations()
-    node = reader.expression()
+    try:
+        node = reader.expression()
+    except RecursionError:
+        raise reader.fail("the text nests too deep", reader.here[2], code="FS053") from None
     kind, seen, at = reader.here
     if kind != "end":
         chained = "write the comparison in parentheses" if seen == "=" else None

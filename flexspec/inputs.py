@@ -13,8 +13,9 @@ from .errors import FlexSpecError, choices
 from .expr import SIZES, Expr, Var, inputs_of, param, params_of, walk
 from .expr import Input as InputNode
 from .expr import input_ as input_node
-from .ops import Type
+from .ops import OPS, Type
 from .source import user_caret
+from .syntax import CONSTANTS, leaf
 from .trace import Traced, TracedTensor
 
 _KINDS = {"bool": Type.BOOL, "int": Type.INT, "float": Type.FLOAT, "double": Type.DOUBLE}
@@ -32,8 +33,10 @@ def _kind(kind: object) -> Type:
 
 
 def _identifier(name: object) -> str:
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
         raise FlexSpecError("FS021", f"{name!r} is no name for a value", where=user_caret())
+    if name in OPS or name in CONSTANTS or leaf(name):
+        raise FlexSpecError("FS021", f"`{name}` already has a meaning", fix="take another name", where=user_caret())
     return name
 
 
@@ -150,7 +153,7 @@ def bind(
             if name not in values:
                 raise _missing(wanted)
             if isinstance(wanted, InputNode):
-                bound[name] = _tensor(wanted, values[name])
+                bound[name] = check_tensor(wanted, values[name])
             else:
                 plain[name] = number_for(name, wanted.type, values[name])
         except FlexSpecError as error:
@@ -177,7 +180,8 @@ def _missing(node: Expr) -> FlexSpecError:
     return FlexSpecError("FS020", f"`{name}` has no value", fix=fix, where=user_caret())
 
 
-def _tensor(node: InputNode, value: Any) -> torch.Tensor:
+def check_tensor(node: InputNode, value: Any) -> torch.Tensor:
+    """A tensor that fits an input's type and dims. FS022, FS023."""
     if not isinstance(value, torch.Tensor):
         message = f"`{node.name}` is a {type(value).__name__}"
         raise FlexSpecError("FS023", message, fix="give a torch.Tensor", where=user_caret())

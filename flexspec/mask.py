@@ -12,12 +12,12 @@ import torch
 from .canvas import Canvas
 from .errors import FlexSpecError
 from .evaluate import evaluate
-from .expr import POSITIONS, Expr, apply, const, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, merged, read_signature
+from .expr import POSITIONS, Expr, apply, const, inputs_of, params_of, substitute, var
+from .formula import Formula, Parameter, Predicate, merged, read_signature, renamed
 from .inputs import make_sizes
 from .ops import Type
 from .source import function_place, user_caret
-from .trace import Traced, run
+from .trace import Session, Traced, run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,11 +50,23 @@ class Mask(Formula):
         if any(isinstance(position, Traced) for position in positions):
             session = next(p.session for p in positions if isinstance(p, Traced))
             exprs = [p.expr if isinstance(p, Traced) else const(p) for p in positions]
-            for name, tensor in self.tensors.items():
-                session.tensors.setdefault(name, tensor)
-            return Traced(substitute(self.flat, dict(zip(POSITIONS, exprs, strict=True))), session)
+            defaults = {name: const(value) for name, value in self.defaults.items()}
+            expr = substitute(self._held_by(session).flat, defaults)
+            return Traced(substitute(expr, dict(zip(POSITIONS, exprs, strict=True))), session)
         values = {name: torch.as_tensor(value) for name, value in zip(POSITIONS, positions, strict=True)}
         return evaluate(self.flat, {**self.defaults, **self.tensors, **values})
+
+    def _held_by(self, session: Session) -> Mask:
+        """This mask with its tensors among those of a running trace, under names that are free there."""
+        new: dict[str, str] = {}
+        for name, tensor in self.tensors.items():
+            key = (name, id(tensor))
+            if key not in session.adopted:
+                session.adopted[key] = session.free_name(name)
+                session.tensors[session.adopted[key]] = tensor
+            new[name] = session.adopted[key]
+        session.taken |= (inputs_of(self.expr).keys() - self.tensors.keys()) | params_of(self.expr).keys()
+        return renamed(self, new)
 
     def _with(self, op: str, other: object, *, swapped: bool = False) -> Mask:
         if not isinstance(other, Mask):

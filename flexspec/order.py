@@ -97,7 +97,7 @@ class Tiled(Order):
         return [-(-self.canvas.lengths[name] // side) for name, side in zip(self.axes, self.tile, strict=True)]
 
     def padded(self, length: int) -> int:
-        return prod(self._counts()) * prod(self.tile)
+        return prod(self._counts()) * prod(self.tile) if self.permutes else length
 
     def place(self, position: Expr, length: int) -> Place:
         assert self.canvas is not None
@@ -203,21 +203,25 @@ def striped(ranks: int) -> Order:
 
 
 def in_memory(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
-    """A mask's expression over memory positions: logical positions and coordinates replaced, padding dropped."""
+    """A mask's expression over memory positions; padding is not kept."""
+    valid = [] if order is None else [order.place(var(s), n).valid for s, n in (("q", q_len), ("kv", kv_len))]
+    parts = [*(part for part in valid if part is not None), relocate(expr, order, canvas, q_len, kv_len)]
+    return reduce(lambda a, b: apply("and", a, b), parts)
+
+
+def relocate(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
+    """An expression over memory positions: logical positions and coordinates written by the order. FS033."""
     if order is None:
         return flatten(expr, canvas)
     values: dict[str, Expr] = {}
-    valid: list[Expr] = []
     for side, length in (("q", q_len), ("kv", kv_len)):
         order.check(length)
         found = order.place(var(side), length)
-        at = found.coordinates if canvas == order.canvas and canvas else {}
+        at = found.coordinates if canvas == order.canvas else {}
         if canvas and not at:
             at = canvas.coordinates(found.logical)
         values |= {side: found.logical} | {f"{side}.{name}": part for name, part in at.items()}
-        valid += [found.valid] if found.valid is not None else []
-    moved = substitute(expr, values)
-    return reduce(lambda a, b: apply("and", a, b), [*valid, moved])
+    return substitute(expr, values)
 
 
 def flatten(expr: Expr, canvas: Canvas | None) -> Expr:

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import ast
 import linecache
-import os
 import sys
-import sysconfig
 from dataclasses import dataclass
-from types import FrameType, FunctionType
+from types import FrameType, FunctionType, TracebackType
 
-import torch
-
-_OWN = (
-    os.path.dirname(os.path.abspath(__file__)) + os.sep,
-    os.path.dirname(os.path.abspath(torch.__file__)) + os.sep,
-    sysconfig.get_paths()["stdlib"] + os.sep + "functools",
-)
+_OWN = {"flexspec", "torch", "functools"}
+"""Packages whose frames are not the user's. By name: an editable install may put the files anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +28,19 @@ class Place:
         if not text:
             return f'  File "{self.filename}", line {self.line}'
         indent = len(text) - len(text.lstrip())
-        start = max(self.column, indent)
-        end = min(self.end_column, len(text)) if self.end_line == self.line else len(text)
+        start = max(_characters(text, self.column), indent)
+        end = _characters(text, self.end_column) if self.end_line == self.line else len(text)
         marks = " " * (start - indent) + "^" * max(1, end - start)
         return f'  File "{self.filename}", line {self.line}\n    {text.strip()}\n    {marks}'
 
 
-def _is_own(filename: str) -> bool:
-    path = os.path.realpath(filename)
-    return any(path.startswith(os.path.realpath(root)) for root in _OWN)
+def _characters(text: str, column: int) -> int:
+    """A column in UTF-8 bytes as one in characters."""
+    return len(text.encode()[:column].decode(errors="ignore"))
+
+
+def _is_own(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in _OWN
 
 
 def _place(frame: FrameType) -> Place:
@@ -57,7 +54,7 @@ def user_place() -> Place | None:
     """The innermost place on the call stack outside flexspec, torch and functools."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if not _is_own(frame.f_code.co_filename):
+        if not _is_own(frame):
             return _place(frame)
         frame = frame.f_back
     return None
@@ -79,6 +76,17 @@ def function_place(fn: object) -> str | None:
         line += 1
     text = linecache.getline(code.co_filename, line).rstrip("\n")
     return Place(code.co_filename, line, 0, line, len(text)).caret()
+
+
+def raised_at(traceback: TracebackType | None) -> str | None:
+    """The innermost line of a traceback outside flexspec and torch, with carets."""
+    caret = None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if not _is_own(frame):
+            caret = Place(frame.f_code.co_filename, traceback.tb_lineno, 0, traceback.tb_lineno, 10**6).caret()
+        traceback = traceback.tb_next
+    return caret
 
 
 def truth_construct(place: Place | None) -> str:

@@ -91,8 +91,21 @@ def parse(text: str) -> Expr:
     'window: int; (q >= kv) & (q - kv < window)'
     """
     declared, node = read(text)
-    names = {item.name: _declared(text, item) for item in declared}
-    return _build(text, node, names)
+    names = declared_names(text, declared)
+    try:
+        return _build(text, node, names)
+    except RecursionError:
+        raise FlexSpecError("FS053", "the text nests too deep") from None
+
+
+def declared_names(text: str, declared: list[Declaration]) -> dict[str, Expr]:
+    """What each declared name stands for; FS050 where one is declared twice."""
+    names: dict[str, Expr] = {}
+    for item in declared:
+        if item.name in names:
+            raise text_error(text, item.at, f"`{item.name}` is declared twice")
+        names[item.name] = _declared(text, item)
+    return names
 
 
 def _declared(text: str, item: Declaration) -> Expr:
@@ -116,9 +129,6 @@ def _build(text: str, node: Node, names: dict[str, Expr]) -> Expr:
     def go(part: Node) -> Expr:
         return _build(text, part, names)
 
-    if node.kind == "number":
-        assert not isinstance(node.value, str)
-        return const(node.value)
     name = str(node.value)
     if node.kind == "name":
         found = names.get(name) or leaf(name)
@@ -126,6 +136,9 @@ def _build(text: str, node: Node, names: dict[str, Expr]) -> Expr:
             raise text_error(text, node.at, f"`{name}` is no coordinate: only q and kv have axes")
         return found or param(name)
     try:
+        if node.kind == "number":
+            assert not isinstance(node.value, str)
+            return const(node.value)
         if node.kind == "index" and node.parts[0].kind == "name":
             tensor = names.get(str(node.parts[0].value))
             if isinstance(tensor, Input):

@@ -15,6 +15,7 @@ from .source import user_caret
 MAX_ISIN = 256
 """Most values that `torch.isin` may list; more belong into a boolean table."""
 
+_PYTHON_TYPES: dict[type, torch.dtype] = {bool: torch.bool, int: torch.int64, float: torch.float64}
 _RANDOM = ("rand", "bernoulli", "multinomial", "normal", "dropout", "poisson", "uniform", "exponential_")
 _HINTS = {
     "sum": "a mask sees one pair; compute sums before and index the result",
@@ -92,7 +93,7 @@ def clamp(x: Any, min: Any = None, max: Any = None) -> Any:  # noqa: A002 - torc
 
 def _extreme(op: str) -> Callable[..., Any]:
     def call(x: Any, other: Any = None, **kwargs: Any) -> Any:
-        if other is None or kwargs:
+        if other is None or kwargs or isinstance(other, int):  # max(x, 0) reduces along a dim
             raise unknown(op)
         return _build(op, x, other)
 
@@ -111,6 +112,8 @@ def divide(x: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
         return _build("div", x, other)
     if rounding_mode == "floor":
         return _build("floordiv", x, other)
+    if rounding_mode != "trunc":
+        raise unknown(f"rounding_mode={rounding_mode!r}")
     if max(_type(x), _type(other)) > Type.INT:
         return _build("trunc", _build("div", x, other))
     size = _build("floordiv", _build("abs", x), _build("abs", other))
@@ -119,13 +122,19 @@ def divide(x: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
 
 
 def fmod(x: Any, other: Any) -> Any:
-    return _build("sub", x, _build("mul", divide(x, other, rounding_mode="trunc"), other))
+    """The remainder with the sign of `x`."""
+    size = _build("mod", _build("abs", x), _build("abs", other))
+    return _build("where", _build("lt", x, 0), _build("neg", size), size)
 
 
 def power(x: Any, exponent: Any) -> Any:
     """Whole powers are products, so that integers stay integers."""
     if isinstance(exponent, int) and not isinstance(exponent, bool) and 0 <= exponent <= 8:
         return reduce(lambda a, b: _build("mul", a, b), [x] * exponent) if exponent else ones_like(x)
+    if max(_type(x), _type(exponent)) <= Type.INT:  # torch's are 64-bit and wrap; `pow` of the table is real
+        message = "a power of integers is traced only for whole exponents from 0 to 8"
+        fix = "write `1 << n` for powers of two, or a float base"
+        raise FlexSpecError("FS008", message, fix=fix, where=user_caret())
     return _build("pow", x, exponent)
 
 
@@ -151,6 +160,11 @@ def balanced(op: str, parts: list[Any]) -> Any:
     return parts[0]
 
 
+def _dtype(kind: Any) -> Any:
+    """Python's types as torch reads them."""
+    return _PYTHON_TYPES.get(kind, kind) if isinstance(kind, type) else kind
+
+
 def cast(x: Any, dtype: torch.dtype) -> Any:
     if dtype in (torch.int8, torch.uint8, torch.int16, torch.float16, torch.bfloat16):
         fix = "keep it 32-bit or 64-bit; flexspec computes in int64 and float32"
@@ -161,12 +175,18 @@ def cast(x: Any, dtype: torch.dtype) -> Any:
 
 def to(x: Any, *args: Any, **kwargs: Any) -> Any:
     """`.to(dtype)`, `.to(device)`, `.to(other)`: only a dtype changes anything."""
-    for value in (*args, *kwargs.values()):
+    for value in map(_dtype, (*args, *kwargs.values())):
         if isinstance(value, torch.dtype):
             return cast(x, value)
         if hasattr(value, "dtype"):
             return cast(x, value.dtype)
     return x
+
+
+def as_type(x: Any, kind: Any, *_: Any, **__: Any) -> Any:
+    if isinstance(kind, str):
+        raise unknown(f"type({kind!r})")
+    return to(x, kind)
 
 
 def _caster(dtype: torch.dtype) -> Callable[..., Any]:
@@ -178,7 +198,7 @@ def full_like(x: Any, fill_value: Any, *, dtype: torch.dtype | None = None, **_:
     from .expr import const
     from .trace import Traced
 
-    kind = Type.of_dtype(dtype) if dtype else _type(x)
+    kind = Type.of_dtype(_dtype(dtype)) if dtype else _type(x)
     if isinstance(fill_value, Traced):
         return cast(fill_value, kind.torch)
     value = (bool, int, float, float)[kind](fill_value)
@@ -197,7 +217,9 @@ def _new(value: int) -> Callable[..., Any]:
     return lambda x, *_, dtype=None, **__: full_like(x, value, dtype=dtype)
 
 
-def _same(x: Any, *_: Any, **__: Any) -> Any:
+def _same(x: Any, *args: Any, **__: Any) -> Any:
+    if any(isinstance(arg, torch.dtype) for arg in args):
+        raise unknown("view(dtype)")
     return x
 
 
@@ -232,7 +254,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "relu": lambda x: _build("max", x, 0),
     "isin": isin,
     "to": to,
-    "type": to,
+    "type": as_type,
     "type_as": to,
     "int": _caster(torch.int32),
     "long": _caster(torch.int64),
@@ -248,6 +270,11 @@ CALLS: dict[str, Callable[..., Any]] = {
     "new_tensor": lambda x, data, dtype=None, **_: full_like(x, data, dtype=dtype),
     **{name: _same for name in ("clone", "detach", "contiguous", "cpu", "cuda", "squeeze", "view", "reshape")},
 }
+
+METHODS: dict[str, Callable[..., Any]] = {
+    "where": lambda x, condition, other: where(condition, x, other),
+}
+"""Tensor methods whose operands stand in another order than the function's."""
 
 ATTRIBUTES: dict[str, Callable[[Any], Any]] = {
     "dtype": lambda x: _type(x).torch,

@@ -7,10 +7,9 @@ predicate indexes becomes a named input; Python numbers become constants.
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import FunctionType, TracebackType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from . import torch_calls
 from .errors import FlexSpecError
 from .expr import Expr, Input, apply, const, input_, load, param, var
 from .ops import NEGATED, OPS, Type
-from .source import Place, truth_construct, user_caret, user_place
+from .source import Place, raised_at, truth_construct, user_caret, user_place
 from .syntax import CONSTANTS, leaf
 
 _TRUTH = {
@@ -43,22 +42,28 @@ class Session:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     mistakes: list[FlexSpecError] = field(default_factory=list)
     places: set[Place | None] = field(default_factory=set)
+    taken: set[str] = field(default_factory=set)
+    adopted: dict[tuple[str, int], str] = field(default_factory=dict)
     _known: dict[int, str] | None = None
 
     def capture(self, tensor: torch.Tensor) -> Input:
         """The input that stands for a tensor, named as the predicate names it."""
-        for name, known in self.tensors.items():
-            if known is tensor:
-                break
-        else:
+        own = {name: known for name, known in self.tensors.items() if name not in self.adopted.values()}
+        name = next((name for name, known in own.items() if known is tensor), None)
+        if name is None:
             if self._known is None:
                 self._known = tensor_names(self.fn)
-            base = name = self._known.get(id(tensor), "tensor")
-            number = 2
-            while name in self.tensors or name in OPS or name in CONSTANTS or leaf(name):
-                name, number = f"{base}_{number}", number + 1
+            base = self._known.get(id(tensor), "tensor")
+            name = self.free_name(base if base.isascii() else "tensor")
             self.tensors[name] = tensor
         return input_(name, ("_",) * tensor.dim(), _tensor_type(tensor))
+
+    def free_name(self, base: str) -> str:
+        """`base`, or `base_2` and so on where that name means something else."""
+        name, number = base, 2
+        while name in self.tensors.keys() | self.taken or name in OPS or name in CONSTANTS or leaf(name):
+            name, number = f"{base}_{number}", number + 1
+        return name
 
     def mistake(self, error: FlexSpecError, place: Place | None) -> None:
         """Keep a mistake and go on; the second visit of one place (a loop) ends the trace."""
@@ -80,6 +85,7 @@ class Traced:
     """A value that a predicate computes with: an expression that looks like a zero-dim tensor."""
 
     __slots__ = ("expr", "session")
+    __array_ufunc__ = None  # so that a numpy number on the left leaves the operator to us
 
     def __init__(self, expr: Expr, session: Session | None = None) -> None:
         self.expr = expr
@@ -131,8 +137,8 @@ class Traced:
     def __pow__(self, other: Any) -> Any:
         return torch_calls.power(self, other)
 
-    def __rpow__(self, other: Any) -> Traced:
-        return build("pow", other, self)
+    def __rpow__(self, other: Any) -> Any:
+        return torch_calls.power(other, self)
 
 
 def _operator(op: str, swapped: bool) -> Callable[[Any, Any], Traced]:
@@ -244,6 +250,8 @@ def attribute(traced: Traced, name: str) -> Any:
         return Traced(var(f"{expr}.{name}"), session)
     if name in torch_calls.ATTRIBUTES:
         return torch_calls.ATTRIBUTES[name](traced)
+    if name in torch_calls.METHODS:
+        return functools.partial(torch_calls.METHODS[name], traced)
     if name in torch_calls.CALLS:
         return functools.partial(torch_calls.CALLS[name], traced)
     if name.startswith("__"):
@@ -277,7 +285,8 @@ def translate(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
     reverse = name.startswith("__r") and bare[1:] in torch_calls.CALLS and bare != "rshift"
     if reverse:
         bare, args = bare[1:], args[::-1]
-    call = torch_calls.CALLS.get(bare)
+    method = func is torch.Tensor.where  # x.where(condition, other)
+    call = torch_calls.METHODS[bare] if method else torch_calls.CALLS.get(bare)
     if call is None:
         raise torch_calls.unknown(bare)
     return call(*args, **kwargs)
@@ -342,11 +351,15 @@ def run(
     """
     first = _once(fn, arguments, positional, axes)
     second = _once(fn, arguments, positional, axes)
-    if first[0] is not second[0]:
+    if first[0] is not second[0] or not all(_same(first[1][name], second[1][name]) for name in first[1]):
         message = f"two runs of `{getattr(fn, '__name__', fn)}` computed different expressions"
         fix = "draw random values before, into a tensor, and index that"
         raise FlexSpecError("FS009", message, fix=fix)
     return first
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a is b or torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
 def _once(
@@ -364,25 +377,12 @@ def _once(
         if session.mistakes:
             raise FlexSpecError.collect(session.mistakes) from error
         message = f"the predicate raised {type(error).__name__}: {error}"
-        raise FlexSpecError("FS008", message, where=_raised_at(error.__traceback__)) from error
+        raise FlexSpecError("FS008", message, where=raised_at(error.__traceback__)) from error
     if session.mistakes:
         raise FlexSpecError.collect(session.mistakes)
     if expr is None:
         raise FlexSpecError("FS007", "the predicate returns nothing", fix="add a return statement")
     return expr, session.tensors
-
-
-def _raised_at(traceback: TracebackType | None) -> str | None:
-    from .source import _is_own, _place
-
-    caret = None
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if not _is_own(frame.f_code.co_filename) and sys.modules.get("torch"):
-            place = _place(frame)
-            caret = Place(place.filename, traceback.tb_lineno, 0, traceback.tb_lineno, 10**6).caret()
-        traceback = traceback.tb_next
-    return caret
 
 
 def parameter(name: str, kind: Type) -> Traced:

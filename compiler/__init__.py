@@ -1,0 +1,1 @@
+"""How a pattern becomes blocks, kernels, proofs and pictures."""

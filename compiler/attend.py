@@ -1,0 +1,237 @@
+"""A spec made callable: checks, order, block map from the cache, backend."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from flexspec.attention import Attention, as_attention
+from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
+from flexspec.expr import Apply, Expr
+from flexspec.inputs import Bound, Sizes, make_sizes
+from flexspec.mask import Mask
+from flexspec.order import Order, in_memory, relocate
+from flexspec.source import user_caret
+
+from .backends import Backend, Call, backends, check_backend
+from .backends.torch_source import function_of
+from .block_map import BlockMap
+from .explain import Report, explain
+from .pipeline import BlockSize, Stages, make_grid, map_of
+from .reference import check_qkv
+
+MAPS_KEPT = 32
+"""Block maps that one compiled attention keeps, the latest used."""
+
+
+def compile(  # noqa: A001 - the field's word, as in torch.compile
+    spec: Attention | Mask | Callable[..., Any],
+    *,
+    order: Order | None = None,
+    block_size: BlockSize = 128,
+    backend: str = "auto",
+) -> CompiledAttention:
+    """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
+
+    spec: a Mask, an Attention, or a FlexAttention mask_mod. order: where tokens lie in memory while the kernel runs.
+    block_size: tokens, one number or (query, key). backend: auto, flex or reference. Raises FS023, FS030, FS033, FS041.
+
+    >>> import flexspec as fs, torch
+    >>> attend = fs.compile(fs.causal(), backend="reference")
+    >>> attend(*[torch.eye(3)[None, None]] * 3)[0, 0, 0].tolist()
+    [1.0, 0.0, 0.0]
+    """
+    return CompiledAttention(as_attention(spec), order, block_size, backend)
+
+
+class CompiledAttention:
+    """`attend(q, k, v, **values)`: attention with one spec. Made by `fs.compile`."""
+
+    def __init__(self, spec: Attention, order: Order | None, block_size: BlockSize, backend: str) -> None:
+        self.spec, self.order, self.block_size = spec, order, block_size
+        self.backend = check_backend(backend)
+        make_grid(Sizes(1, 1), block_size, None)
+        if order is not None and not isinstance(order, Order):
+            make_grid(Sizes(1, 1), block_size, order)
+        self._maps: OrderedDict[Any, tuple[Bound, BlockMap]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._warned: set[str] = set()
+
+    def __repr__(self) -> str:
+        order = f", order={self.order}" if self.order else ""
+        return f"compile({self.spec.label}{order}, backend={self.backend!r})"
+
+    def __call__(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        *,
+        return_lse: bool = False,
+        inputs: str = "logical",
+        **values: Any,
+    ) -> Any:
+        """Attention output [batch, heads, q_len, v_head_dim] in q's dtype.
+
+        q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads. return_lse:
+        also the log-sum-exp in nats, float32 [batch, heads, q_len]. inputs: "logical" (an order moves tokens in and
+        out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output). values: run-time
+        parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises FS020 to FS042.
+        """
+        check_qkv(q, k, v)
+        if inputs not in ("logical", "ordered"):
+            fix = "choose logical or ordered"
+            raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
+        lengths = [self._tokens(x.shape[2], inputs) for x in (q, k)]
+        sizes = make_sizes(*lengths, q.shape[0], q.shape[1])
+        bound, blocks = self._cached(sizes, values, q.device)
+        moves = self.order is not None and inputs == "logical"
+        if moves:
+            assert self.order is not None
+            q, k, v = (self.order.apply(x) for x in (q, k, v))
+        mask, score = self._expressions(sizes)
+        call = Call(self.spec, bound, mask, score, blocks, q, k, v, return_lse)
+        out, lse = self._backend(call).run(call)
+        if moves:
+            assert self.order is not None
+            out = self.order.undo(out, lengths[0])
+            lse = None if lse is None else self.order.undo(lse, lengths[0], dim=-1)
+        return (out, lse) if return_lse else out
+
+    def _tokens(self, length: int, inputs: str) -> int:
+        """Logical tokens of a tensor with `length` places."""
+        if self.order is None or inputs == "logical":
+            return length
+        tokens = self.order.canvas.size if self.order.canvas else length
+        if self.order.padded(tokens) != length:
+            message = f"{self.order} has {self.order.padded(tokens):,} places; q, k, v have {length:,}"
+            raise FlexSpecError("FS033", message, fix='move them with order.apply, or inputs="logical"')
+        return tokens
+
+    def _expressions(self, sizes: Sizes) -> tuple[Expr, Expr]:
+        """The mask and the score over memory positions."""
+        whole = self.spec.formula
+        assert isinstance(whole.expr, Apply)
+        where = (self.order, whole.canvas, sizes.q_len, sizes.kv_len)
+        return in_memory(whole.expr.args[0], *where), relocate(whole.expr.args[1], *where)
+
+    def _cached(
+        self, sizes: Sizes, values: Mapping[str, Any], device: torch.device, stages: Stages | None = None
+    ) -> tuple[Bound, BlockMap]:
+        """The bound values and the block map, kept per sizes, values and tensor versions."""
+        held = [(n, id(x), x._version) for n, x in {**self.spec.formula.tensors, **values}.items() if _tensor(x)]
+        plain = [(name, value) for name, value in values.items() if not _tensor(value)]
+        key = (sizes, device, tuple(held), repr(sorted(plain)))
+        with self._lock:
+            if key in self._maps and stages is None:
+                self._maps.move_to_end(key)
+                return self._maps[key]
+        bound = self.spec.formula.bind(sizes, values)
+        made = map_of(self.spec.kept, bound, self.block_size, self.order, device, stages or Stages())
+        with self._lock:
+            self._maps[key] = (bound, made)
+            while len(self._maps) > MAPS_KEPT:
+                self._maps.popitem(last=False)
+        return bound, made
+
+    def _backend(self, call: Call) -> Backend:
+        """The named backend, or the first that can; FS042 with the reasons and the one that works."""
+        against: dict[str, list[str]] = {}
+        for name, backend in backends().items():
+            if self.backend not in ("auto", name):
+                continue
+            against[name] = backend.reasons_against(call)
+            if not against[name]:
+                if len(against) > 1:
+                    self._warn(f"{name} runs this, because {'; '.join(sum(against.values(), []))}")
+                return backend
+        able = [name for name, backend in backends().items() if not backend.reasons_against(call)]
+        message = f"{self.backend} cannot run this: {'; '.join(sum(against.values(), []))}"
+        fix = f"backend={choices(repr(name) for name in able)} can"
+        raise FlexSpecError("FS042", message, fix=fix, where=user_caret())
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, FlexSpecWarning, stacklevel=4)
+
+    def block_map(
+        self,
+        q_len: int,
+        kv_len: int | None = None,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        device: torch.device | str = "cpu",
+        **values: Any,
+    ) -> BlockMap:
+        """The block map that a call with these sizes uses (see `fs.block_map`)."""
+        return self._cached(make_sizes(q_len, kv_len, batch, heads), values, torch.device(device))[1]
+
+    def facts(
+        self,
+        q_len: int,
+        kv_len: int | None = None,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        head_dim: int = 64,
+        **values: Any,
+    ) -> dict[str, Any]:
+        """What `explain` says, as plain data."""
+        return self._report(make_sizes(q_len, kv_len, batch, heads), head_dim, values).facts()
+
+    def explain(
+        self,
+        q_len: int,
+        kv_len: int | None = None,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        head_dim: int = 64,
+        latex: bool = False,
+        **values: Any,
+    ) -> str:
+        """Every stage under a heading: the spec, its expression, the blocks at these lengths, the kernel, the proofs.
+
+        head_dim: for the FLOPs. latex: the formula as LaTeX too.
+        """
+        return explain(self._report(make_sizes(q_len, kv_len, batch, heads), head_dim, values), latex=latex)
+
+    def _report(self, sizes: Sizes, head_dim: int, values: Mapping[str, Any]) -> Report:
+        stages = Stages()
+        bound, made = self._cached(sizes, values, torch.device("cpu"), stages)
+        return Report(self.spec, self.order, self.backend, bound, made, stages, head_dim, *self._expressions(sizes))
+
+    @property
+    def mask_mod(self) -> Callable[..., torch.Tensor]:
+        """The mask as a FlexAttention mask_mod, for use by hand. Needs a spec without open values, sizes or an order."""
+        return self._by_hand("mask_mod")
+
+    @property
+    def score_mod(self) -> Callable[..., torch.Tensor]:
+        """The scores as a FlexAttention score_mod, for use by hand (see `mask_mod`)."""
+        return self._by_hand("score_mod")
+
+    def _by_hand(self, kind: str) -> Callable[..., torch.Tensor]:
+        whole = self.spec.formula
+        tokens = self.order.canvas.size if self.order is not None and self.order.canvas else 1
+        if self.order is not None and self.order.canvas is None:
+            message = f"{self.order} depends on the length"
+            raise FlexSpecError("FS020", message, fix="use block_map(length).mask_mod", where=user_caret())
+        expr = self._expressions(Sizes(tokens, tokens))[kind == "score_mod"]
+        values = {**whole.defaults, **whole.tensors}
+        missing = sorted(name for name in expr.names - values.keys() - {"b", "h", "q", "kv", "score"})
+        if missing:
+            message = f"{choices(missing)} has no value in a function that stands alone"
+            raise FlexSpecError("FS020", message, fix="bind it, or use block_map(...).mask_mod", where=user_caret())
+        return function_of(expr, values, kind=kind, device=torch.device("cpu"))
+
+
+def _tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)

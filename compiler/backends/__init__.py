@@ -1,0 +1,73 @@
+"""The ways to run a spec, best first. `auto` takes the first that can."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from flexspec.attention import Attention
+from flexspec.errors import FlexSpecError, choices
+from flexspec.expr import Expr
+from flexspec.inputs import Bound
+from flexspec.source import user_caret
+
+from ..block_map import BlockMap
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call, in memory order. q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim].
+
+    `mask` and `score` are over memory positions; `values` holds their parameters, sizes and tensors by name.
+    """
+
+    attention: Attention
+    bound: Bound
+    mask: Expr
+    score: Expr
+    block_map: BlockMap
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    return_lse: bool
+
+    @property
+    def wants_gradients(self) -> bool:
+        tensors = (self.q, self.k, self.v, *self.bound.tensors.values())
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+class Backend(Protocol):
+    """A way to run a call."""
+
+    name: str
+
+    def reasons_against(self, call: Call) -> list[str]:
+        """Why this backend cannot run the call; empty when it can."""
+        ...
+
+    def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] if asked for."""
+        ...
+
+
+def backends() -> dict[str, Backend]:
+    """All backends by name, best first."""
+    from .flex import FlexBackend  # each backend's library loads when one is needed, not with the package
+    from .plain import ReferenceBackend
+
+    found: list[Backend] = [FlexBackend(), ReferenceBackend()]
+    return {backend.name: backend for backend in found}
+
+
+NAMES = ("auto", "flex", "reference")
+
+
+def check_backend(name: str) -> str:
+    """FS041 for a name that is no backend."""
+    if name not in NAMES:
+        message = f"there is no backend {name!r}"
+        raise FlexSpecError("FS041", message, fix=f"choose {choices(NAMES)}", where=user_caret())
+    return name

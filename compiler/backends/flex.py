@@ -1,0 +1,118 @@
+"""FlexAttention as a backend: a mask_mod and a score_mod as source, block lists, and one compiled function per spec.
+
+torch falls back to eager, silently, after eight recompiles of one code object. So each combination of spec, dtype and
+head layout has a code object of its own, lengths are dynamic, and values are captured tensors.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+
+from flexspec.expr import Expr, var
+
+from ..block_map import BlockMap
+from ..classify import BlockKind
+from ..flex_lists import contiguous, to_flex
+from ..pipeline import needs_64_bits
+from ..reference import by_rows
+from . import Call
+from .torch_source import function_of, run_source, source_of
+
+ONE_QUERY_ROWS = 16
+"""On CPU, one query against 512 keys or more is wrong or broken in torch: the query is repeated to this many rows."""
+
+
+class FlexBackend:
+    """Runs through `torch.compile(flex_attention)`, never eager."""
+
+    name = "flex"
+
+    def reasons_against(self, call: Call) -> list[str]:
+        reasons = []
+        if call.q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            reasons.append(f"FlexAttention has no {call.q.dtype}")
+        if call.q.device.type == "cpu":
+            if call.wants_gradients:
+                reasons.append("FlexAttention has no backward pass on CPU")
+            if not _cpp_compiler():
+                reasons.append("torch.compile finds no C++ compiler")
+        return reasons
+
+    def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if call.q.device.type != "cpu":
+            return self._compiled(call, call.q, call.block_map, call.mask)
+        if call.return_lse:  # FlexAttention on CPU gives no lse
+            out, lse = by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
+            return out.to(call.q.dtype), lse.to(torch.float32)
+        if call.q.shape[2] > 1 or call.k.shape[2] < 512:
+            return self._compiled(call, call.q, call.block_map, call.mask)
+        rows = call.q.expand(-1, -1, ONE_QUERY_ROWS, -1).contiguous()
+        out, _ = self._compiled(call, rows, call.block_map, call.mask, one_query=True)
+        return out[:, :, :1], None
+
+    def _compiled(
+        self, call: Call, q: torch.Tensor, block_map: BlockMap, mask: Expr, one_query: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        values = {**call.bound.all_numbers(), **call.bound.tensors}
+        options: dict[str, Any] = {"device": q.device, "last_query": one_query}
+        options["wide"] = q.device.type != "cpu" and needs_64_bits(mask, call.bound, block_map.grid)
+        mask_mod = function_of(mask, values, kind="mask_mod", **options)
+        score_mod = None
+        if call.score is not var("score"):
+            score_mod = function_of(call.score, values, kind="score_mod", **options)
+        block_mask = to_flex(block_map, mask_mod)
+        if one_query:
+            block_mask.seq_lengths = (q.shape[2], block_mask.seq_lengths[1])
+        facts = kernel_options(block_map) if q.device.type != "cpu" else {}
+        texts = [source_of(expr, kind="x", wide=options["wide"]) for expr in (mask, call.score)]
+        layout = (q.dtype, q.shape[1] // call.k.shape[1], q.shape[3], call.v.shape[3], one_query)
+        lists = (block_map.batch > 1, block_map.heads > 1)
+        function = _function(
+            key=(*texts, *layout, *lists, q.device.type),
+            scale=call.attention.scale,
+            gqa=q.shape[1] != call.k.shape[1],
+            lse=call.return_lse,
+            facts=tuple(facts.items()),
+        )
+        with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            result = function(q, call.k, call.v, score_mod, block_mask)
+        return (result[0], result[1].lse) if call.return_lse else (result, None)
+
+
+@lru_cache(maxsize=512)
+def _function(
+    key: tuple[Any, ...], scale: float | None, gqa: bool, lse: bool, facts: tuple[tuple[str, Any], ...]
+) -> Callable[..., Any]:
+    """A compiled attention function with a code object of its own for each set of arguments."""
+    extra = ", return_aux=AuxRequest(lse=True)" if lse else ""
+    source = (
+        f"# {abs(hash((key, scale, gqa, lse, facts))):x}\n"
+        "def attend(q, k, v, score_mod, block_mask):\n"
+        f"    return flex_attention(q, k, v, score_mod, block_mask, {scale!r}, {gqa},"
+        f" kernel_options={dict(facts)!r}{extra})\n"
+    )
+    made = run_source(source, flex_attention=flex_attention, AuxRequest=AuxRequest)["attend"]
+    return torch.compile(made, dynamic=True, fullgraph=True)
+
+
+def kernel_options(block_map: BlockMap) -> dict[str, Any]:
+    """What the map proves and the CUDA kernels can use: each list is one ascending run without gaps."""
+    kinds = block_map.kinds()
+    partial, full = kinds == BlockKind.PARTIAL, kinds == BlockKind.FULL
+    facts = {}
+    for prefix, sides in (("fwd_", (partial, full)), ("bwd_", (partial.mT, full.mT))):
+        if all(contiguous(side) for side in sides):
+            facts[f"{prefix}BLOCKS_ARE_CONTIGUOUS"] = True
+    return facts
+
+
+def _cpp_compiler() -> str | None:
+    named = os.environ.get("CXX")
+    return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")

@@ -1,0 +1,124 @@
+"""Print an expression as the Python of a FlexAttention mask_mod or score_mod, and make the function.
+
+The function captures tensors only (parameters and sizes as zero-dim ones), so a new value never recompiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from flexspec.expr import Apply, Const, Expr, Load, Param, Var, walk
+from flexspec.ops import OPS, Type
+
+POSITIONS = ("b", "h", "q", "kv")
+
+
+class Printer:
+    """Statements for nodes that are used more than once, expressions for the others."""
+
+    def __init__(self, root: Expr) -> None:
+        self.uses = Counter(child for node in walk(root) for child in node.children)
+        self.lines: list[str] = []
+        self.text: dict[Expr, str] = {}
+        for node in walk(root):
+            printed = self.one(node)
+            if self.uses[node] > 1 and node.children:
+                name = f"t{len(self.lines)}"
+                self.lines.append(f"{name} = {printed}")
+                printed = name
+            self.text[node] = printed
+        self.result = self.text[root]
+
+    def one(self, node: Expr) -> str:
+        if isinstance(node, Const):
+            return _number(node.value)
+        if isinstance(node, (Var, Param)):
+            return node.name
+        if isinstance(node, Load):
+            index = ", ".join(self.text[part] for part in node.index)
+            return f"{node.input.name}[{index}]" if index else node.input.name
+        assert isinstance(node, Apply)
+        if node.op in ("min", "max"):
+            for x, limit in (node.args, node.args[::-1]):
+                if isinstance(limit, Const) and limit.type is x.type:
+                    return f"torch.clamp({self.text[x]}, {node.op}={_number(limit.value)})".replace(
+                        f"{node.op}=", "max=" if node.op == "min" else "min="
+                    )
+        args = [self.operand(arg, node) for arg in node.args]
+        return OPS[node.op].torch_source.format(*args)
+
+    def operand(self, arg: Expr, node: Apply) -> str:
+        """A number where torch takes numbers, else a tensor made of it."""
+        if isinstance(arg, Const) and node.op in ("min", "max", "pow", "bool", "int", "float", "double"):
+            return f"torch.tensor({_number(arg.value)})"
+        return self.text[arg]
+
+
+def _number(value: float) -> str:
+    return repr(value) if not isinstance(value, float) or math.isfinite(value) else f"float('{value}')"
+
+
+def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = False) -> str:
+    """The source of `make(<values>)`, which returns the mask_mod or score_mod (`kind`) over those values.
+
+    wide: compute positions in 64 bits, also where the kernel's are 32. last_query: rows past `q_len` repeat the last.
+    """
+    printer = Printer(expr)
+    values = ", ".join(value_names(expr, last_query))
+    head = [f"def make({values}):", f"    def {kind}({'score, ' if kind == 'score_mod' else ''}b, h, q, kv):"]
+    body = []
+    if wide:
+        body += [f"{name} = {name}.to(torch.int64)" for name in POSITIONS if name in expr.names]
+    if last_query:
+        body.append("q = torch.minimum(q, q_len - 1)")
+    body += printer.lines
+    result = printer.result
+    if not expr.names & {*POSITIONS, "score"}:
+        plain = f"torch.tensor({result})" if isinstance(expr, Const) else result
+        result = f"torch.ones_like(q, dtype=torch.bool) & {plain}" if kind == "mask_mod" else f"score * 0 + {plain}"
+    return "\n".join([*head, *(f"        {line}" for line in body), f"        return {result}", f"    return {kind}", ""])
+
+
+def value_names(expr: Expr, last_query: bool = False) -> list[str]:
+    """What `make` takes: every name in the expression but the positions."""
+    names = {name for name in expr.names if name not in (*POSITIONS, "score")}
+    return sorted(names | {"q_len"}) if last_query else sorted(names)
+
+
+@lru_cache(maxsize=1024)
+def _made(source: str) -> Callable[..., Any]:
+    return run_source(source)["make"]
+
+
+def run_source(source: str, **names: Any) -> dict[str, Any]:
+    """Run printed source under a file name of its own, so that tracebacks and dynamo can show it."""
+    filename = f"<flexspec {hashlib.sha256(source.encode()).hexdigest()[:12]}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    scope: dict[str, Any] = {"torch": torch, **names}
+    exec(compile(source, filename, "exec"), scope)
+    return scope
+
+
+def function_of(
+    expr: Expr, values: Mapping[str, Any], *, kind: str, device: torch.device, **options: bool
+) -> Callable[..., Any]:
+    """The mask_mod or score_mod of `expr` over tensors and numbers by name, on `device`."""
+    source = source_of(expr, kind=kind, **options)
+    names = value_names(expr, options.get("last_query", False))
+    return _made(source)(**{name: _captured(values[name], device) for name in names})
+
+
+def _captured(value: Any, device: torch.device) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        narrow = value.dtype in (torch.int8, torch.uint8, torch.int16)
+        return value.to(device, torch.int64 if narrow else value.dtype)
+    dtype = torch.float32 if isinstance(value, float) else Type.of_value(value).torch
+    return torch.tensor(value, dtype=dtype, device=device)

@@ -1,0 +1,219 @@
+"""Block maps: which blocks of a mask are empty, partial or full, as runs per row of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from flexspec.errors import FlexSpecError
+from flexspec.expr import Expr
+from flexspec.order import Order
+from flexspec.source import user_caret
+
+from .bounds import Grid
+from .classify import CHUNK, BlockKind, Runs
+from .points import Array, evaluate_at
+
+
+class BSR(NamedTuple):
+    """Block sparse rows of one (batch, head): int32 [q_blocks + 1], int32 [blocks], uint8 [blocks] of BlockKind."""
+
+    row_ptr: torch.Tensor
+    columns: torch.Tensor
+    kinds: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMap:
+    """The blocks of a mask at given lengths. Made by `fs.block_map`.
+
+    `index` int64 [batch, heads] says which of `maps` each (batch, head) has; both sizes are 1 where the mask does
+    not depend on them. A block is FULL when every pair of existing positions is kept. Under an order, positions are memory
+    positions and padding is never kept.
+    """
+
+    label: str
+    grid: Grid
+    maps: tuple[Runs, ...]
+    exprs: tuple[Expr, ...]
+    index: Array
+    tensors: Mapping[str, Array]
+    order: Order | None
+    mask_mod: Any
+    device: torch.device
+
+    @property
+    def q_len(self) -> int:
+        return self.grid.q_len
+
+    @property
+    def kv_len(self) -> int:
+        return self.grid.kv_len
+
+    @property
+    def block_q(self) -> int:
+        return self.grid.block_q
+
+    @property
+    def block_kv(self) -> int:
+        return self.grid.block_kv
+
+    @property
+    def q_blocks(self) -> int:
+        return self.grid.q_blocks
+
+    @property
+    def kv_blocks(self) -> int:
+        return self.grid.kv_blocks
+
+    @property
+    def batch(self) -> int:
+        return int(self.index.shape[0])
+
+    @property
+    def heads(self) -> int:
+        return int(self.index.shape[1])
+
+    def __repr__(self) -> str:
+        empty, partial, full = self.counts().values()
+        shape = f"{self.q_len:,} x {self.kv_len:,} in blocks of {self.block_q} x {self.block_kv}"
+        kinds = f"{full:,} full, {partial:,} partial, {empty:,} empty"
+        return f"BlockMap({self.label}: {shape}, {kinds}, density {self.density:.2%})"
+
+    def of(self, b: int = 0, h: int = 0) -> Runs:
+        """The runs of one (batch, head); a size of 1 serves every index."""
+        return self.maps[self._which(b, h)]
+
+    def _which(self, b: int, h: int) -> int:
+        rows, columns = self.index.shape
+        for name, value, size in (("b", b, rows), ("h", h, columns)):
+            if not 0 <= value < size and size > 1:
+                message = f"{name} is {value}; the map has {size}"
+                raise FlexSpecError("FS030", message, where=user_caret())
+        return int(self.index[b if rows > 1 else 0, h if columns > 1 else 0])
+
+    def runs(self, q_block: int, *, b: int = 0, h: int = 0) -> list[tuple[int, int, BlockKind]]:
+        """The runs of one row of blocks: (first kv-block, one past the last, kind)."""
+        found = self.of(b, h)
+        span = slice(int(found.first[q_block]), int(found.first[q_block + 1]))
+        parts = zip(found.start[span], found.stop[span], found.kind[span], strict=True)
+        return [(int(start), int(stop), BlockKind(kind)) for start, stop, kind in parts]
+
+    def kinds(self) -> torch.Tensor:
+        """uint8 [batch, heads, q_blocks, kv_blocks] of `BlockKind`."""
+        dense = np.stack([runs.dense(self.kv_blocks) for runs in self.maps])
+        return torch.from_numpy(dense[self.index]).to(self.device)
+
+    def counts(self) -> dict[BlockKind, int]:
+        """Blocks of each kind over all (batch, head) of the map."""
+        each = [runs.counts() for runs in self.maps]
+        total = {kind: sum(each[i][kind] for i in self.index.flat) for kind in (BlockKind.PARTIAL, BlockKind.FULL)}
+        empty = self.index.size * self.q_blocks * self.kv_blocks - sum(total.values())
+        return {BlockKind.EMPTY: empty, **total}
+
+    @property
+    def density(self) -> float:
+        """The fraction of blocks that are not empty: the work that is left of dense attention."""
+        counts = self.counts()
+        return 1 - counts[BlockKind.EMPTY] / sum(counts.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the map holds."""
+        return sum(runs.nbytes for runs in self.maps) + self.index.nbytes
+
+    @cached_property
+    def kept_pairs(self) -> int:
+        """Pairs that the mask keeps, over all (batch, head) of the map; partial blocks are evaluated."""
+        each = [self._kept(which) for which in range(len(self.maps))]
+        return sum(each[which] for which in self.index.flat)
+
+    @property
+    def token_density(self) -> float:
+        """The fraction of pairs that are kept."""
+        return self.kept_pairs / (self.index.size * self.q_len * self.kv_len)
+
+    def _kept(self, which: int) -> int:
+        total = 0
+        for kind, q, kv in self.blocks(which):
+            if kind is BlockKind.FULL:
+                total += int(((q[:, 1] - q[:, 0]) * (kv[:, 1] - kv[:, 0])).sum())
+            else:
+                total += int(self.pairs(which, q, kv).sum())
+        return total
+
+    def blocks(self, which: int) -> Iterator[tuple[BlockKind, Array, Array]]:
+        """The non-empty blocks of one map, in chunks of one kind: their q and kv ranges, int64 [n, 2]."""
+        rows, columns, kinds = self.maps[which].blocks()
+        step = max(1, CHUNK // (self.block_q * self.block_kv))
+        for kind in (BlockKind.FULL, BlockKind.PARTIAL):
+            chosen = np.flatnonzero(kinds == kind)
+            for start in range(0, len(chosen), step):
+                at = chosen[start : start + step]
+                q = np.stack([rows[at] * self.block_q, np.minimum((rows[at] + 1) * self.block_q, self.q_len)], 1)
+                end = np.minimum((columns[at] + 1) * self.block_kv, self.kv_len)
+                yield kind, q, np.stack([columns[at] * self.block_kv, end], 1)
+
+    def pairs(self, which: int, q: Array, kv: Array) -> Array:
+        """bool [n, block_q, block_kv]: the pairs of blocks given by ranges [n, 2]; False past their ends."""
+        at_q = q[:, :1] + np.arange(self.block_q)
+        at_kv = kv[:, :1] + np.arange(self.block_kv)
+        inside = (at_q < q[:, 1:])[:, :, None] & (at_kv < kv[:, 1:])[:, None, :]
+        where = {"q": np.minimum(at_q, self.q_len - 1)[:, :, None]}
+        where["kv"] = np.minimum(at_kv, self.kv_len - 1)[:, None, :]
+        return evaluate_at(self.exprs[which], where, self.tensors) & inside
+
+    def tokens(
+        self, q_start: int, q_stop: int, kv_start: int, kv_stop: int, *, b: int = 0, h: int = 0
+    ) -> torch.Tensor:
+        """The pairs of a region themselves: bool [q, kv]. FS030 for a region outside the lengths."""
+        sides = ((q_start, q_stop, self.q_len), (kv_start, kv_stop, self.kv_len))
+        if not all(0 <= start < stop <= length for start, stop, length in sides):
+            message = f"the region {q_start}:{q_stop}, {kv_start}:{kv_stop} is not inside {self.q_len} x {self.kv_len}"
+            raise FlexSpecError("FS030", message, where=user_caret())
+        where = {"q": np.arange(q_start, q_stop)[:, None], "kv": np.arange(kv_start, kv_stop)[None, :]}
+        kept = evaluate_at(self.exprs[self._which(b, h)], where, self.tensors)
+        return torch.from_numpy(np.broadcast_to(kept, (q_stop - q_start, kv_stop - kv_start)).copy())
+
+    def to_bsr(self, *, b: int = 0, h: int = 0) -> BSR:
+        """Block sparse rows of one (batch, head), as kernels take them."""
+        rows, columns, kinds = self.of(b, h).blocks()
+        counts = np.bincount(rows, minlength=self.q_blocks)
+        row_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        parts = (row_ptr, columns.astype(np.int32), kinds)
+        return BSR(*(torch.from_numpy(part).to(self.device) for part in parts))
+
+    def to_flex(self, mask_mod: Any = None) -> Any:
+        """torch's `BlockMask` with the lists that `create_block_mask` makes, kv and q sides built directly.
+
+        mask_mod: what its partial blocks evaluate; default: the mask's own.
+        """
+        from .flex_lists import to_flex
+
+        return to_flex(self, mask_mod or self.mask_mod)
+
+    def show(
+        self,
+        path: str | Path | None = None,
+        *,
+        b: int = 0,
+        h: int = 0,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> Path | str:
+        """Draw the map: to a picture file (its path is returned), or without a path in the terminal.
+
+        region: (q_start, q_stop, kv_start, kv_stop) draws the pairs themselves there. Raises FS030, FS054.
+        """
+        from .draw import picture, terminal
+
+        if path is not None:
+            return picture.save(self, path, b=b, h=h, region=region)
+        drawn = terminal.draw(self, b=b, h=h)
+        print(drawn)
+        return drawn

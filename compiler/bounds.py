@@ -1,0 +1,185 @@
+"""Bound an expression over many boxes of positions at once.
+
+A box is a block of a grid level: at level `n` it spans `2**n` blocks of queries and of keys. An index that is loaded
+from a tensor along one side only is tabulated once, as minimum and maximum per block and level; any other load takes
+the range of a pyramid over its tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flexspec.expr import Apply, Const, Expr, Load, Var, walk
+from flexspec.ops import Type
+
+from .intervals import Interval, bound
+from .points import Array, evaluate_at
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The blocks of one (batch, head): `q_len` by `kv_len` positions in blocks of `block_q` by `block_kv`."""
+
+    q_len: int
+    kv_len: int
+    block_q: int
+    block_kv: int
+
+    @property
+    def q_blocks(self) -> int:
+        return -(-self.q_len // self.block_q)
+
+    @property
+    def kv_blocks(self) -> int:
+        return -(-self.kv_len // self.block_kv)
+
+    def side(self, name: str) -> tuple[int, int]:
+        """Length and block size of the side `q` or `kv`."""
+        return (self.q_len, self.block_q) if name == "q" else (self.kv_len, self.block_kv)
+
+
+@dataclass(slots=True)
+class Bounds:
+    """Bounds of one expression over the boxes of one grid. `expr` holds no parameters, sizes, b or h any more."""
+
+    expr: Expr
+    grid: Grid
+    tensors: Mapping[str, Array]
+    _order: list[Expr] = field(init=False)
+    _side: dict[Expr, str] = field(init=False)
+    _tables: dict[Expr, list[Interval]] = field(default_factory=dict)
+    _pyramids: dict[str, list[Interval]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._side = {}
+        loads: set[Expr] = set()
+        for node in walk(self.expr):
+            if isinstance(node, Load) or any(child in loads for child in node.children):
+                loads.add(node)
+                sides = node.names & {"q", "kv"}
+                if len(sides) == 1:
+                    self._side[node] = next(iter(sides))
+        self._order = _needed(self.expr, self._side)
+
+    def over(self, level: int, q_box: Array, kv_box: Array) -> Interval:
+        """The interval of the expression on each box: `q_box`, `kv_box` int64 [n], box numbers at `level`."""
+        lo, hi = self.all_over(level, q_box, kv_box)[self.expr]
+        return np.broadcast_to(lo, q_box.shape), np.broadcast_to(hi, q_box.shape)
+
+    def largest(self) -> int:
+        """An upper limit of the size of any integer that the expression computes on the whole grid."""
+        level = max(self.grid.q_blocks - 1, self.grid.kv_blocks - 1).bit_length()
+        found = self.all_over(level, np.zeros(1, np.int64), np.zeros(1, np.int64))
+        ends = [end for node, ends in found.items() if node.type is Type.INT for end in ends]
+        return max((int(np.abs(end).max()) for end in ends), default=0)
+
+    def all_over(self, level: int, q_box: Array, kv_box: Array) -> dict[Expr, Interval]:
+        """As `over`, for every node that is bounded."""
+        boxes = {"q": q_box, "kv": kv_box}
+        done: dict[Expr, Interval] = {}
+        for name, box in boxes.items():
+            length, block = self.grid.side(name)
+            size = block << level
+            low = box * size
+            span = (low, np.minimum(low + size, length) - 1)
+            done |= {node: span for node in self._order if isinstance(node, Var) and node.name == name}
+        with np.errstate(all="ignore"):
+            for node in self._order:
+                if isinstance(node, Const):
+                    value = np.asarray([node.value], dtype=node.type.numpy)
+                    done[node] = (value, value)
+                elif node in self._side:
+                    lo, hi = self._table(node)[level]
+                    box = boxes[self._side[node]]
+                    done[node] = (lo[box], hi[box])
+                elif isinstance(node, Load):
+                    done[node] = self._range(node, [done[part] for part in node.index])
+                elif isinstance(node, Apply):
+                    types = tuple(arg.type for arg in node.args)
+                    done[node] = bound(node.op, [done[arg] for arg in node.args], types)
+        return done
+
+    def _table(self, node: Expr) -> list[Interval]:
+        """Minimum and maximum of a one-sided expression per block, for each level."""
+        if node not in self._tables:
+            name = self._side[node]
+            length, block = self.grid.side(name)
+            values = evaluate_at(node, {name: np.arange(length)}, self.tensors)
+            starts = np.arange(0, length, block)
+            levels = [(np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts))]
+            while len(levels[-1][0]) > 1:
+                levels.append((_pairs(np.minimum, levels[-1][0], 0), _pairs(np.maximum, levels[-1][1], 0)))
+            self._tables[node] = levels + [levels[-1]] * 64
+        return self._tables[node]
+
+    def _range(self, node: Load, index: list[Interval]) -> Interval:
+        """Minimum and maximum of a tensor over a box of indices, from a pyramid of its aligned cells."""
+        tensor = self.tensors[node.input.name]
+        if node.input.name not in self._pyramids:
+            levels = [(tensor, tensor)]
+            while max(levels[-1][0].shape, default=1) > 1:
+                lo, hi = levels[-1]
+                for axis in range(tensor.ndim):
+                    lo, hi = _pairs(np.minimum, lo, axis), _pairs(np.maximum, hi, axis)
+                levels.append((lo, hi))
+            self._pyramids[node.input.name] = levels
+        levels = self._pyramids[node.input.name]
+        ends = [_within(part, size) for part, size in zip(index, tensor.shape, strict=True)]
+        ends = [(np.broadcast_arrays(lo, hi)) for lo, hi in ends]
+        widest = np.max(np.broadcast_arrays(*(hi - lo for lo, hi in ends)), axis=0)
+        level_of = np.minimum(np.ceil(np.log2(widest + 1)).astype(np.int64), len(levels) - 1)
+        shape = np.broadcast_shapes(level_of.shape, *(lo.shape for lo, _ in ends))
+        low = np.empty(shape, tensor.dtype)
+        high = np.empty(shape, tensor.dtype)
+        level_of = np.broadcast_to(level_of, shape)
+        for level in np.unique(level_of):
+            at = level_of == level
+            cells = [(np.broadcast_to(lo, shape)[at] >> level, np.broadcast_to(hi, shape)[at] >> level) for lo, hi in ends]
+            low[at], high[at] = _extremes(levels[level], cells)
+        return low, high
+
+
+def _needed(root: Expr, tabulated: Mapping[Expr, str]) -> list[Expr]:
+    """The nodes to bound, children first, without what stands below a tabulated one."""
+    order: list[Expr] = []
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            if node not in tabulated:
+                stack.extend((child, False) for child in node.children)
+    return order
+
+
+def _pairs(function: np.ufunc, values: Array, axis: int) -> Array:
+    if values.shape[axis] == 1:
+        return values
+    result: Array = function.reduceat(values, np.arange(0, values.shape[axis], 2), axis=axis)
+    return result
+
+
+def _within(index: Interval, size: int) -> Interval:
+    """An index range inside the tensor: negative ends count from the back, as torch's do; others are cut off."""
+    lo, hi = (np.asarray(end, dtype=np.int64) for end in index)
+    wraps = lo < 0
+    low, high = np.where(wraps, 0, lo), np.where(wraps, size - 1, hi)
+    return np.clip(low, 0, size - 1), np.clip(high, 0, size - 1)
+
+
+def _extremes(level: Interval, cells: list[Interval]) -> Interval:
+    """Minimum and maximum over the at most two cells that each axis' range touches."""
+    lo, hi = level
+    lows, highs = [], []
+    for corner in range(2 ** len(cells)):
+        where = tuple(cell[corner >> axis & 1] for axis, cell in enumerate(cells))
+        lows.append(lo[where])
+        highs.append(hi[where])
+    return np.minimum.reduce(lows), np.maximum.reduce(highs)

@@ -1,0 +1,296 @@
+"""The command line: `flexspec patterns | show | explain | check`. Exit 0: fine, 1: differs, 2: a mistake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import flexspec as fs
+from flexspec.errors import FlexSpecError
+
+from . import cli_values
+
+if TYPE_CHECKING:
+    from .block_map import BlockMap
+
+app = typer.Typer(
+    help="Attention patterns: draw them, explain them, compare them. A PATTERN is text such as "
+    "'causal_window(window=1024) | sink(4)', a spec file (.yaml, .yml, .json), or file.py:name.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Pattern = Annotated[
+    str, typer.Argument(help="Pattern text, a spec file, or file.py:name.", show_default=False)
+]
+Length = Annotated[int | None, typer.Option(help="Queries, in tokens. A canvas' own size where left out.")]
+KvLength = Annotated[int | None, typer.Option(help="Keys, in tokens. As many as queries where left out.")]
+BlockSize = Annotated[str, typer.Option(help="Tokens in a block: N, or QxKV such as 128x64.")]
+OrderText = Annotated[
+    str | None, typer.Option("--order", help="Where tokens lie in memory, e.g. 'tiled(t=6, h=8, w=8)'.")
+]
+Heads = Annotated[
+    int | None, typer.Option(help="How many heads there are, where the pattern depends on them.")
+]
+Batch = Annotated[
+    int | None, typer.Option(help="How many batch entries there are, where it depends on them.")
+]
+Values = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-p", "--set", metavar="NAME=VALUE", help="A run-time value: 7, 0.5, true, 0,0,1,1 or ids.npy."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, also for a mistake.")]
+
+SHOW_EXAMPLES = """[bold]Examples[/bold]
+
+flexspec show 'causal_window(window=512) | sink(4)' --length 8192
+
+flexspec show my_masks.py:pattern --length 100000 -o mask.png
+
+flexspec show 'document()' --length 8 --block-size 2 -p document_id=0,0,0,1,1,2,2,2"""
+EXPLAIN_EXAMPLES = """[bold]Examples[/bold]
+
+flexspec explain 'causal()' --length 4096
+
+flexspec explain spec.yaml --length 131072 --json"""
+CHECK_EXAMPLES = """[bold]Examples[/bold]
+
+flexspec check 'causal_window(window=8)' --against 'causal() & sliding_window(window=7)' --length 100
+
+flexspec check old.py:mask_mod --against new.yaml --length 65536 --heads 8"""
+
+
+@contextmanager
+def _reporting(as_json: bool, *patterns: str) -> Iterator[None]:
+    """A FlexSpecError inside becomes a message and exit code 2; of code, the user's own lines are shown."""
+    try:
+        yield
+    except FlexSpecError as error:
+        text = cli_values.without_foreign_lines(str(error), patterns)
+        if as_json:
+            several = str(error) != error.describe()
+            message = text.removeprefix(f"[{error.code}] ") if several else error.message
+            _print_json({"error": {"code": error.code, "message": message, "fix": error.fix}})
+        else:
+            from rich.console import Console
+            from rich.text import Text
+
+            head, _, rest = text.partition("\n")
+            Console(stderr=True, soft_wrap=True).print(
+                Text(head, style="bold red"), Text(rest), sep="\n", end="\n"
+            )
+        raise typer.Exit(2) from None
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"flexspec {metadata.version('flexspec')}")
+        except metadata.PackageNotFoundError:
+            print("flexspec (not installed)")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="[bold]Example[/bold]\n\nflexspec patterns --json")
+def patterns(as_json: Json = False) -> None:
+    """List the patterns that pattern text and spec files know."""
+    from flexspec.patterns import CATALOG
+
+    entries = CATALOG.values()
+    if as_json:
+        keys = ("name", "kind", "family", "example", "meaning")
+        _print_json([{key: str(getattr(entry, key)) for key in keys} for entry in entries])
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("name", "meaning", "example"):
+        table.add_column(title, overflow="fold")
+    family = None
+    for entry in entries:
+        if family is not None and entry.family != family:
+            table.add_section()
+        family = entry.family
+        table.add_row(Text(entry.name, style="cyan"), Text(entry.meaning), Text(entry.example, style="dim"))
+    Console().print(table)
+
+
+@app.command(epilog=SHOW_EXAMPLES)
+def show(
+    pattern: Pattern,
+    length: Length = None,
+    kv_length: KvLength = None,
+    block_size: BlockSize = "128",
+    order: OrderText = None,
+    heads: Heads = None,
+    head: Annotated[int, typer.Option(help="Which head is drawn.")] = 0,
+    batch: Batch = None,
+    values: Values = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A .png, .svg or .pdf file.")] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="Q:Q,KV:KV", help="Draw the pairs of this part, e.g. 0:512,0:512.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw which blocks are empty, partial or full: here, or into a picture with -o."""
+    with _reporting(as_json, pattern):
+        attention = cli_values.load(pattern)
+        q_len, kv_len = cli_values.lengths(length, kv_length, attention)
+        part = cli_values.region(region) if region else None
+        if part and output is None:
+            fix = "add -o mask.png"
+            raise FlexSpecError("FS020", "a region is drawn into a picture, and no file is named", fix=fix)
+        mask = attention.mask
+        made = fs.block_map(
+            mask,
+            q_len,
+            kv_len,
+            batch=batch,
+            heads=heads,
+            block_size=cli_values.block_size(block_size),
+            order=cli_values.order(order, attention),
+            **cli_values.inputs(values, mask),
+        )
+        path = made.show(output, h=head, region=part) if output else None
+        if as_json:
+            _print_json(_facts(made) | ({"picture": str(path)} if path else {}))
+        elif path:
+            print(path)
+        else:
+            from .draw import terminal
+
+            print(terminal.draw(made, h=head, width=cli_values.terminal_width()))
+
+
+def _facts(made: BlockMap) -> dict[str, Any]:
+    return {
+        "pattern": made.label,
+        "q_len": made.q_len,
+        "kv_len": made.kv_len,
+        "block_size": [made.block_q, made.block_kv],
+        "order": None if made.order is None else str(made.order),
+        "batch": made.batch,
+        "heads": made.heads,
+        "blocks": {kind.name.lower(): count for kind, count in made.counts().items()},
+        "density": made.density,
+    }
+
+
+@app.command(epilog=EXPLAIN_EXAMPLES)
+def explain(
+    pattern: Pattern,
+    length: Length = None,
+    kv_length: KvLength = None,
+    block_size: BlockSize = "128",
+    order: OrderText = None,
+    heads: Heads = None,
+    batch: Batch = None,
+    values: Values = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Write the formula as LaTeX.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a pattern means, what it costs, and what is proved about it."""
+    with _reporting(as_json, pattern):
+        attention = cli_values.load(pattern)
+        q_len, kv_len = cli_values.lengths(length, kv_length, attention)
+        size, given_order = cli_values.block_size(block_size), cli_values.order(order, attention)
+        attend = fs.compile(attention, order=given_order, block_size=size)
+        given = {"batch": batch, "heads": heads, **cli_values.inputs(values, *cli_values.formulas(attention))}
+        if as_json:
+            _print_json(attend.facts(q_len, kv_len, **given))
+        else:
+            print(attend.explain(q_len, kv_len, latex=latex, **given))
+
+
+@app.command(epilog=CHECK_EXAMPLES)
+def check(
+    pattern: Pattern,
+    against: Annotated[str, typer.Option(help="The pattern to compare with.", show_default=False)],
+    length: Length = None,
+    kv_length: KvLength = None,
+    heads: Heads = None,
+    batch: Batch = None,
+    values: Values = None,
+    as_json: Json = False,
+) -> None:
+    """Prove that two patterns keep the same pairs (exit code 0), or show a pair on which they differ (1)."""
+    with _reporting(as_json, pattern, against):
+        sides = cli_values.load(pattern), cli_values.load(against)
+        q_len, kv_len = cli_values.lengths(length, kv_length, *sides)
+        if sides[0].scores != sides[1].scores:
+            message = "the two sides have different scores, and only masks can be compared"
+            raise FlexSpecError("FS023", message, fix="check patterns without scores")
+        masks = [side.mask for side in sides]
+        given = {"batch": batch, "heads": heads, **cli_values.inputs(values, *masks)}
+        proof = fs.equals(*masks, q_len, kv_len, **given)
+        found = {
+            "equal": proof.holds,
+            "pattern": pattern,
+            "against": against,
+            "q_len": q_len,
+            "kv_len": kv_len or q_len,
+        }
+        if not proof.holds:
+            pair = proof.counterexample
+            kept = [cli_values.keeps(mask, pair, q_len, kv_len, given) for mask in masks]
+            found |= {"counterexample": dict(zip(("b", "h", "q", "kv"), pair, strict=True))}
+            found |= {"kept_by": (pattern, against)[kept.index(True)]}
+            found |= {"region": cli_values.region_around(pair, q_len, kv_len or q_len)}
+        if as_json:
+            _print_json(found)
+        else:
+            print(_verdict(found))
+    raise typer.Exit(0 if proof.holds else 1)
+
+
+def _verdict(found: dict[str, Any]) -> str:
+    size = f"{found['q_len']:,} queries x {found['kv_len']:,} keys"
+    if found["equal"]:
+        return f"equal: both keep the same pairs of {size}"
+    at = ", ".join(f"{name}={value:,}" for name, value in found["counterexample"].items())
+    left, right = found["pattern"], found["against"]
+    other = right if found["kept_by"] == left else left
+    size_options = f"--length {found['q_len']}"
+    if found["kv_len"] != found["q_len"]:
+        size_options += f" --kv-length {found['kv_len']}"
+    return (
+        f"different at {at}, of {size}\n"
+        f"  kept by      {found['kept_by']}\n"
+        f"  not kept by  {other}\n"
+        f"see: flexspec show {cli_values.quoted(left)} {size_options} -o mask.png --region {found['region']}"
+    )
+
+
+def main() -> None:
+    """The `flexspec` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What the command line's words mean: patterns from text and files, lengths, orders, values, regions."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flexspec as fs
+from flexspec.attention import as_attention
+from flexspec.errors import FlexSpecError, choices
+from flexspec.expr import inputs_of
+from flexspec.formula import Formula
+from flexspec.ops import Type
+from flexspec.order import Order
+from flexspec.source import Place
+from flexspec.spec import load as load_spec
+from flexspec.text import parse_order, parse_pattern
+
+AROUND = 64  # tokens on each side of a counterexample in the region that is suggested
+FOREIGN = re.compile(r'\n?  File "(?P<file>[^"]+)", line \d+(\n    .*\n    [ ]*\^+)?')
+
+
+def load(text: str) -> fs.Attention:
+    """A pattern from text, a spec file or `file.py:name`. FS023, FS050 to FS054, what a user's file raises."""
+    named = re.fullmatch(r"(?P<path>.+\.py)(?::(?P<name>\w*))?", text)
+    if named:
+        return as_attention(_object_in(Path(named["path"]), named["name"] or ""))
+    if Path(text).suffix.lower() in (".yaml", ".yml", ".json"):
+        return as_attention(load_spec(text))
+    return as_attention(parse_pattern(text))
+
+
+def formulas(attention: fs.Attention) -> tuple[Formula, ...]:
+    """Its mask and its scores."""
+    return attention.mask, *attention.scores
+
+
+def _object_in(path: Path, name: str) -> Any:
+    module = _run(path)
+    if name and hasattr(module, name):
+        return getattr(module, name)
+    kinds = (fs.Mask, fs.ScoreMod, fs.Attention)
+    own = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, kinds)
+        or getattr(value, "__module__", None) == module.__name__
+        and callable(value)
+    ]
+    message = f"{path} has no `{name}`" if name else f"{path} is named without one of its patterns"
+    raise FlexSpecError("FS051", message, fix=f"give {path}:NAME with {choices(own)}")
+
+
+def _run(path: Path) -> ModuleType:
+    """The user's own file as a module. FS054 where it is not there, FS052 where it raises."""
+    spec = importlib.util.spec_from_file_location(f"_of_the_user_{path.stem}", path)
+    if not path.is_file() or spec is None or spec.loader is None:
+        raise FlexSpecError("FS054", f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except FlexSpecError:
+        raise
+    except (Exception, SystemExit) as error:
+        message = f"{path} stopped with {type(error).__name__}: {error}"
+        raise FlexSpecError("FS052", message, where=_line_of(error, path)) from None
+    finally:
+        sys.path.pop(0)
+    return module
+
+
+def _line_of(error: BaseException, path: Path) -> str | None:
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if Path(trace.tb_frame.f_code.co_filename) == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return Place(str(path), line, 0, line, 10_000).caret() if line else None
+
+
+def lengths(length: int | None, kv_length: int | None, *attentions: fs.Attention) -> tuple[int, int | None]:
+    """Query and key lengths; those of the canvas where none is given. FS020."""
+    canvas = _canvas(*attentions)
+    if length is None and canvas is None:
+        raise FlexSpecError("FS020", "the length is not given", fix="add --length 4096")
+    return (length if length is not None else canvas.size if canvas else 0), kv_length
+
+
+def _canvas(*attentions: fs.Attention) -> fs.Canvas | None:
+    every = (each.canvas for attention in attentions for each in formulas(attention))
+    return next((canvas for canvas in every if canvas is not None), None)
+
+
+def block_size(text: str) -> int | tuple[int, int]:
+    """`128` or `128x64`. FS030."""
+    found = re.fullmatch(r"(\d+)(?:\s*[x×,]\s*(\d+))?", text.strip())
+    if not found:
+        raise FlexSpecError("FS030", f"the block size is {text!r}", fix="give --block-size 128 or 128x64")
+    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+
+
+def order(text: str | None, attention: fs.Attention) -> Order | None:
+    """The order that the text says of the pattern's canvas. FS033, FS050, FS051."""
+    return None if text is None else parse_order(text, _canvas(attention))
+
+
+def region(text: str) -> tuple[int, int, int, int]:
+    """`0:512,1024:1536` as (q_start, q_stop, kv_start, kv_stop). FS050."""
+    found = re.fullmatch(r"\s*(\d+):(\d+)\s*,\s*(\d+):(\d+)\s*", text.replace("_", ""))
+    if not found:
+        message = f"the region {text!r} cannot be read"
+        raise FlexSpecError("FS050", message, fix="give queries and keys, e.g. --region 0:512,1024:1536")
+    q_start, q_stop, kv_start, kv_stop = (int(part) for part in found.groups())
+    return q_start, q_stop, kv_start, kv_stop
+
+
+def region_around(pair: Sequence[int], q_len: int, kv_len: int) -> str:
+    """A region with the pair (b, h, q, kv) in its middle, as `--region` takes it."""
+    _, _, q, kv = pair
+    return ",".join(
+        f"{max(0, at - AROUND)}:{min(length, at + AROUND)}" for at, length in ((q, q_len), (kv, kv_len))
+    )
+
+
+def inputs(texts: Sequence[str] | None, *read_by: Formula) -> dict[str, Any]:
+    """Run-time values from `name=value` words, as the tensors and numbers that formulas read. FS023, FS050."""
+    nodes = {name: node for formula in read_by for name, node in inputs_of(formula.expr).items()}
+    found: dict[str, Any] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip().isidentifier() or not value.strip():
+            raise FlexSpecError(
+                "FS050", f"{text!r} is no value", fix="give -p window=512 or -p document_id=0,0,1"
+            )
+        node = nodes.get(name.strip())
+        found[name.strip()] = _tensor(value, node) if node else _number(name, value)
+    return found
+
+
+def _number(name: str, text: str) -> bool | int | float:
+    plain = text.strip().lower()
+    if plain in ("true", "false"):
+        return plain == "true"
+    try:
+        return int(plain.replace("_", ""))
+    except ValueError:
+        pass
+    try:
+        return float(plain)
+    except ValueError:
+        raise FlexSpecError("FS023", f"`{name}` is {text!r}; it must be a number") from None
+
+
+def _tensor(text: str, node: Any) -> Any:
+    """`0,0,1` or a .npy file as a tensor of the input's type; one row is given the leading dims, of size 1."""
+    import numpy as np
+    import torch
+
+    dtype = {Type.BOOL: torch.bool, Type.INT: torch.int64}.get(node.type, torch.float32)
+    if text.strip().endswith(".npy"):
+        try:
+            array = np.load(text.strip(), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise FlexSpecError("FS054", f"{text.strip()} cannot be read: {error}") from None
+        if array.dtype.kind not in "biuf":
+            raise FlexSpecError("FS023", f"{text.strip()} holds {array.dtype}, not numbers")
+        tensor = torch.from_numpy(array if array.dtype.kind != "u" else array.astype(np.int64))
+    else:
+        tensor = torch.tensor([_number(node.name, part) for part in text.split(",")]).to(dtype)
+    while tensor.dim() < len(node.dims):
+        tensor = tensor[None]
+    return tensor
+
+
+def keeps(
+    mask: fs.Mask, pair: Sequence[int], q_len: int, kv_len: int | None, given: Mapping[str, Any]
+) -> bool:
+    """Does the mask keep the pair (b, h, q, kv)? given: batch, heads and run-time values, its own and others'."""
+    b, h, q, kv = pair
+    known = {"batch", "heads", *inputs_of(mask.expr), *mask.parameters}
+    own = {name: value for name, value in given.items() if name in known}
+    made = fs.block_map(mask, q_len, kv_len, **own)
+    b, h = b if made.batch > 1 else 0, h if made.heads > 1 else 0
+    return bool(made.tokens(q, q + 1, kv, kv + 1, b=b, h=h))
+
+
+def without_foreign_lines(text: str, patterns: Sequence[str]) -> str:
+    """An error's text without the lines of code that are not in a file which the user named."""
+    own = {Path(re.sub(r"\.py:\w*$", ".py", pattern)).resolve() for pattern in patterns}
+    return FOREIGN.sub(lambda found: found[0] if Path(found["file"]).resolve() in own else "", text)
+
+
+def terminal_width() -> int:
+    """Columns to draw in, at most 100."""
+    return min(100, shutil.get_terminal_size((72, 24)).columns)
+
+
+def quoted(text: str) -> str:
+    """A word as the shell takes it."""
+    return shlex.quote(text)

@@ -1,0 +1,237 @@
+"""Pictures of block maps as image files: queries downwards, keys rightwards, both in tokens."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flexspec.errors import FlexSpecError, choices
+
+from .scale import Cells, Region, Shade, block_cells, heads_text, pair_cells, ticks, whole
+
+if TYPE_CHECKING:
+    from ..block_map import BlockMap
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+# Orange and blue stay apart for colour-blind readers; each shade is darker than the one before, so that they
+# also survive a black-and-white printer.
+COLORS = {
+    Shade.BLANK: "#FFFFFF",
+    Shade.DROPPED: "#FBE6BF",
+    Shade.MIXED: "#E69F00",
+    Shade.KEPT: "#B55A00",
+    Shade.SOLID: "#0B4272",
+}
+MOST_CELLS = 640  # per side: about as many as a page can show
+SMALL = (
+    64  # tokens per side up to which a whole map is drawn pair by pair, and lines are drawn between tokens
+)
+SIDE = 5.4  # inches of the longer axis
+THINNEST = 0.2  # of the longer axis: what a single query's row is stretched to
+MARGIN = {"left": 1.0, "right": 0.35, "axis": 0.58, "legend": 0.5, "line": 0.2}  # inches
+
+
+def save(
+    block_map: BlockMap, path: str | Path, *, b: int = 0, h: int = 0, region: Region | None = None
+) -> Path:
+    """Draw batch `b`, head `h` of the map into a .png, .svg or .pdf file; returns its path.
+
+    Without a region the whole map is drawn by blocks (by pairs where it has at most 64 x 64 tokens).
+    region: (q_start, q_stop, kv_start, kv_stop) in tokens, at most 4,096 on a side, drawn pair by pair with
+    the blocks' boundaries. Where there are more cells than a page shows, a cell has the kind that one block
+    of its size would have: empty or full where all of it is, else partial. Raises FS030 (head, region),
+    FS054 (the file).
+
+    >>> save(block_map, "mask.png", region=(0, 512, 0, 512))  # doctest: +SKIP
+    PosixPath('mask.png')
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        message = f"a picture cannot be written as {path.suffix or 'a file without a suffix'}: {path}"
+        raise FlexSpecError("FS054", message, fix=f"end its name in {choices(SUFFIXES)}")
+    if region is None and max(block_map.q_len, block_map.kv_len) <= SMALL:
+        region = whole(block_map)
+    most = (MOST_CELLS, MOST_CELLS)
+    cells = pair_cells(block_map, b, h, region, most) if region else block_cells(block_map, b, h, most)
+    figure = _figure(block_map, cells, heads_text(block_map, b, h))
+    stamp = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    try:
+        figure.savefig(path, metadata=stamp[path.suffix.lower()])
+    except OSError as error:
+        raise FlexSpecError("FS054", f"{path} cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def _figure(block_map: BlockMap, cells: Cells, head: str) -> Any:
+    """The figure, laid out in inches so that the text has one size at every shape of map."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across, down, dpi = _axes_size(cells)
+    width = max(across + MARGIN["left"] + MARGIN["right"], 6.4)
+    title = _title(block_map.label, columns=int(width * 10.5))
+    notes = _notes(block_map, cells, head, columns=int(width * 15.5))
+    header = 0.16 + 0.235 * len(title) + MARGIN["line"] * len(notes) + MARGIN["axis"]
+    height = header + down + MARGIN["legend"]
+
+    figure = Figure(figsize=(width, height), dpi=dpi)
+    FigureCanvasAgg(figure)
+    left = MARGIN["left"] + max(0.0, width - across - MARGIN["left"] - MARGIN["right"]) / 2
+    axes = figure.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
+    _fill(axes, block_map, cells)
+    style = {"ha": "center", "va": "top", "parse_math": False}
+    figure.text(
+        0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style
+    )
+    below = 0.16 + 0.235 * len(title)
+    figure.text(
+        0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style
+    )
+    _legend(figure, cells)
+    return figure
+
+
+def _axes_size(cells: Cells) -> tuple[float, float, float]:
+    """Inches across, inches down, and dots per inch at which each cell is a whole number of dots."""
+    q_start, q_stop, kv_start, kv_stop = cells.region
+    rows, columns = (q_stop - q_start) / cells.cell_q, (kv_stop - kv_start) / cells.cell_kv
+    ratio = (q_stop - q_start) / (kv_stop - kv_start)
+    down, across = SIDE * min(1.0, max(ratio, THINNEST)), SIDE * min(1.0, max(1 / ratio, THINNEST))
+    longer = max((columns, across), (rows, down), key=lambda side: side[1])
+    dots = max(1, round(200 * longer[1] / longer[0]))
+    dpi = dots * longer[0] / longer[1]
+    across_dots = max(1, round(across * dpi / columns)) * columns
+    down_dots = max(1, round(down * dpi / rows)) * rows
+    return across_dots / dpi, down_dots / dpi, dpi
+
+
+def _fill(axes: Any, block_map: BlockMap, cells: Cells) -> None:
+    from matplotlib.colors import to_rgb
+
+    q_start, q_stop, kv_start, kv_stop = cells.region
+    palette = (np.array([to_rgb(COLORS[shade]) for shade in Shade]) * 255).round().astype(np.uint8)
+    rows, columns = cells.shades.shape
+    # A last cell that covers fewer tokens is cut off at the map's edge, not squeezed.
+    right, bottom = kv_start + columns * cells.cell_kv, q_start + rows * cells.cell_q
+    axes.imshow(
+        palette[cells.shades], extent=(kv_start, right, bottom, q_start), interpolation="none", aspect="auto"
+    )
+    axes.set_xlim(kv_start, kv_stop)
+    axes.set_ylim(q_stop, q_start)
+    _lines(axes, block_map, cells)
+    axes.xaxis.set_ticks_position("top")
+    axes.xaxis.set_label_position("top")
+    axes.set_xlabel(_axis_label("key position", block_map), fontsize=9.5, labelpad=6)
+    axes.set_ylabel(_axis_label("query position", block_map), fontsize=9.5, labelpad=6)
+    size = axes.get_window_extent()
+    for side, start, stop, block, most in (
+        (
+            axes.xaxis,
+            kv_start,
+            kv_stop,
+            block_map.block_kv,
+            max(2, round(7 * size.width / axes.figure.dpi / SIDE)),
+        ),
+        (
+            axes.yaxis,
+            q_start,
+            q_stop,
+            block_map.block_q,
+            max(2, round(9 * size.height / axes.figure.dpi / SIDE)),
+        ),
+    ):
+        at = list(ticks(start, stop, block if stop - start > block else 1, most))
+        side.set_ticks(at, [f"{value:,}" for value in at])
+    axes.tick_params(labelsize=8, length=3, color="#666666")
+    for spine in axes.spines.values():
+        spine.set(color="#666666", linewidth=0.8)
+        spine.set_position(("outward", 0.5))  # beside the cells, not over a column of one dot
+
+
+def _axis_label(name: str, block_map: BlockMap) -> str:
+    return f"{name} in memory order" if block_map.order is not None else name
+
+
+def _lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
+    """Lines between tokens and between blocks, each where they are few enough to help."""
+    q_start, q_stop, kv_start, kv_stop = cells.region
+    sides = (
+        (axes.axhline, q_start, q_stop, block_map.block_q),
+        (axes.axvline, kv_start, kv_stop, block_map.block_kv),
+    )
+    if cells.pairs and max(q_stop - q_start, kv_stop - kv_start) <= SMALL:
+        for line, start, stop, _ in sides:
+            for at in range(start + 1, stop):
+                line(at, color="#FFFFFF", linewidth=1.1)
+                line(at, color="#D9D9D9", linewidth=0.35)
+    if max((stop - start) / block for _, start, stop, block in sides) > SMALL:
+        return
+    many = max((stop - start) / block for _, start, stop, block in sides) > SMALL / 4
+    color, width = ("#8C8C8C", 0.35) if many else ("#555555", 0.7)
+    if not cells.pairs:
+        color, width = "#BDBDBD", 0.45
+    for line, start, stop, block in sides:
+        if block > 1 or not cells.pairs:
+            for at in range(-(-(start + 1) // block) * block, stop, block):
+                line(at, color=color, linewidth=width)
+
+
+def _title(label: str, columns: int) -> list[str]:
+    lines = textwrap.wrap(label, columns, break_long_words=True) or [""]
+    return (
+        lines
+        if len(lines) <= 3
+        else [*lines[:2], textwrap.shorten(" ".join(lines[2:]), columns, placeholder=" …")]
+    )
+
+
+def _notes(block_map: BlockMap, cells: Cells, head: str, columns: int) -> list[str]:
+    q_start, q_stop, kv_start, kv_stop = cells.region
+    facts = [f"{block_map.q_len:,} queries × {block_map.kv_len:,} keys"]
+    if cells.region != whole(block_map):
+        facts.append(f"region q {q_start:,}–{q_stop:,}, kv {kv_start:,}–{kv_stop:,}")
+    facts.append(f"blocks of {block_map.block_q} × {block_map.block_kv}")
+    if block_map.order is not None:
+        facts.append(f"order {block_map.order}")
+    if head:
+        facts.append(head)
+    facts.append(f"density {_percent(block_map.density)}")
+    step = (cells.cell_q, cells.cell_kv)
+    if not cells.pairs:
+        step = (step[0] // block_map.block_q, step[1] // block_map.block_kv)
+    if step != (1, 1):
+        facts.append(f"a dot is {step[0]} × {step[1]} {'pairs' if cells.pairs else 'blocks'}")
+    lines = [facts[0]]
+    for fact in facts[1:]:
+        joined = f"{lines[-1]}  ·  {fact}"
+        lines = [*lines[:-1], joined] if len(joined) <= columns else [*lines, fact]
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def _legend(figure: Any, cells: Cells) -> None:
+    from matplotlib.patches import Patch
+
+    empty, partial, full = cells.blocks
+
+    def entry(shade: Shade, text: str) -> Any:
+        return Patch(facecolor=COLORS[shade], edgecolor="#666666", linewidth=0.6, label=text)
+
+    entries = [entry(Shade.BLANK, f"empty blocks: {empty:,}")]
+    entries.append(entry(Shade.DROPPED if cells.pairs else Shade.MIXED, f"partial blocks: {partial:,}"))
+    if cells.pairs and partial:
+        entries.append(entry(Shade.KEPT, "pairs kept in them"))
+    if cells.pairs and bool((cells.shades == Shade.MIXED).any()):
+        entries.append(entry(Shade.MIXED, "some kept"))
+    entries.append(entry(Shade.SOLID, f"full blocks: {full:,}"))
+    figure.legend(
+        handles=entries, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(entries), frameon=False,
+        fontsize=8.5, handlelength=1.1, handleheight=1.1, columnspacing=1.4, handletextpad=0.5,
+    )  # fmt: skip

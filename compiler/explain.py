@@ -1,0 +1,176 @@
+"""What was made of a spec, stage by stage, as text or as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from flexspec.attention import Attention
+from flexspec.expr import Expr, var
+from flexspec.inputs import Bound
+from flexspec.order import Order
+from flexspec.syntax import formula
+
+from .backends.torch_source import source_of
+from .block_map import BlockMap
+from .classify import BlockKind
+from .pipeline import Stages
+from .proof import Proof, every_query_attends, is_causal
+
+_LONG = 100
+
+
+@dataclass
+class Report:
+    """One compilation at given sizes, and what is asked of it."""
+
+    spec: Attention
+    order: Order | None
+    backend: str
+    bound: Bound
+    block_map: BlockMap
+    stages: Stages
+    head_dim: int
+    mask: Expr
+    score: Expr
+
+    @property
+    def mask_formula(self) -> str:
+        return formula(self.spec.kept.expr)
+
+    @cached_property
+    def proofs(self) -> dict[str, Proof]:
+        """What is known of the mask at these lengths (in logical positions; padding of an order left out)."""
+        plain = self.block_map
+        if self.order is not None:
+            from .pipeline import map_of
+
+            plain = map_of(self.spec.kept, self.bound, 128, None, plain.device, Stages())
+        return {
+            "causal": is_causal(self.spec.kept, self.bound),
+            "every query attends": every_query_attends(plain),
+        }
+
+    def flops(self) -> tuple[int, float]:
+        """Forward FLOPs over the blocks that are not empty (2 matrix products), and their share of dense."""
+        heads = (self.bound.sizes.batch or 1) * (self.bound.sizes.heads or 1)
+        dense = 4 * heads * self.block_map.q_len * self.block_map.kv_len * self.head_dim
+        return round(dense * self.block_map.density), self.block_map.density
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as JSON-able data."""
+        made, counts = self.block_map, self.block_map.counts()
+        flops, share = self.flops()
+        return {
+            "spec": self.spec.label,
+            "formula": self.mask_formula,
+            "score": formula(self.spec.formula.expr.children[1]),
+            "order": str(self.order) if self.order else None,
+            "q_len": self.bound.sizes.q_len,
+            "kv_len": self.bound.sizes.kv_len,
+            "block_size": [made.block_q, made.block_kv],
+            "blocks": {kind.name.lower(): count for kind, count in counts.items()},
+            "block_density": made.density,
+            "token_density": made.token_density,
+            "flops": flops,
+            "fraction_of_dense": share,
+            "map_bytes": made.nbytes,
+            "depends_on_batch": "b" in self.mask.names,
+            "depends_on_head": "h" in self.mask.names,
+            "proofs": {
+                name: {"holds": proof.holds, "counterexample": proof.counterexample}
+                for name, proof in self.proofs.items()
+            },
+            "seconds": self.stages.seconds,
+        }
+
+
+def explain(report: Report, *, latex: bool = False) -> str:
+    """The report under the headings SPEC, EXPR, SIMPLIFIED, BLOCKS, KERNEL, PROOFS."""
+    sections = {
+        "SPEC": _spec(report),
+        "EXPR": _expr(report, latex),
+        "SIMPLIFIED": _simplified(report),
+        "BLOCKS": _blocks(report),
+        "KERNEL": _kernel(report),
+        "PROOFS": _proofs(report),
+    }
+    parts = []
+    for name, lines in sections.items():
+        seconds = report.stages.seconds.get(name)
+        heading = name if seconds is None else f"{name}  ({seconds * 1e3:.1f} ms)"
+        parts.append("\n".join([heading, *(f"  {line}" for line in lines)]))
+    return "\n".join(parts)
+
+
+def _spec(report: Report) -> list[str]:
+    lines = [report.spec.label]
+    if report.spec.kept.canvas:
+        lines.append(str(report.spec.kept.canvas))
+    if report.order:
+        lines.append(f"order {report.order}")
+    values = {name: value for name, value in report.bound.numbers.items()}
+    values |= {name: f"{str(t.dtype)[6:]}{list(t.shape)}" for name, t in report.bound.tensors.items()}
+    return lines + [f"{name} = {value}" for name, value in values.items()]
+
+
+def _expr(report: Report, latex: bool) -> list[str]:
+    lines = [f"keep   {report.mask_formula}"]
+    if report.score is not var("score"):
+        lines.append(f"score  {formula(report.spec.formula.expr.children[1])}")
+    if latex:
+        from .latex import to_latex  # sympy is slow to import
+
+        lines.append(f"latex  {to_latex(report.spec.kept.expr)}")
+    return lines
+
+
+def _simplified(report: Report) -> list[str]:
+    unique = report.stages.results["SIMPLIFIED"]
+    shown = [_short(formula(expr)) for expr in unique[:4]]
+    return shown + ([f"... {len(unique)} distinct masks in all"] if len(unique) > 4 else [])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 6 * _LONG else text[: 6 * _LONG] + " ..."
+
+
+def _blocks(report: Report) -> list[str]:
+    made, counts, trail = report.block_map, report.block_map.counts(), report.stages.results["BLOCKS"]
+    flops, share = report.flops()
+    total = sum(counts.values())
+    kinds = ", ".join(f"{count:,} {kind.name.lower()} ({count / total:.2%})" for kind, count in counts.items())
+    each = f"{len(made.maps)} distinct map{'s' if len(made.maps) > 1 else ''}"
+    return [
+        f"{made.q_len:,} x {made.kv_len:,} tokens in blocks of {made.block_q} x {made.block_kv}, {each}",
+        kinds,
+        f"token density {made.token_density:.4%}, block density {made.density:.4%}",
+        f"{flops:.3g} FLOPs forward at head_dim {report.head_dim}: {share:.4f} of dense",
+        f"{made.nbytes:,} bytes hold the map",
+        f"decided by {sum(trail.boxes):,} boxes; {trail.witnessed:,} blocks by witnesses, "
+        f"{trail.evaluated:,} by evaluation (empty and full ones by bounds)",
+    ]
+
+
+def _kernel(report: Report) -> list[str]:
+    lines = [f"backend {report.backend}"]
+    lines += source_of(report.mask, kind="mask_mod").splitlines()
+    if report.score is not var("score"):
+        lines += source_of(report.score, kind="score_mod").splitlines()
+    if report.block_map.counts()[BlockKind.FULL]:
+        lines.append("full blocks skip the mask_mod")
+    return lines
+
+
+def _proofs(report: Report) -> list[str]:
+    lines = []
+    for name, proof in report.proofs.items():
+        if proof.holds:
+            lines.append(f"{name}: yes")
+        else:
+            at = dict(zip(("b", "h", "q", "kv"), proof.counterexample or (), strict=True))
+            lines.append(f"{name}: no, e.g. {', '.join(f'{k} = {x}' for k, x in at.items() if x is not None)}")
+    for name, position in (("batch", "b"), ("head", "h")):
+        lines.append(f"depends on {name}: {'yes' if position in report.mask.names else 'no'}")
+    return lines

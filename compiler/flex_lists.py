@@ -1,0 +1,54 @@
+"""A block map as torch's BlockMask: index lists of the kv side and of the q side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention.flex_attention import BlockMask
+
+from .classify import BlockKind
+
+if TYPE_CHECKING:
+    from .block_map import BlockMap
+
+
+def to_flex(
+    block_map: BlockMap,
+    mask_mod: Any,
+    batch: int | None = None,
+    heads: int | None = None,
+    *,
+    separate_full_blocks: bool = True,
+) -> BlockMask:
+    """torch's BlockMask, field by field as `create_block_mask` makes it.
+
+    A ragged last block is partial even when all its positions are kept: torch's kernel tests only lengths that 128
+    divides, and reads past the end of a full block otherwise. batch, heads: expand the lists to these sizes.
+    """
+    kinds = block_map.kinds()
+    if block_map.q_len % block_map.block_q:
+        kinds[:, :, -1].clamp_(max=int(BlockKind.PARTIAL))
+    if block_map.kv_len % block_map.block_kv:
+        kinds[..., -1].clamp_(max=int(BlockKind.PARTIAL))
+    kinds = kinds.expand(batch or kinds.shape[0], heads or kinds.shape[1], -1, -1)
+    partial, full = kinds == BlockKind.PARTIAL, kinds == BlockKind.FULL
+    if separate_full_blocks:
+        lists = [*_lists(partial), *_lists(full), *_lists(partial.mT), *_lists(full.mT)]
+    else:
+        lists = [*_lists(partial | full), None, None, *_lists((partial | full).mT), None, None]
+    sizes = (block_map.block_q, block_map.block_kv)
+    return BlockMask((block_map.q_len, block_map.kv_len), *lists, BLOCK_SIZE=sizes, mask_mod=mask_mod)
+
+
+def contiguous(chosen: torch.Tensor) -> bool:
+    """Is every row of `chosen` (bool [..., rows, columns]) at most one run without gaps?"""
+    starts = chosen.clone()
+    starts[..., 1:] &= ~chosen[..., :-1]
+    return bool((starts.sum(-1) <= 1).all())
+
+
+def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts per row, and columns: the chosen ones ascending, then the others ascending. int32, contiguous."""
+    order = torch.argsort(chosen.to(torch.int8), dim=-1, descending=True, stable=True)
+    return chosen.sum(-1).to(torch.int32).contiguous(), order.to(torch.int32).contiguous()

@@ -1,0 +1,292 @@
+"""How each operator bounds its result: from intervals of the operands to an interval of the result.
+
+An interval is a pair of arrays (lo, hi), both ends included, of the operand's numpy type. Integers past
+`FAR` mean "unbounded"; a float end that is nan means "unknown". A boolean interval (False, True) is undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from flexspec.errors import FlexSpecError
+from flexspec.ops import OPS, Type
+
+from .points import Array
+
+Interval = tuple[Array, Array]
+Rule = Callable[..., Interval]
+FAR = 2**61
+_TINY = 4
+"""Ends of transcendental functions move outward by this many units in the last place."""
+
+
+def convert(x: Interval, old: Type, new: Type) -> Interval:
+    """An interval as another type: every conversion is monotone."""
+    if old is new:
+        return x
+    lo, hi = x
+    if new is Type.BOOL:
+        zero = (lo <= 0) & (hi >= 0)
+        return ~(zero | (lo != lo) | (hi != hi)), ~((lo == 0) & (hi == 0))
+    if new is Type.INT:
+        if old is Type.BOOL:
+            return lo.astype(np.int64), hi.astype(np.int64)
+        bad = ~(np.isfinite(lo) & np.isfinite(hi) & (np.abs(lo) < FAR) & (np.abs(hi) < FAR))
+        low, high = (np.trunc(np.where(bad, 0, end)).astype(np.int64) for end in x)
+        return np.where(bad, -FAR, low), np.where(bad, FAR, high)
+    if old is Type.INT:
+        low, high = lo.astype(new.numpy), hi.astype(new.numpy)
+        return np.where(lo <= -FAR, -np.inf, low).astype(new.numpy), np.where(hi >= FAR, np.inf, high).astype(new.numpy)
+    return lo.astype(new.numpy), hi.astype(new.numpy)
+
+
+def _is_int(x: Interval) -> bool:
+    return bool(x[0].dtype == np.int64)
+
+
+def _unbounded(like: Array) -> Interval:
+    return np.full_like(like, -FAR), np.full_like(like, FAR)
+
+
+def _unknown(like: Array) -> Interval:
+    return np.full_like(like, np.nan), np.full_like(like, np.nan)
+
+
+def _far(x: Interval) -> Array:
+    return (x[0] <= -FAR) | (x[1] >= FAR)
+
+
+def _clip(lo: Array, hi: Array, open_lo: Array, open_hi: Array) -> Interval:
+    lo = np.where(open_lo, -FAR, np.clip(lo, -FAR, FAR))
+    return lo, np.where(open_hi, FAR, np.clip(hi, -FAR, FAR))
+
+
+def add(a: Interval, b: Interval) -> Interval:
+    if not _is_int(a):
+        return a[0] + b[0], a[1] + b[1]
+    low, high = (a[0] <= -FAR) | (b[0] <= -FAR), (a[1] >= FAR) | (b[1] >= FAR)
+    return _clip(a[0] + b[0], a[1] + b[1], low, high)
+
+
+def neg(a: Interval) -> Interval:
+    return -a[1], -a[0]
+
+
+def sub(a: Interval, b: Interval) -> Interval:
+    return add(a, neg(b))
+
+
+def _corners(function: Callable[[Array, Array], Array], a: Interval, b: Interval) -> Interval:
+    values = [function(x, y) for x in a for y in b]
+    lo = np.minimum(np.minimum(values[0], values[1]), np.minimum(values[2], values[3]))
+    return lo, np.maximum(np.maximum(values[0], values[1]), np.maximum(values[2], values[3]))
+
+
+def mul(a: Interval, b: Interval) -> Interval:
+    if not _is_int(a):
+        return _corners(np.multiply, a, b)
+    low, high = _corners(lambda x, y: x.astype(np.float64) * y.astype(np.float64), a, b)
+    far = _far(a) | _far(b)
+    large = (low <= -FAR) | (high >= FAR)
+    if bool((large & ~far).any()):
+        size = float(max(abs(low).max(), abs(high).max()))
+        message = f"a product of positions reaches {size:.3g}, past 64-bit integers"
+        raise FlexSpecError("FS034", message, fix="use smaller factors, or floats")
+    lo, hi = _corners(np.multiply, a, b)
+    return np.where(far, -FAR, lo), np.where(far, FAR, hi)
+
+
+def _holds_zero(x: Interval) -> Array:
+    return (x[0] <= 0) & (x[1] >= 0)
+
+
+def div(a: Interval, b: Interval) -> Interval:
+    lo, hi = _corners(np.true_divide, a, b)
+    bad = _holds_zero(b)
+    return np.where(bad, np.nan, lo).astype(lo.dtype), np.where(bad, np.nan, hi).astype(hi.dtype)
+
+
+def floordiv(a: Interval, b: Interval) -> Interval:
+    if not _is_int(a):
+        return _unknown(a[0] + b[0])
+    zero = _holds_zero(b)
+    safe = (np.where(zero, 1, b[0]), np.where(zero, 1, b[1]))
+    lo, hi = _corners(np.floor_divide, a, safe)
+    bad = zero | _far(a) | _far(b)
+    return np.where(bad, -FAR, lo), np.where(bad, FAR, hi)
+
+
+def mod(a: Interval, b: Interval) -> Interval:
+    if not _is_int(a):
+        lo, hi = np.broadcast_arrays(a[0] + 0 * b[0], a[1] + b[1])
+        ok = np.isfinite(lo) & np.isfinite(hi) & (b[0] > 0)
+        return np.where(ok, 0, np.nan).astype(lo.dtype), np.where(ok, b[1], np.nan).astype(lo.dtype)
+    one = (b[0] == b[1]) & (b[0] != 0) & ~_far(a)
+    step = np.where(one, b[0], 1)
+    same = one & (a[0] // step == a[1] // step)
+    inside = (a[0] >= 0) & (a[1] < b[0])
+    low = np.where(b[0] < 0, b[0] + 1, 0)
+    high = np.where(b[1] > 0, b[1] - 1, 0)
+    high = np.where((a[0] >= 0) & (b[0] > 0), np.minimum(high, a[1]), high)
+    low, high = np.where(inside, a[0], low), np.where(inside, a[1], high)
+    first, last = a[0] % step, a[1] % step
+    return np.where(same, first, low), np.where(same, last, high)
+
+
+def absolute(a: Interval) -> Interval:
+    lo, hi = np.abs(a[0]), np.abs(a[1])
+    return np.where(_holds_zero(a), np.zeros_like(lo), np.minimum(lo, hi)), np.maximum(lo, hi)
+
+
+def minimum(a: Interval, b: Interval) -> Interval:
+    return np.minimum(a[0], b[0]), np.minimum(a[1], b[1])
+
+
+def maximum(a: Interval, b: Interval) -> Interval:
+    return np.maximum(a[0], b[0]), np.maximum(a[1], b[1])
+
+
+def lt(a: Interval, b: Interval) -> Interval:
+    return a[1] < b[0], ~(a[0] >= b[1])
+
+
+def le(a: Interval, b: Interval) -> Interval:
+    return a[1] <= b[0], ~(a[0] > b[1])
+
+
+def eq(a: Interval, b: Interval) -> Interval:
+    apart = (a[1] < b[0]) | (a[0] > b[1])
+    return (a[0] == a[1]) & (b[0] == b[1]) & (a[0] == b[0]), ~apart
+
+
+def negation(a: Interval) -> Interval:
+    return (~a[1], ~a[0])
+
+
+def _mask_above(x: Array) -> Array:
+    """The least `2**k - 1` that is not below x >= 0."""
+    bits = np.ceil(np.log2(x.astype(np.float64) + 2))
+    return np.where(x >= 2**52, FAR, (2.0 ** np.minimum(bits, 60)).astype(np.int64) - 1)
+
+
+def _bits(logical: Callable[[Array, Array], Array], exact_max: bool) -> Rule:
+    def rule(a: Interval, b: Interval) -> Interval:
+        if a[0].dtype == np.bool_:
+            return logical(a[0], b[0]), logical(a[1], b[1])
+        both = (a[0] >= 0) & (b[0] >= 0)
+        one = (a[0] == a[1]) & (b[0] == b[1])
+        wide = _mask_above(np.maximum(np.maximum(np.abs(a[0]), np.abs(a[1])), np.maximum(np.abs(b[0]), np.abs(b[1]))))
+        hi = np.minimum(a[1], b[1]) if exact_max else wide
+        value = logical(a[0], b[0])
+        lo = np.where(both, 0, -wide - 1)
+        return np.where(one, value, lo), np.where(one, value, np.where(both, hi, wide))
+
+    return rule
+
+
+def xor(a: Interval, b: Interval) -> Interval:
+    if a[0].dtype != np.bool_:
+        return _bits(np.bitwise_xor, False)(a, b)
+    known = (a[0] == a[1]) & (b[0] == b[1])
+    value = a[0] ^ b[0]
+    return known & value, ~known | value
+
+
+def lshift(a: Interval, b: Interval) -> Interval:
+    size = np.maximum(np.abs(a[0]), np.abs(a[1])).astype(np.float64) * 2.0 ** np.clip(b[1], 0, 64)
+    bad = (b[0] < 0) | (b[1] > 60) | (size >= FAR) | _far(a)
+    lo, hi = _corners(np.left_shift, a, (np.where(bad, 0, b[0]), np.where(bad, 0, b[1])))
+    return np.where(bad, -FAR, lo), np.where(bad, FAR, hi)
+
+
+def rshift(a: Interval, b: Interval) -> Interval:
+    bad = (b[0] < 0) | (b[1] > 63) | _far(a)
+    lo, hi = _corners(np.right_shift, a, (np.where(bad, 0, b[0]), np.where(bad, 0, b[1])))
+    return np.where(bad, -FAR, lo), np.where(bad, FAR, hi)
+
+
+def where(condition: Interval, a: Interval, b: Interval) -> Interval:
+    lo, hi = np.minimum(a[0], b[0]), np.maximum(a[1], b[1])
+    yes, no = condition[0], ~condition[1]
+    return np.where(yes, a[0], np.where(no, b[0], lo)), np.where(yes, a[1], np.where(no, b[1], hi))
+
+
+def _widen(lo: Array, hi: Array) -> Interval:
+    for _ in range(_TINY):
+        lo, hi = np.nextafter(lo, -np.inf, dtype=lo.dtype), np.nextafter(hi, np.inf, dtype=hi.dtype)
+    return lo, hi
+
+
+def _rising(name: str, exact: bool) -> Rule:
+    def rule(a: Interval) -> Interval:
+        lo, hi = OPS[name].numpy(a[0]), OPS[name].numpy(a[1])
+        return (lo, hi) if exact else _widen(lo, hi)
+
+    return rule
+
+
+def _wave(a: Interval) -> Interval:
+    known = np.isfinite(a[0]) & np.isfinite(a[1])
+    lo, hi = np.where(known, -1, np.nan), np.where(known, 1, np.nan)
+    return lo.astype(a[0].dtype), hi.astype(a[0].dtype)
+
+
+def power(a: Interval, b: Interval) -> Interval:
+    lo, hi = _widen(*_corners(np.power, a, b))
+    bad = ~(a[0] > 0)
+    return np.where(bad, np.nan, lo).astype(lo.dtype), np.where(bad, np.nan, hi).astype(lo.dtype)
+
+
+def _swap(rule: Rule) -> Rule:
+    return lambda a, b: rule(b, a)
+
+
+RULES: dict[str, Rule] = {
+    "lt": lt,
+    "le": le,
+    "gt": _swap(lt),
+    "ge": _swap(le),
+    "eq": eq,
+    "ne": lambda a, b: negation(eq(a, b)),
+    "and": _bits(np.bitwise_and, True),
+    "or": _bits(np.bitwise_or, False),
+    "xor": xor,
+    "not": negation,
+    "lshift": lshift,
+    "rshift": rshift,
+    "add": add,
+    "sub": sub,
+    "mul": mul,
+    "div": div,
+    "floordiv": floordiv,
+    "mod": mod,
+    "neg": neg,
+    "abs": absolute,
+    "min": minimum,
+    "max": maximum,
+    "where": where,
+    **{name: _rising(name, True) for name in ("floor", "ceil", "round", "trunc", "sign", "sqrt")},
+    **{name: _rising(name, False) for name in ("exp", "exp2", "log", "log2", "tanh", "sigmoid")},
+    "sin": _wave,
+    "cos": _wave,
+    "pow": power,
+    **{kind.text: lambda a: a for kind in Type},
+}
+"""By operator name, on operands already converted to the operand types (a cast converts its operand itself)."""
+
+_CASTS = {kind.text for kind in Type}
+
+
+def bound(op: str, args: list[Interval], types: tuple[Type, ...]) -> Interval:
+    """The interval of `op` on operands of `types`."""
+    if op in _CASTS:
+        return convert(args[0], types[0], Type[op.upper()])
+    kinds, _ = OPS[op].signature(types)
+    operands = [convert(arg, old, new) for arg, old, new in zip(args, types, kinds, strict=True)]
+    lo, hi = RULES[op](*operands)
+    if lo.dtype.kind == "f":  # one unknown end is an unknown value: it may be nan, which compares as false
+        bad = np.isnan(lo) | np.isnan(hi)
+        lo, hi = np.where(bad, lo.dtype.type(np.nan), lo), np.where(bad, hi.dtype.type(np.nan), hi)
+    return lo, hi

@@ -1,0 +1,154 @@
+"""The way through: spec, expression, simplified expression, blocks, kernel. Read this file first.
+
+    predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify--> BlockMap --lower--> kernel
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from flexspec.errors import FlexSpecError
+from flexspec.expr import Expr
+from flexspec.inputs import Bound, Sizes, check_length, make_sizes
+from flexspec.mask import Mask, from_mask_mod
+from flexspec.order import Order, in_memory
+from flexspec.source import user_caret
+
+from .backends.torch_source import function_of
+from .block_map import BlockMap
+from .bounds import Bounds, Grid
+from .classify import Runs, Trail, classify
+from .points import Array
+from .simplify import as_array, specialise
+
+BlockSize = int | tuple[int, int]
+
+
+@dataclass
+class Stages:
+    """What each stage of one compilation made, and how long it took in seconds."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, name: str) -> Any:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def block_map(
+    mask: Mask | Callable[..., Any],
+    q_len: int,
+    kv_len: int | None = None,
+    *,
+    batch: int | None = None,
+    heads: int | None = None,
+    block_size: BlockSize = 128,
+    order: Order | None = None,
+    device: torch.device | str = "cpu",
+    **inputs: Any,
+) -> BlockMap:
+    """Which blocks of a mask are empty, partial or full: exact, derived from the expression.
+
+    q_len, kv_len: tokens (kv_len defaults to q_len). batch, heads: needed where the mask depends on them and no input
+    says it. block_size: tokens, one number or (query, key). order: where tokens lie in memory; the map is over
+    memory positions, padding included. device: of the tensors that the map gives. inputs: run-time values by name.
+    Raises FS020 to FS035.
+
+    >>> import flexspec as fs
+    >>> fs.block_map(fs.causal_window(256), 1_000_000)
+    BlockMap(causal_window(window=256): 1,000,000 x 1,000,000 in blocks of 128 x 128, 7,811 full, 15,625 partial, 61,019,532 empty, density 0.04%)
+    """
+    mask = from_mask_mod(mask)
+    sizes = make_sizes(q_len, kv_len, batch, heads)
+    return map_of(mask, mask.bind(sizes, inputs), block_size, order, torch.device(device), Stages())
+
+
+def map_of(
+    mask: Mask, bound: Bound, block_size: BlockSize, order: Order | None, device: torch.device, stages: Stages
+) -> BlockMap:
+    """The pipeline from a mask and its values to its block map; every stage's result is kept in `stages`."""
+    grid = make_grid(bound.sizes, block_size, order)
+    with stages.timed("EXPR"):
+        expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+    with stages.timed("SIMPLIFIED"):
+        tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
+        exprs = specialise_each(expr, bound, tensors)
+    with stages.timed("BLOCKS"):
+        trail = Trail()
+        unique = list(dict.fromkeys(exprs.reshape(-1)))
+        maps: list[Runs] = [classify(each, grid, tensors, trail) for each in unique]
+        index = np.array([unique.index(each) for each in exprs.reshape(-1)]).reshape(exprs.shape)
+    stages.results |= {"EXPR": expr, "SIMPLIFIED": unique, "BLOCKS": trail}
+    mask_mod = function_of(expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
+    return BlockMap(mask.label, grid, tuple(maps), tuple(unique), index, tensors, order, mask_mod, device)
+
+
+def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
+    """The grid of blocks over memory positions. FS030, FS033."""
+    pair = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    if len(pair) != 2:
+        raise FlexSpecError("FS030", f"block_size is {block_size!r}", fix="give 128 or (128, 64)", where=user_caret())
+    block_q, block_kv = (check_length("block_size", side) for side in pair)
+    if order is None:
+        return Grid(sizes.q_len, sizes.kv_len, block_q, block_kv)
+    if not isinstance(order, Order):
+        fix = "give fs.tiled(...), fs.axes(...), fs.row_major(...) or fs.striped(...)"
+        raise FlexSpecError("FS033", f"order is {order!r}", fix=fix, where=user_caret())
+    order.check(sizes.q_len)
+    order.check(sizes.kv_len)
+    return Grid(order.padded(sizes.q_len), order.padded(sizes.kv_len), block_q, block_kv)
+
+
+def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> Any:
+    """The expression of each (batch, head), an object array [batch | 1, heads | 1]; equal ones are one object."""
+    whole = specialise(expr, bound.all_numbers(), {})
+    batch = (bound.sizes.batch or 1) if "b" in whole.names else 1
+    heads = (bound.sizes.heads or 1) if "h" in whole.names else 1
+    exprs = np.empty((batch, heads), object)
+    for b in range(batch):
+        of_batch = specialise(whole, {"b": b} if "b" in whole.names else {}, tensors)
+        for h in range(heads):
+            exprs[b, h] = specialise(of_batch, {"h": h}, tensors) if "h" in of_batch.names else of_batch
+    return exprs
+
+
+def needs_64_bits(expr: Expr, bound: Bound, grid: Grid) -> bool:
+    """May the expression compute an integer past 32 bits, which are a kernel's own?"""
+    tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
+    each = {*specialise_each(expr, bound, tensors).reshape(-1)}
+    return any(Bounds(one, grid, tensors).largest() >= 2**31 for one in each)
+
+
+def create_block_mask(
+    mask_mod: Callable[..., Any],
+    B: int | None,
+    H: int | None,
+    Q_LEN: int,
+    KV_LEN: int,
+    device: torch.device | str | None = None,
+    BLOCK_SIZE: BlockSize = 128,
+    _compile: bool = False,
+    separate_full_blocks: bool = True,
+) -> Any:
+    """Drop-in for torch's `create_block_mask`: the same arguments, the same lists, derived and not evaluated.
+
+    A mask that depends on the batch or the head and is given none is an error (FS031): torch takes index 0 silently.
+    Raises what `from_mask_mod` and `block_map` raise.
+    """
+    from .flex_lists import to_flex  # torch's flex_attention is slow to import and only needed from here on
+
+    mask = from_mask_mod(mask_mod)
+    target = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
+    made = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
+    own = made.mask_mod if isinstance(mask_mod, Mask) else mask_mod
+    return to_flex(made, own, B or 1, H or 1, separate_full_blocks=separate_full_blocks)

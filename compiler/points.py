@@ -1,0 +1,51 @@
+"""Evaluate an expression at many positions at once, in numpy: for leaves of the classification and for tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from flexspec.errors import FlexSpecError
+from flexspec.expr import Apply, Const, Expr, Load, Var, walk
+from flexspec.ops import OPS, Type
+
+Array = np.ndarray[Any, Any]
+
+
+def evaluate_at(expr: Expr, positions: Mapping[str, Array], tensors: Mapping[str, Array]) -> Array:
+    """Values of `expr` at `positions` (int64 arrays by name that broadcast together).
+
+    Parameters and sizes are constants by now. Raises FS024 and FS035 as the reference evaluator does.
+    """
+    done: dict[Expr, Array] = {}
+
+    def convert(node: Expr, kind: Type) -> Array:
+        value = np.asarray(node.value) if isinstance(node, Const) else done[node]
+        return value.astype(kind.numpy, copy=False)
+
+    with np.errstate(all="ignore"):
+        for node in walk(expr):
+            if isinstance(node, Var):
+                done[node] = positions[node.name]
+            elif isinstance(node, Load):
+                index = tuple(convert(part, Type.INT) for part in node.index)
+                done[node] = _load(node, tensors[node.input.name], index)
+            elif isinstance(node, Apply):
+                kinds, _ = OPS[node.op].signature(tuple(arg.type for arg in node.args))
+                args = [convert(arg, kind) for arg, kind in zip(node.args, kinds, strict=True)]
+                if node.op in ("floordiv", "mod") and kinds[1] <= Type.INT and not args[1].all():
+                    raise FlexSpecError("FS035", f"an integer is divided by zero in `{OPS[node.op].symbol}`")
+                done[node] = OPS[node.op].numpy(*args)
+        return convert(expr, expr.type)
+
+
+def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:
+    for axis, part in enumerate(index):
+        size = tensor.shape[axis]
+        if part.size and (part.min() < -size or part.max() >= size):
+            seen = f"{part.min()} to {part.max()}"
+            message = f"index {axis} of `{node.input.name}` goes from {seen}, its size is {size}"
+            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor")
+    return tensor[index]

@@ -1,0 +1,238 @@
+"""Bring an expression to the form in which its bounds are tight: values filled in, constants folded, and
+integer comparisons as `sum of terms < constant` with each term once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import reduce
+
+import numpy as np
+
+from flexspec.errors import FlexSpecError
+from flexspec.expr import Apply, Const, Expr, Load, apply, const, substitute, transform
+from flexspec.ops import NEGATED, OPS, SWAPPED, Type
+
+from .points import Array, evaluate_at
+
+Rule = Callable[[Apply], Expr | None]
+
+
+def simplify(expr: Expr) -> Expr:
+    """An expression with the same value everywhere, bounded more tightly. Integers are taken as unbounded."""
+    return transform(expr, _visit)
+
+
+def specialise(expr: Expr, values: Mapping[str, int | float | bool], tensors: Mapping[str, Array]) -> Expr:
+    """`expr` with parameters, sizes or positions fixed to `values`, loads at fixed places read, and simplified."""
+    filled = substitute(expr, {name: const(value) for name, value in values.items()})
+
+    def visit(node: Expr) -> Expr:
+        if isinstance(node, Load) and all(isinstance(part, Const) for part in node.index):
+            return const(evaluate_at(node, {}, tensors).item())
+        return _visit(node)
+
+    return transform(filled, visit)
+
+
+def _visit(node: Expr) -> Expr:
+    while isinstance(node, Apply):
+        new = next((new for rule in RULES if (new := rule(node)) is not None and new is not node), None)
+        if new is None:
+            return node
+        node = new
+    return node
+
+
+def fold(node: Apply) -> Expr | None:
+    """Constants only: the constant result."""
+    if not all(isinstance(arg, Const) for arg in node.args):
+        return None
+    try:
+        value = evaluate_at(node, {}, {}).item()
+    except FlexSpecError:  # a division by zero belongs to whoever evaluates that pair
+        return None
+    return const(value)
+
+
+def _is(node: Expr, value: bool | int) -> bool:
+    return isinstance(node, Const) and node.type <= Type.INT and node.value == value
+
+
+def logic(node: Apply) -> Expr | None:
+    """Boolean identities: `x & True`, `x | x`, `~~x`, `~(a < b)`."""
+    if node.type is not Type.BOOL:
+        return None
+    if node.op == "not":
+        (x,) = node.args
+        if isinstance(x, Apply) and x.op == "not":
+            return x.args[0]
+        if isinstance(x, Apply) and x.op in NEGATED and max(arg.type for arg in x.args) <= Type.INT:
+            return apply(NEGATED[x.op], *x.args)
+        return None
+    if node.op in ("and", "or", "xor"):
+        a, b = node.args
+        if isinstance(a, Const):
+            a, b = b, a
+        if a is b:
+            return const(False) if node.op == "xor" else a
+        if isinstance(b, Const):
+            keep = {"and": True, "or": False, "xor": False}[node.op]
+            return a if b.value == keep else apply("not", a) if node.op == "xor" else b
+    return None
+
+
+def choose(node: Apply) -> Expr | None:
+    """`where` with a known condition or equal branches."""
+    if node.op != "where":
+        return None
+    condition, yes, no = node.args
+    if isinstance(condition, Const):
+        return cast(yes if condition.value else no, node.type)
+    return cast(yes, node.type) if yes is no else None
+
+
+def cast(x: Expr, to: Type) -> Expr:
+    return x if x.type is to else apply(to.text, x)
+
+
+def casts(node: Apply) -> Expr | None:
+    """A cast to the type that is there; the truth of a number."""
+    if node.op == node.type.text and node.args[0].type is node.type:
+        return node.args[0]
+    if node.op == "bool" and node.args[0].type is Type.INT:
+        return apply("ne", node.args[0], const(0))
+    return None
+
+
+def arithmetic(node: Apply) -> Expr | None:
+    """`x // 1`, `x % 1`, `min(x, x)`, nested `//` and `%` by positive constants."""
+    if node.type is not Type.INT or len(node.args) != 2:
+        return None
+    x, c = node.args
+    if node.op in ("min", "max") and x is c:
+        return cast(x, Type.INT)
+    if not isinstance(c, Const) or c.value <= 0:
+        return None
+    if node.op == "floordiv":
+        if c.value == 1:
+            return cast(x, Type.INT)
+        inner = _by_constant(x, "floordiv")
+        return apply("floordiv", inner[0], const(inner[1] * int(c.value))) if inner else None
+    if node.op == "mod":
+        if c.value == 1:
+            return const(0)
+        inner = _by_constant(x, "mod")
+        return apply("mod", inner[0], c) if inner and inner[1] % c.value == 0 else None
+    return None
+
+
+def _by_constant(x: Expr, op: str) -> tuple[Expr, int] | None:
+    if isinstance(x, Apply) and x.op == op and x.type is Type.INT:
+        a, c = x.args
+        if isinstance(c, Const) and c.value > 0:
+            return a, int(c.value)
+    return None
+
+
+Linear = tuple[dict[Expr, int], int]
+
+
+def linear(node: Expr) -> Linear:
+    """An integer expression as `{term: coefficient}, constant`; a term is anything that is not a sum."""
+    if isinstance(node, Const):
+        return {}, int(node.value)
+    if isinstance(node, Apply) and node.type is Type.INT:
+        if node.op in ("add", "sub"):
+            return _added(linear(node.args[0]), linear(node.args[1]), 1 if node.op == "add" else -1)
+        if node.op == "neg":
+            return _added(({}, 0), linear(node.args[0]), -1)
+        if node.op == "mul":
+            for a, b in (node.args, node.args[::-1]):
+                if isinstance(b, Const):
+                    return _added(({}, 0), linear(a), int(b.value))
+        if node.op == "int" and node.args[0].type is Type.BOOL:
+            return {node: 1}, 0
+    return {node: 1}, 0
+
+
+def _added(a: Linear, b: Linear, times: int) -> Linear:
+    terms = dict(a[0])
+    for term, count in b[0].items():
+        terms[term] = terms.get(term, 0) + times * count
+    return {term: count for term, count in terms.items() if count}, a[1] + times * b[1]
+
+
+def from_linear(terms: Mapping[Expr, int], constant: int) -> Expr:
+    """The sum as an expression: positive terms, negative terms, the constant."""
+    parts = sorted(terms.items(), key=lambda item: item[1] < 0)
+    total: Expr | None = None
+    for term, count in parts:
+        size = abs(count)
+        piece = term if size == 1 else apply("mul", term, const(size))
+        if total is None:
+            total = piece if count > 0 else apply("neg", piece)
+        else:
+            total = apply("add" if count > 0 else "sub", total, piece)
+    if total is None:
+        return const(constant)
+    if constant == 0:
+        return cast(total, Type.INT)
+    return apply("add" if constant > 0 else "sub", total, const(abs(constant)))
+
+
+def _fits(terms: Mapping[Expr, int], constant: int) -> bool:
+    return all(abs(number) < 2**62 for number in (*terms.values(), constant))
+
+
+def _count_terms(node: Expr) -> int:
+    if isinstance(node, Apply) and node.type is Type.INT and node.op in ("add", "sub", "neg", "mul"):
+        return sum(_count_terms(arg) for arg in node.args)
+    return 1
+
+
+def sums(node: Apply) -> Expr | None:
+    """A sum in which a term or a constant occurs twice: each once."""
+    if node.type is not Type.INT or node.op not in ("add", "sub", "neg", "mul"):
+        return None
+    terms, constant = linear(node)
+    if not _fits(terms, constant):
+        return None
+    new = from_linear(terms, constant)
+    return new if _count_terms(new) < _count_terms(node) else None
+
+
+def compare(node: Apply) -> Expr | None:
+    """An integer comparison as `terms < constant`, divided by the terms' common factor."""
+    if node.op not in NEGATED or max(arg.type for arg in node.args) > Type.INT:
+        return None
+    if all(arg.type is Type.BOOL for arg in node.args):
+        same = apply("xor", *node.args)
+        return {"ne": same, "eq": apply("not", same)}.get(node.op)
+    terms, constant = _added(linear(node.args[0]), linear(node.args[1]), -1)
+    if not _fits(terms, constant):
+        return None
+    op, right = node.op, -constant
+    if not terms:
+        return const(bool(OPS[op].numpy(0, right)))
+    if all(count < 0 for count in terms.values()):
+        terms, right, op = {term: -count for term, count in terms.items()}, -right, SWAPPED[op]
+    factor = reduce(math.gcd, terms.values())
+    if factor > 1:
+        terms = {term: count // factor for term, count in terms.items()}
+        if op in ("eq", "ne") and right % factor:
+            return const(op == "ne")
+        right = -(-right // factor) if op in ("lt", "ge") else right // factor
+    return apply(op, from_linear(terms, 0), const(right))
+
+
+RULES: tuple[Rule, ...] = (fold, casts, logic, choose, arithmetic, sums, compare)
+
+
+def as_array(value: object) -> Array:
+    """A bound tensor as a numpy array of its type (bfloat16 becomes float32)."""
+    import torch
+
+    assert isinstance(value, torch.Tensor)
+    return np.asarray(value.detach().to("cpu", Type.of_dtype(value.dtype).torch).numpy())

@@ -1,0 +1,87 @@
+"""The patterns that ship with flexspec, one family a file, and `CATALOG`, their list in reading order."""
+
+from __future__ import annotations
+
+from .catalog import CATALOG, Entry
+from .documents import (
+    TOKEN_TYPES,
+    block_diffusion,
+    bridge,
+    document,
+    padding,
+    same_label,
+    shared_prefix,
+    token_types,
+    tree,
+)
+from .grid import axial, neighborhood, sliding_tile, windows
+from .heads import per_head, scaled_span, shifted_groups
+from .scores import alibi, distance_scale, key_gain, relative_bias, softcap, swin_bias, t5_bias, t5_buckets
+from .segments import adjacency, segments
+from .sequence import (
+    causal,
+    causal_window,
+    chunk_causal,
+    chunked,
+    dilated_window,
+    everything,
+    fixed,
+    global_tokens,
+    hidden_decoding,
+    log_sparse,
+    nothing,
+    power_window,
+    prefix_lm,
+    sink,
+    sink_window,
+    sliding_window,
+    strided,
+)
+
+__all__ = [
+    "CATALOG",
+    "Entry",
+    "TOKEN_TYPES",
+    "adjacency",
+    "alibi",
+    "axial",
+    "block_diffusion",
+    "bridge",
+    "causal",
+    "causal_window",
+    "chunk_causal",
+    "chunked",
+    "dilated_window",
+    "distance_scale",
+    "document",
+    "everything",
+    "fixed",
+    "global_tokens",
+    "hidden_decoding",
+    "key_gain",
+    "log_sparse",
+    "neighborhood",
+    "nothing",
+    "padding",
+    "per_head",
+    "power_window",
+    "prefix_lm",
+    "relative_bias",
+    "same_label",
+    "scaled_span",
+    "segments",
+    "shared_prefix",
+    "shifted_groups",
+    "sink",
+    "sink_window",
+    "sliding_tile",
+    "sliding_window",
+    "softcap",
+    "strided",
+    "swin_bias",
+    "t5_bias",
+    "t5_buckets",
+    "token_types",
+    "tree",
+    "windows",
+]

@@ -1,0 +1,126 @@
+"""Masks that differ from head to head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pydantic import PositiveInt
+
+from ..errors import FlexSpecError
+from ..inputs import Input
+from ..mask import Mask, from_mask_mod, mask
+from ..source import user_caret
+from .checks import as_tensor, whole
+
+
+def per_head(table: Sequence[Mask]) -> Mask:
+    """Head `h` keeps what `table[h]` keeps.
+
+    table: one mask (or mask_mod) for each head; heads with equal masks share one part of the formula. Heads
+    past the end of the table keep nothing. Source: MSWA, MoA (windows that differ by head). Raises FS023 (no
+    masks).
+
+    >>> per_head([causal(), sliding_window(0)]).dense(3, heads=2).int()[0].tolist()
+    [[[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]]]
+    """
+    if isinstance(table, Mask) or not isinstance(table, Sequence) or not table:
+        message = f"the table is {table!r}"
+        fix = "give one mask for each head: per_head([causal_window(128), causal()])"
+        raise FlexSpecError("FS023", message, fix=fix, where=user_caret())
+    groups: dict[Mask, list[int]] = {}
+    for head, item in enumerate(table):
+        if not isinstance(item, Mask) and not callable(item):
+            message = f"entry {head} of the table is a {type(item).__name__}"
+            raise FlexSpecError("FS023", message, fix="give a mask", where=user_caret())
+        groups.setdefault(from_mask_mod(item), []).append(head)
+    parts = [_on_heads(heads) & item for item, heads in groups.items()]
+    made = united(parts)
+    shown = ", ".join(f"{_runs_text(heads)}: {item.label}" for item, heads in groups.items())
+    return made.named("per_head", table=_Text(f"[{shown}]"))
+
+
+class _Text(str):
+    """Text that a repr shows without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def united(parts: Sequence[Mask]) -> Mask:
+    """The union of masks, paired up so that the expression stays shallow."""
+    left = list(parts)
+    while len(left) > 1:
+        pairs = [a | b for a, b in zip(left[::2], left[1::2], strict=False)]
+        left = pairs + ([left[-1]] if len(left) % 2 else [])
+    return left[0]
+
+
+def _runs(heads: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive heads, as (first, last)."""
+    runs: list[tuple[int, int]] = []
+    for head in heads:
+        if runs and head == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], head)
+        else:
+            runs.append((head, head))
+    return runs
+
+
+def _runs_text(heads: Sequence[int]) -> str:
+    return "+".join(str(a) if a == b else f"{a}-{b}" for a, b in _runs(heads))
+
+
+def _on_heads(heads: Sequence[int]) -> Mask:
+    def run(first: int, last: int) -> Mask:
+        if first == last:
+            return mask(lambda h: h == first)
+        return mask(lambda h: (h >= first) & (h <= last))
+
+    return united([run(first, last) for first, last in _runs(heads)])
+
+
+def scaled_span(alpha: Any, beta: Any, sink: int = 0) -> Mask:
+    """Causal: head `h` keeps the last `alpha[h] + beta[h] * kv_len` keys, and the first `sink` keys.
+
+    alpha, beta: [heads], tensors or lists of numbers, in tokens and in tokens per token of the sequence. An
+    interior query keeps `ceil(alpha[h] + beta[h] * kv_len) + sink` keys; the span is computed in float64 and
+    not rounded. Source: MoA, which also rounds spans up to its block size. Raises FS022, FS023, FS025.
+
+    >>> scaled_span([1, 0], [0.0, 0.5]).dense(4).int()[0, :, 3].tolist()
+    [[0, 0, 0, 1], [0, 0, 1, 1]]
+    """
+    given = {"alpha": alpha, "beta": beta}
+    held = {name: as_tensor(name, value, [1], float, torch.float64) for name, value in given.items()}
+    if len(held["alpha"]) != len(held["beta"]):
+        message = f"alpha is of {len(held['alpha'])} heads, beta of {len(held['beta'])}"
+        raise FlexSpecError("FS022", message, fix="give one value a head", where=user_caret())
+    whole("sink", sink, 0)
+    a, s = (Input(name, ("heads",), "double") for name in held)
+
+    def span(h: Any, q: Any, kv: Any, kv_len: Any) -> Any:
+        return (q >= kv) & ((q - kv < a[h] + s[h] * kv_len) | (kv < sink))
+
+    made = mask(span)(**{name: tensor.to(torch.float64) for name, tensor in held.items()})
+    return made.named("scaled_span", alpha=held["alpha"], beta=held["beta"], sink=sink)
+
+
+@mask
+def shifted_groups(h: Any, q: Any, kv: Any, heads: Any, kv_len: Any, *, group: PositiveInt) -> Any:
+    """Causal inside groups of `group` tokens; in the second half of the heads the groups are shifted by half
+    a group.
+
+    A query keeps up to `group` keys. The shift is a roll of the sequence by `-(group // 2)`, so that the last
+    group wraps around to the start: its late tokens see the first ones. For self-attention (q_len = kv_len).
+    Source: LongLoRA's S2-Attn and SinkLoRA; their masks are causal in the rolled order, in which the first
+    tokens see the last ones, the future. Here true causality is kept. Raises FS025, FS031 (the head count is
+    needed).
+
+    >>> shifted_groups(2).dense(4, heads=2).int()[0, 1].tolist()
+    [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [1, 0, 0, 1]]
+    """
+    half = torch.where(h < heads // 2, 0, group // 2)
+    return (q >= kv) & (((q - half) % kv_len) // group == ((kv - half) % kv_len) // group)

@@ -1,0 +1,277 @@
+"""Patterns and orders as text: `causal & (causal_window(1024) | sink(4))`. Text is read, never run.
+
+A name is a declared value, a pattern of the catalog, a position, or an integer parameter, in this order. Raw
+predicates mix in: `causal & (q - kv < 100)`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from . import order as orders
+from .canvas import Canvas
+from .errors import FlexSpecError, choices
+from .expr import Const, Expr, Input, Load, apply, const, load, param, params_of
+from .formula import Formula, Parameter
+from .grammar import Node, read, text_error
+from .mask import Mask
+from .ops import OPS, Type
+from .order import Order
+from .patterns import CATALOG
+from .score import ScoreMod
+from .syntax import declared_names, formula, leaf
+from .trace import Traced
+
+_JOIN = {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "sub": operator.sub}
+_FOLD = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
+_LIST = "flexspec.patterns.CATALOG lists all"
+
+
+def parse_pattern(text: str, catalog: Mapping[str, Any] = CATALOG) -> Mask | ScoreMod:
+    """The mask or score mod that `text` writes, labelled by it.
+
+    catalog: patterns by name, each with a `make`: a pattern, or a function that returns one. Raises FS050 (with a
+    caret), FS051 (an unknown pattern), FS053 (too long or too deep), and what the patterns themselves raise.
+
+    >>> parse_pattern("causal & (q - kv < 2)").dense(3).int().tolist()[0][0]
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+    declared, node = read(text)
+    reading = _Reading(text, declared_names(text, declared), catalog)
+    try:
+        return reading.whole(node)
+    except RecursionError:
+        raise FlexSpecError("FS053", "the text nests too deep") from None
+
+
+def parse_order(text: str, canvas: Canvas | None = None) -> Order:
+    """The order that `text` writes: `row_major`, `axes(h, w, t)`, `tiled(t=6, h=8, w=8)` or `striped(4)`.
+
+    canvas: the canvas that it orders; `striped` needs none. Raises FS033, FS050, FS051.
+
+    >>> parse_order("tiled(h=2, w=2)", Canvas(h=4, w=6))
+    Tiled(canvas=canvas(h=4, w=6), axes=('h', 'w'), tile=(2, 2))
+    """
+    declared, node = read(text)
+    if declared:
+        raise text_error(text, declared[0].at, "an order declares nothing")
+    reading = _Reading(text, {}, {})
+    makers: dict[str, Callable[..., Order]] = {name: getattr(orders, name) for name in _ORDERS}
+    if node.kind not in ("name", "call") or node.value not in makers:
+        raise _unknown(text, node, "order", makers, f"write {choices(_ORDERS.values())}")
+    name = str(node.value)
+    if name == "axes":
+        wrong = next((part for part in node.parts if part.kind != "name"), None)
+        if wrong is not None:
+            raise text_error(text, wrong.at, "an axis is named here")
+        args: list[Any] = [part.value for part in node.parts]
+    else:
+        args = [reading.value(part) for part in node.parts]
+    given = {key: reading.value(part) for key, part in node.keywords}
+    if name != "striped":
+        args = [canvas, *args]
+    order: Order = reading.made(node, makers[name], args, given)
+    return order
+
+
+_ORDERS = {"row_major": "row_major", "axes": "axes(h, w, t)", "tiled": "tiled(t=6, h=8)", "striped": "striped(4)"}
+
+
+def _unknown(text: str, node: Node, what: str, known: Iterable[str], otherwise: str) -> FlexSpecError:
+    shown = f"`{node.value}`" if node.kind in ("name", "call") else f"a {node.kind}"
+    near = difflib.get_close_matches(str(node.value), list(known), 1)
+    fix = f"did you mean `{near[0]}`? {otherwise}" if near else otherwise
+    return text_error(text, node.at, f"{shown} is no {what}", fix, "FS051")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One text, what its names mean, and how its tree becomes values."""
+
+    text: str
+    names: Mapping[str, Expr]
+    catalog: Mapping[str, Any]
+
+    def whole(self, node: Node) -> Mask | ScoreMod:
+        """The value of the whole text, which must be a pattern."""
+        if self.is_unknown(node):
+            raise self.unknown(node)
+        value = self.value(node)
+        if isinstance(value, (bool, Expr)):
+            value = self.as_formula(node, value)
+        if not isinstance(value, (Mask, ScoreMod)):
+            message = f"the text is a {_kind(value)}, not a pattern"
+            raise text_error(self.text, node.at, message, "write a mask, a comparison or a score mod", "FS007")
+        axes = value.canvas.names if value.canvas else ()
+        for name in sorted(value.expr.names):
+            head, dot, axis = name.partition(".")
+            if dot and axis not in axes:
+                has = f"the canvas has {choices(axes)}" if axes else "nothing here has a canvas"
+                raise text_error(self.text, max(0, self.text.find(name)), f"`{name}`: {has}", code="FS011")
+        return replace(value, label=self.text.strip())
+
+    def value(self, node: Node) -> Any:
+        """A formula, an expression, a canvas, a dict, or a plain Python value."""
+        if node.kind == "number":
+            assert not isinstance(node.value, str)
+            self.located(node, const, node.value)
+            return node.value
+        if node.kind == "string":
+            return node.value
+        if node.kind == "dict":
+            return {name: self.value(part) for name, part in node.keywords}
+        if node.kind == "name":
+            return self.name(node, str(node.value))
+        if node.kind == "index":
+            return self.index(node)
+        if node.kind == "call":
+            return self.call(node, str(node.value))
+        return self.unary(node) if node.kind == "unary" else self.binary(node)
+
+    def name(self, node: Node, name: str) -> Any:
+        if name in self.names:
+            return self.names[name]
+        if name == "None":
+            return None
+        if name in self.catalog:
+            make = self.catalog[name].make
+            return make if isinstance(make, Formula) else self.made(node, make, [], {})
+        found = leaf(name)
+        if found is None and "." in name:
+            raise text_error(self.text, node.at, f"`{name}` is no coordinate: only q and kv have axes")
+        if isinstance(found, Const):
+            return found.value
+        return found or param(name)
+
+    def is_unknown(self, node: Node) -> bool:
+        """Is it a name that means nothing but an undeclared integer parameter?"""
+        name = str(node.value)
+        known = name in self.names or name in self.catalog or name == "None" or leaf(name) is not None
+        return node.kind == "name" and not known and "." not in name
+
+    def unknown(self, node: Node) -> FlexSpecError:
+        known = [*self.catalog, "canvas"]
+        return _unknown(self.text, node, "pattern", known, _LIST)
+
+    def index(self, node: Node) -> Expr:
+        tensor = self.names.get(str(node.parts[0].value)) if node.parts[0].kind == "name" else None
+        if not isinstance(tensor, Input):
+            fix = "declare it in front: `ids: int[batch, sequence]; ...`"
+            raise text_error(self.text, node.at, "only a declared tensor is indexed", fix)
+        parts = tuple(self.expr(part, self.value(part)) for part in node.parts[1:])
+        found: Expr = self.located(node, load, tensor, parts)
+        return found
+
+    def call(self, node: Node, name: str) -> Any:
+        known = name == "canvas" or name in self.catalog
+        if not known and (name not in OPS or OPS[name].symbol is not None):
+            raise self.unknown(node)
+        args = [self.value(part) for part in node.parts]
+        given = {key: self.value(part) for key, part in node.keywords}
+        if known:
+            make = Canvas if name == "canvas" else self.catalog[name].make
+            return self.made(node, make, args, given)
+        if given:
+            raise text_error(self.text, node.keywords[0][1].at, f"`{name}` takes no named values")
+        lifted = [self.expr(part, arg) for part, arg in zip(node.parts, args, strict=True)]
+        return self.located(node, apply, name, *lifted)
+
+    def unary(self, node: Node) -> Any:
+        part = node.parts[0]
+        if node.value == "not" and self.is_unknown(part):
+            raise self.unknown(part)
+        value = self.value(part)
+        if isinstance(value, Mask) and node.value == "not":
+            return ~value
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and node.value == "neg":
+            return -value
+        return self.located(node, apply, str(node.value), self.expr(part, value))
+
+    def binary(self, node: Node) -> Any:
+        op = str(node.value)
+        sides = [self.value(part) for part in node.parts]
+        boolean = [isinstance(v, (Formula, bool)) or getattr(v, "type", None) is Type.BOOL for v in sides]
+        for part, other, decides in zip(node.parts, reversed(node.parts), reversed(boolean), strict=True):
+            joins = op in _JOIN and op != "sub" and (decides or self.is_unknown(other))
+            if self.is_unknown(part) and (joins or any(isinstance(v, Formula) for v in sides)):
+                raise self.unknown(part)
+        if any(isinstance(value, Formula) for value in sides):
+            return self.join(node, op, sides)
+        if op in _FOLD and all(type(value) is int for value in sides):
+            folded = _FOLD[op](*sides)
+            self.located(node, const, folded)
+            return folded
+        lifted = [self.expr(part, value) for part, value in zip(node.parts, sides, strict=True)]
+        return self.located(node, apply, op, *lifted)
+
+    def join(self, node: Node, op: str, sides: list[Any]) -> Formula:
+        """Two patterns, or a pattern and a raw expression, as one pattern."""
+        a, b = (self.as_formula(part, side) for part, side in zip(node.parts, sides, strict=True))
+        if type(a) is not type(b):
+            fix = "keep them apart: fs.Attention(mask=..., scores=[...])"
+            raise text_error(self.text, node.at, "a mask and a score mod do not join", fix, "FS010")
+        join = _JOIN.get(op) if isinstance(a, Mask) else {"add": operator.add}.get(op)
+        if join is None:
+            way = "masks join with `&`, `|`, `^` and `-`, score mods with `+`"
+            message = f"`{OPS[op].symbol}` does not join patterns: {way}"
+            fix = "if a number is meant, declare it in front: `sink: int; ...`"
+            raise text_error(self.text, node.at, message, fix, "FS010")
+        found: Formula = self.located(node, join, a, b)
+        return found
+
+    def as_formula(self, node: Node, value: Any) -> Formula:
+        """A raw expression as a mask or a score mod."""
+        if isinstance(value, Formula):
+            return value
+        expr = self.expr(node, value)
+        kind = ScoreMod if expr.type > Type.INT and "score" in expr.names else Mask
+        if kind is Mask and expr.type is not Type.BOOL:
+            message = f"this is {expr.type.text}, not a mask"
+            fix = "write a comparison; a number named like a pattern is declared in front: `sink: int; ...`"
+            raise text_error(self.text, node.at, message, fix, "FS007")
+        parameters = {name: Parameter() for name in params_of(expr)}
+        made: Formula = self.located(node, kind, expr, formula(expr), parameters=parameters)
+        return made
+
+    def expr(self, node: Node, value: Any) -> Expr:
+        """A value as an expression, else FS010."""
+        if isinstance(value, Expr) and not isinstance(value, Input):
+            return value
+        if isinstance(value, (bool, int, float)):
+            return const(value)
+        fix = "index it, as in ids[b, q]" if isinstance(value, Input) else "write a number or a position"
+        if isinstance(value, Formula):
+            fix = f"if a number is meant, declare it in front: `{node.value}: int; ...`"
+        raise text_error(self.text, node.at, f"a {_kind(value)} stands where a number is needed", fix, "FS010")
+
+    def made(self, node: Node, make: Callable[..., Any], args: list[Any], given: dict[str, Any]) -> Any:
+        """What a constructor makes of values; its errors get a caret into the text."""
+        args = [Traced(arg) if isinstance(arg, Expr) else arg for arg in args]
+        given = {key: Traced(arg) if isinstance(arg, Expr) else arg for key, arg in given.items()}
+        try:
+            inspect.signature(make).bind(*args, **given)
+        except TypeError as error:
+            code = "FS020" if "missing" in str(error) else "FS021"
+            raise text_error(self.text, node.at, f"`{node.value}`: {error}", code=code) from None
+        return self.located(node, make, *args, **given)
+
+    def located(self, node: Node, make: Callable[..., Any], /, *args: Any, **given: Any) -> Any:
+        try:
+            return make(*args, **given)
+        except FlexSpecError as error:
+            raise text_error(self.text, node.at, error.message, error.fix, error.code) from None
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            message = f"`{node.value}` does not take these values: {error}"
+            raise text_error(self.text, node.at, message, code="FS023") from None
+
+
+def _kind(value: object) -> str:
+    names = {Mask: "mask", ScoreMod: "score mod", Canvas: "canvas", Input: "tensor", str: "string", Load: "number"}
+    if isinstance(value, (Expr, int, float)):
+        return names.get(type(value), "number")
+    return names.get(type(value), "dict" if isinstance(value, dict) else "None")

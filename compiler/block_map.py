@@ -208,12 +208,16 @@ class BlockMap:
     ) -> Path | str:
         """Draw the map: to a picture file (its path is returned), or without a path in the terminal.
 
-        region: (q_start, q_stop, kv_start, kv_stop) draws the pairs themselves there. Raises FS030, FS054.
+        region: (q_start, q_stop, kv_start, kv_stop) draws the pairs themselves there, in a file only. Raises FS020,
+        FS030, FS054.
         """
         from .draw import picture, terminal
 
         if path is not None:
             return picture.save(self, path, b=b, h=h, region=region)
+        if region is not None:
+            fix = "give a path, e.g. show('region.png', region=...)"
+            raise FlexSpecError("FS020", "a region is drawn to a file", fix=fix, where=user_caret())
         drawn = terminal.draw(self, b=b, h=h)
         print(drawn)
         return drawn

@@ -15,6 +15,8 @@ import flexspec as fs
 from flexspec.errors import FlexSpecError
 
 from . import cli_values
+from .draw import terminal
+from .draw.scale import index_of
 
 if TYPE_CHECKING:
     from .block_map import BlockMap
@@ -77,19 +79,21 @@ def _reporting(as_json: bool, *patterns: str) -> Iterator[None]:
     try:
         yield
     except FlexSpecError as error:
-        text = cli_values.without_foreign_lines(str(error), patterns)
+        text = cli_values.as_options(cli_values.without_foreign_lines(str(error), patterns))
         if as_json:
             several = str(error) != error.describe()
             message = text.removeprefix(f"[{error.code}] ") if several else error.message
-            _print_json({"error": {"code": error.code, "message": message, "fix": error.fix}})
+            fix = cli_values.as_options(error.fix) if error.fix else None
+            _print_json({"error": {"code": error.code, "message": message, "fix": fix}})
         else:
             from rich.console import Console
             from rich.text import Text
 
             head, _, rest = text.partition("\n")
-            Console(stderr=True, soft_wrap=True).print(
-                Text(head, style="bold red"), Text(rest), sep="\n", end="\n"
-            )
+            console = Console(stderr=True, soft_wrap=True)
+            console.print(Text(head, style="bold red"))
+            if rest:
+                console.print(Text(rest))
         raise typer.Exit(2) from None
 
 
@@ -177,14 +181,13 @@ def show(
             order=cli_values.order(order, attention),
             **cli_values.inputs(values, mask),
         )
+        index_of(made, 0, head)
         path = made.show(output, h=head, region=part) if output else None
         if as_json:
             _print_json(_facts(made) | ({"picture": str(path)} if path else {}))
         elif path:
             print(path)
         else:
-            from .draw import terminal
-
             print(terminal.draw(made, h=head, width=cli_values.terminal_width()))
 
 

@@ -28,7 +28,7 @@ FOREIGN = re.compile(r'\n?  File "(?P<file>[^"]+)", line \d+(\n    .*\n    [ ]*\
 
 
 def load(text: str) -> fs.Attention:
-    """A pattern from text, a spec file or `file.py:name`. FS023, FS050 to FS054, what a user's file raises."""
+    """A pattern from text, a spec file or `file.py:name`. FS023, FS050 to FS054, what its file raises."""
     named = re.fullmatch(r"(?P<path>.+\.py)(?::(?P<name>\w*))?", text)
     if named:
         return as_attention(_object_in(Path(named["path"]), named["name"] or ""))
@@ -82,7 +82,7 @@ def _line_of(error: BaseException, path: Path) -> str | None:
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:
-        if Path(trace.tb_frame.f_code.co_filename) == path:
+        if Path(trace.tb_frame.f_code.co_filename).resolve() == path.resolve():
             line = trace.tb_lineno
         trace = trace.tb_next
     return Place(str(path), line, 0, line, 10_000).caret() if line else None
@@ -133,7 +133,7 @@ def region_around(pair: Sequence[int], q_len: int, kv_len: int) -> str:
 
 
 def inputs(texts: Sequence[str] | None, *read_by: Formula) -> dict[str, Any]:
-    """Run-time values from `name=value` words, as the tensors and numbers that formulas read. FS023, FS050."""
+    """Run-time values from `name=value` words, as the tensors and numbers that are read. FS023, FS050."""
     nodes = {name: node for formula in read_by for name, node in inputs_of(formula.expr).items()}
     found: dict[str, Any] = {}
     for text in texts or ():
@@ -162,7 +162,7 @@ def _number(name: str, text: str) -> bool | int | float:
 
 
 def _tensor(text: str, node: Any) -> Any:
-    """`0,0,1` or a .npy file as a tensor of the input's type; one row is given the leading dims, of size 1."""
+    """`0,0,1` or a .npy file as a tensor of the input's type; leading dims of size 1 are added."""
     import numpy as np
     import torch
 
@@ -185,13 +185,20 @@ def _tensor(text: str, node: Any) -> Any:
 def keeps(
     mask: fs.Mask, pair: Sequence[int], q_len: int, kv_len: int | None, given: Mapping[str, Any]
 ) -> bool:
-    """Does the mask keep the pair (b, h, q, kv)? given: batch, heads and run-time values, its own and others'."""
+    """Does the mask keep the pair (b, h, q, kv)? given: batch, heads and values, also of others."""
     b, h, q, kv = pair
     known = {"batch", "heads", *inputs_of(mask.expr), *mask.parameters}
     own = {name: value for name, value in given.items() if name in known}
     made = fs.block_map(mask, q_len, kv_len, **own)
     b, h = b if made.batch > 1 else 0, h if made.heads > 1 else 0
     return bool(made.tokens(q, q + 1, kv, kv + 1, b=b, h=h))
+
+
+def as_options(text: str) -> str:
+    """A fix in the command line's own words."""
+    text = re.sub(r"\bgive (batch|heads)=<count>", r"add --\1 <count>", text)
+    text = re.sub(r"\bgive (\w+)=<", r"add -p \1=<", text)
+    return text.replace("flexspec.patterns.CATALOG lists all", "`flexspec patterns` lists all")
 
 
 def without_foreign_lines(text: str, patterns: Sequence[str]) -> str:

@@ -119,6 +119,9 @@ def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> A
         of_batch = specialise(whole, {"b": b} if "b" in whole.names else {}, tensors)
         for h in range(heads):
             exprs[b, h] = specialise(of_batch, {"h": h}, tensors) if "h" in of_batch.names else of_batch
+    for axis in (0, 1):
+        if (exprs == exprs.take([0], axis)).all():
+            exprs = exprs.take([0], axis)
     return exprs
 
 

@@ -12,9 +12,11 @@ from .errors import FlexSpecError, FlexSpecWarning
 from .inputs import Input, Param
 from .mask import Mask, from_mask_mod, mask
 from .order import Order, axes, row_major, striped, tiled
+from .patterns import *  # noqa: F403 - every pattern of the catalog, by its own name
 from .score import ScoreMod, from_score_mod, score
 from .spec import load
 from .syntax import parse
+from .text import parse_pattern
 
 if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler/ lies beside this package
     __path__.append(str(Path(__file__).parent.parent))

@@ -113,7 +113,7 @@ class Reader:
 
     def expression(self, least: int = COMPARE) -> Node:
         self.depth += 1
-        if self.depth > MAX_DEPTH:
+        if self.depth > 2 * MAX_DEPTH + 2:  # a right operand in parentheses counts twice
             raise self.fail(f"the text nests deeper than {MAX_DEPTH}", self.here[2], code="FS053")
         left = self.prefix()
         compared = False
@@ -242,7 +242,7 @@ def read(text: str) -> tuple[list[Declaration], Node]:
     try:
         node = reader.expression()
     except RecursionError:
-        raise reader.fail("the text nests too deep", reader.here[2], code="FS053") from None
+        raise reader.fail(f"the text nests deeper than {MAX_DEPTH}", reader.here[2], code="FS053") from None
     kind, seen, at = reader.here
     if kind != "end":
         chained = "write the comparison in parentheses" if seen == "=" else None

@@ -185,8 +185,9 @@ def tiled(canvas: Canvas, tile: Any = None, **sides: int) -> Order:
     Axes not named have tiles of one token. Sides need not divide the canvas: edge tiles are padded, and padding
     attends to nothing. Source: Sliding Tile Attention.
     """
+    canvas = _canvas(canvas, "tiled")
     given = canvas.per_axis(tile, "tile") if tile is not None else sides
-    chosen = _canvas(canvas, "tiled").per_axis(given, "tile", default=1)
+    chosen = canvas.per_axis(given, "tile", default=1)
     for name, side in chosen.items():
         if isinstance(side, bool) or not isinstance(side, int) or side < 1:
             message = f"the tile's side on `{name}` is {side!r}"

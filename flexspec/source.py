@@ -106,7 +106,8 @@ def truth_construct(place: Place | None) -> str:
         span = _span(node)
         if not (span[0] <= start and end <= span[1]):
             continue
-        if kind in ("if", "while") and not _within(node.test, start, end):  # type: ignore[attr-defined]
+        tested = kind in ("if", "while") and not isinstance(node, ast.Assert)
+        if tested and not _within(node.test, start, end):  # type: ignore[attr-defined]
             continue
         size = (span[1][0] - span[0][0], span[1][1] - span[0][1])
         if best is None or size <= best[0]:

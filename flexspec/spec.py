@@ -62,7 +62,7 @@ class _Formula(_Model):
 
 
 class _Document(_Model):
-    version: Literal[1]
+    version: Annotated[int, Field(ge=VERSION, le=VERSION)]
 
 
 class _One(_Document, _Formula):
@@ -154,7 +154,8 @@ def _made(model: _Formula, kind: type[Any], at: str) -> Any:
     """The formula of a checked model; FS052 where its parts do not fit each other."""
     expr = _at(f"{at}expr", lambda: parse(model.expr))
     if (expr.type is Type.BOOL) != (kind is Mask) or expr.type is Type.INT:
-        raise _broken(f"{at}expr", f"a {expr.type.text} is no {'mask' if kind is Mask else 'score'}")
+        wanted = "a mask" if kind is Mask else "a score"
+        raise _broken(f"{at}expr", f"this is {expr.type.text}, not {wanted}")
     canvas = _at(f"{at}canvas", lambda: Canvas(**model.canvas)) if model.canvas else None
     _check_names(expr, canvas, kind, at)
     nodes = inputs_of(expr)
@@ -293,12 +294,19 @@ def _read_json(text: str) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
-    levels: list[list[str]] = []
+    levels: list[list[Any]] = []  # of each open collection: is it a mapping, nodes so far, keys
     for event in yaml.parse(text, Loader=_Loader):
+        if levels and isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
+            mapping, count, keys = levels[-1]
+            levels[-1][1] = count + 1
+            if mapping and count % 2 == 0 and isinstance(event, yaml.ScalarEvent):
+                if event.value in keys:
+                    raise ValueError(f"the key `{event.value}` is given twice")
+                keys.add(event.value)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise _broken("the document", "anchors and aliases are not read")
         if isinstance(event, yaml.CollectionStartEvent):
-            levels.append([])
+            levels.append([isinstance(event, yaml.MappingStartEvent), 0, set()])
             if len(levels) > MAX_NESTING:
                 raise _too_deep()
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -43,6 +43,7 @@ class Session:
     mistakes: list[FlexSpecError] = field(default_factory=list)
     places: set[Place | None] = field(default_factory=set)
     taken: set[str] = field(default_factory=set)
+    refused: FlexSpecError | None = None  # numpy replaces it by an error of its own
     adopted: dict[tuple[str, int], str] = field(default_factory=dict)
     _known: dict[int, str] | None = None
 
@@ -113,7 +114,10 @@ class Traced:
     def _not_a_number(self, *_: object) -> Any:
         fix = "index torch tensors, not lists or arrays; loop over numbers that are bound, not traced"
         message = "a traced expression is used as a plain Python number, key or sequence"
-        raise FlexSpecError("FS006", message, fix=fix, where=user_caret())
+        error = FlexSpecError("FS006", message, fix=fix, where=user_caret())
+        if self.session is not None:
+            self.session.refused = error
+        raise error
 
     __index__ = __int__ = __float__ = __complex__ = __len__ = __iter__ = __hash__ = _not_a_number
     __contains__ = __round__ = __trunc__ = __floor__ = __ceil__ = _not_a_number
@@ -374,8 +378,9 @@ def _once(
     except FlexSpecError as error:
         raise FlexSpecError.collect([*session.mistakes, error] if error not in session.mistakes else [error]) from None
     except Exception as error:
-        if session.mistakes:
-            raise FlexSpecError.collect(session.mistakes) from error
+        if session.mistakes or session.refused:
+            refused = [session.refused] if session.refused else []
+            raise FlexSpecError.collect([*session.mistakes, *refused]) from error
         message = f"the predicate raised {type(error).__name__}: {error}"
         raise FlexSpecError("FS008", message, where=raised_at(error.__traceback__)) from error
     if session.mistakes:

@@ -1,6 +1,6 @@
-"""The patterns once more, as plain Python on integers, from their definitions. Imports nothing of flexspec.
+"""The patterns once more, as plain Python on integers, from their definitions; imports nothing of flexspec.
 
-Each function is a predicate on positions (or points) and the pattern's own parameters. `matrix` tabulates one.
+Each function is a predicate on positions (or points) and the pattern's own parameters; `matrix` tabulates.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def t5_bucket(relative, bidirectional, buckets, max_distance):
     #      = the largest step with (distance / exact) ** steps >= (max_distance / exact) ** step
     steps = buckets - exact
     step = 0
-    while distance**steps * exact**(step + 1) >= max_distance ** (step + 1) * exact**steps and step < steps:
+    while distance**steps * exact ** (step + 1) >= max_distance ** (step + 1) * exact**steps and step < steps:
         step += 1
     return bucket + min(exact + step, buckets - 1)
 

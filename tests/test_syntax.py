@@ -149,7 +149,7 @@ MISTAKES = [
     ("abs(x=q)", "FS050", 0, "a call has no meaning"),
     ("q + 9223372036854775808", "FS034", 4, "64 bits"),
     ("q + 123456789012345678901234567890", "FS034", 4, "64 bits"),
-    ("(q + 1)[2]", "FS050", 0, "no meaning"),
+    ("(q + 1)[2]", "FS050", 3, "no meaning"),
     ("(q + 1)(2)", "FS050", 7, "cannot be called"),
     ("(q + 1).t", "FS050", 7, "only a position has axes"),
     ("", "FS050", 0, "found the end"),
@@ -181,12 +181,19 @@ def test_deep_or_long_text_is_refused(text: str) -> None:
 
 
 def test_what_can_be_built_can_be_read() -> None:
-    expr = var("q")
-    for _ in range(MAX_DEPTH - 1):
-        expr = apply("abs", expr)
-    assert parse(str(expr)) is expr
-    with pytest.raises(FlexSpecError, match="FS053"):
-        apply("abs", expr)
+    q = var("q")
+    for grow in (
+        lambda e: apply("abs", e),
+        lambda e: apply("sub", e, q),
+        lambda e: apply("sub", q, e),
+        lambda e: apply("neg", e),
+    ):
+        expr: Expr = q
+        for _ in range(MAX_DEPTH - 1):
+            expr = grow(expr)
+        assert parse(str(expr)) is expr
+        with pytest.raises(FlexSpecError, match="FS053"):
+            grow(expr)
 
 
 @settings(max_examples=300, deadline=None)

@@ -272,7 +272,7 @@ def test_per_head_keeps_tensors_of_the_same_name_apart():
     first, second = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
     mask = p.per_head([p.document(first), p.document(second), lambda b, h, q, kv: q >= kv])
     got = mask.dense(4, heads=3)[0].tolist()
-    wanted = [lambda q, kv, ids=ids.tolist(): oracle.document(q, kv, ids) for ids in (first, second)]
+    wanted = [lambda q, kv, ids=ids: oracle.document(q, kv, ids) for ids in (first.tolist(), second.tolist())]
     assert got == [oracle.matrix(keep, 4) for keep in (*wanted, oracle.causal)]
 
 
@@ -282,11 +282,11 @@ def test_scaled_span():
     for q_len, kv_len in SIZES:
         got = mask.dense(q_len, kv_len)[0].tolist()
         for head in range(4):
-            keep = [alpha[head], beta[head], sink]
-            wanted = oracle.matrix(
-                lambda q, kv, n=kv_len, keep=keep: oracle.scaled_span(q, kv, n, *keep), q_len, kv_len
-            )
-            assert got[head] == wanted
+
+            def keep(q, kv, n=kv_len, a=alpha[head], b=beta[head]):
+                return oracle.scaled_span(q, kv, n, a, b, sink)
+
+            assert got[head] == oracle.matrix(keep, q_len, kv_len)
 
 
 def test_scaled_span_is_exact_where_float32_is_not():
@@ -315,10 +315,13 @@ def test_shifted_groups():
 @pytest.mark.parametrize("length, heads, group", [(12, 4, 4), (13, 3, 4), (11, 5, 3), (9, 2, 16), (8, 2, 1)])
 def test_shifted_groups_against_the_oracle(length, heads, group):
     got = p.shifted_groups(group).dense(length, heads=heads)[0].tolist()
+    assert p.shifted_groups.dense(length, heads=heads, group=group)[0].tolist() == got
     for h in range(heads):
-        keep = oracle.shifted_groups
-        wanted = oracle.matrix(lambda q, kv, h=h: keep(h, q, kv, heads, length, group), length)
-        assert got[h] == wanted
+
+        def keep(q, kv, h=h):
+            return oracle.shifted_groups(h, q, kv, heads, length, group)
+
+        assert got[h] == oracle.matrix(keep, length)
 
 
 def test_labels_show_name_and_parameters():

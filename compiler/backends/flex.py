@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from flexspec.expr import Expr, var
+from flexspec.expr import Expr, inputs_of, var
 
 from ..block_map import BlockMap
 from ..classify import BlockKind
@@ -60,6 +60,7 @@ class FlexBackend:
     def _compiled(
         self, call: Call, q: torch.Tensor, block_map: BlockMap, mask: Expr, one_query: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        fixed = _fix_sizes(call)
         values = {**call.bound.all_numbers(), **call.bound.tensors}
         options: dict[str, Any] = {"device": q.device, "last_query": one_query}
         options["wide"] = q.device.type != "cpu" and needs_64_bits(mask, call.bound, block_map.grid)
@@ -75,7 +76,7 @@ class FlexBackend:
         layout = (q.dtype, q.shape[1] // call.k.shape[1], q.shape[3], call.v.shape[3], one_query)
         lists = (block_map.batch > 1, block_map.heads > 1)
         function = _function(
-            key=(*texts, *layout, *lists, q.device.type),
+            key=(*texts, *layout, *lists, *fixed, q.device.type),
             scale=call.attention.scale,
             gqa=q.shape[1] != call.k.shape[1],
             lse=call.return_lse,
@@ -84,6 +85,21 @@ class FlexBackend:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             result = function(q, call.k, call.v, score_mod, block_mask)
         return (result[0], result[1].lse) if call.return_lse else (result, None)
+
+
+def _fix_sizes(call: Call) -> list[tuple[int, ...]]:
+    """Tell dynamo which dims of the captured tensors are no lengths, and return their sizes.
+
+    torch's CPU kernels do not compile for a captured tensor with a dynamic size that is not one of the lengths.
+    """
+    sizes = []
+    for name, node in inputs_of(call.attention.formula.expr).items():
+        tensor = call.bound.tensors[name]
+        fixed = [axis for axis, dim in enumerate(node.dims) if dim not in ("q_len", "kv_len", "sequence")]
+        for axis in fixed:
+            torch._dynamo.mark_static(tensor, axis)
+        sizes.append(tuple(tensor.shape[axis] for axis in fixed))
+    return sizes
 
 
 @lru_cache(maxsize=512)

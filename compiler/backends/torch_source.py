@@ -49,9 +49,8 @@ class Printer:
         if node.op in ("min", "max"):
             for x, limit in (node.args, node.args[::-1]):
                 if isinstance(limit, Const) and limit.type is x.type:
-                    return f"torch.clamp({self.text[x]}, {node.op}={_number(limit.value)})".replace(
-                        f"{node.op}=", "max=" if node.op == "min" else "min="
-                    )
+                    end = "max" if node.op == "min" else "min"
+                    return f"torch.clamp({self.text[x]}, {end}={_number(limit.value)})"
         args = [self.operand(arg, node) for arg in node.args]
         return OPS[node.op].torch_source.format(*args)
 

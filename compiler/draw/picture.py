@@ -53,21 +53,27 @@ def save(
     if path.suffix.lower() not in SUFFIXES:
         message = f"a picture cannot be written as {path.suffix or 'a file without a suffix'}: {path}"
         raise FlexSpecError("FS054", message, fix=f"end its name in {choices(SUFFIXES)}")
-    if region is None and max(block_map.q_len, block_map.kv_len) <= SMALL:
-        region = whole(block_map)
-    most = (MOST_CELLS, MOST_CELLS)
-    cells = pair_cells(block_map, b, h, region, most) if region else block_cells(block_map, b, h, most)
-    figure = _figure(block_map, cells, heads_text(block_map, b, h))
+    made = figure(block_map, b=b, h=h, region=region)
     stamp = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     try:
-        figure.savefig(path, metadata=stamp[path.suffix.lower()])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.savefig(path, metadata=stamp[path.suffix.lower()])
     except OSError as error:
         raise FlexSpecError("FS054", f"{path} cannot be written: {error.strerror or error}") from None
     return path
 
 
-def _figure(block_map: BlockMap, cells: Cells, head: str) -> Any:
-    """The figure, laid out in inches so that the text has one size at every shape of map."""
+def figure(block_map: BlockMap, *, b: int = 0, h: int = 0, region: Region | None = None) -> Any:
+    """What `save` writes, as a matplotlib `Figure` that belongs to no window. Raises FS030."""
+    if region is None and max(block_map.q_len, block_map.kv_len) <= SMALL:
+        region = whole(block_map)
+    most = (MOST_CELLS, MOST_CELLS)
+    cells = pair_cells(block_map, b, h, region, most) if region else block_cells(block_map, b, h, most)
+    return _laid_out(block_map, cells, heads_text(block_map, b, h))
+
+
+def _laid_out(block_map: BlockMap, cells: Cells, head: str) -> Any:
+    """The figure with its parts placed in inches, so that text has one size at every shape of map."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -78,21 +84,21 @@ def _figure(block_map: BlockMap, cells: Cells, head: str) -> Any:
     header = 0.16 + 0.235 * len(title) + MARGIN["line"] * len(notes) + MARGIN["axis"]
     height = header + down + MARGIN["legend"]
 
-    figure = Figure(figsize=(width, height), dpi=dpi)
-    FigureCanvasAgg(figure)
+    made = Figure(figsize=(width, height), dpi=dpi)
+    FigureCanvasAgg(made)
     left = MARGIN["left"] + max(0.0, width - across - MARGIN["left"] - MARGIN["right"]) / 2
-    axes = figure.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
+    axes = made.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
     _fill(axes, block_map, cells)
-    style = {"ha": "center", "va": "top", "parse_math": False}
-    figure.text(
+    style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False}
+    made.text(
         0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style
     )
     below = 0.16 + 0.235 * len(title)
-    figure.text(
+    made.text(
         0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style
     )
-    _legend(figure, cells)
-    return figure
+    _legend(made, cells)
+    return made
 
 
 def _axes_size(cells: Cells) -> tuple[float, float, float]:
@@ -216,7 +222,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _legend(figure: Any, cells: Cells) -> None:
+def _legend(made: Any, cells: Cells) -> None:
     from matplotlib.patches import Patch
 
     empty, partial, full = cells.blocks
@@ -231,7 +237,7 @@ def _legend(figure: Any, cells: Cells) -> None:
     if cells.pairs and bool((cells.shades == Shade.MIXED).any()):
         entries.append(entry(Shade.MIXED, "some kept"))
     entries.append(entry(Shade.SOLID, f"full blocks: {full:,}"))
-    figure.legend(
+    made.legend(
         handles=entries, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(entries), frameon=False,
         fontsize=8.5, handlelength=1.1, handleheight=1.1, columnspacing=1.4, handletextpad=0.5,
     )  # fmt: skip

@@ -97,7 +97,7 @@ def _covered(start: Levels, stop: Levels, edges: NDArray[np.int64], length: int)
 
 def block_cells(block_map: BlockMap, b: int, h: int, most: tuple[int, int]) -> Cells:
     """The whole map by blocks, in at most `most` = (rows, columns) cells. FS030 for a wrong head."""
-    runs = block_map.of(*_index(block_map, b, h))
+    runs = block_map.of(*index_of(block_map, b, h))
     size = block_map.q_blocks, block_map.kv_blocks
     rows, columns = _per_cell(size[0], most[0]), _per_cell(size[1], most[1])
     kinds = coarse_runs(runs, (0, size[0], 0, size[1]), rows, columns)
@@ -115,7 +115,7 @@ def pair_cells(block_map: BlockMap, b: int, h: int, region: Region, most: tuple[
     side.
     """
     q_start, q_stop, kv_start, kv_stop = check_region(block_map, region)
-    b, h = _index(block_map, b, h)
+    b, h = index_of(block_map, b, h)
     q_block = np.arange(q_start, q_stop) // block_map.block_q
     kv_block = np.arange(kv_start, kv_stop) // block_map.block_kv
     window = int(q_block[0]), int(q_block[-1]) + 1, int(kv_block[0]), int(kv_block[-1]) + 1
@@ -174,7 +174,7 @@ def heads_text(block_map: BlockMap, b: int, h: int) -> str:
     return ", ".join(part for part in (batch, head) if part)
 
 
-def _index(block_map: BlockMap, b: int, h: int) -> tuple[int, int]:
+def index_of(block_map: BlockMap, b: int, h: int) -> tuple[int, int]:
     """`b` and `h` as indices of the map; 0 where it does not depend on them. FS030."""
     for name, index, count in (("batch", b, block_map.batch), ("head", h, block_map.heads)):
         if index < 0 or (count > 1 and index >= count):

@@ -29,7 +29,7 @@ def draw(block_map: BlockMap, *, b: int = 0, h: int = 0, width: int = 72, color:
     """Batch `b`, head `h` of the map as lines of at most `width` columns: queries downwards, keys rightwards.
 
     A map that fits is drawn pair by pair (two columns to a pair), a larger one by blocks, a still larger one
-    in coarse cells by the rule of `scale`. color: None asks the terminal and the NO_COLOR variable. Empty stays
+    in coarse cells by the rule of `scale`. color: None asks the terminal and the NO_COLOR variable. Empty is
     the terminal's own background. Raises FS030 for a head that is not there.
     """
     color = _wants_color() if color is None else color
@@ -112,7 +112,7 @@ def _legend(block_map: BlockMap, cells: Cells, head: str, color: bool) -> list[s
     if color and not cells.pairs:
         mark[Shade.MIXED] = _inked("█", Shade.MIXED, color)
     partly = f"{mark[Shade.MIXED]} partial {partial:,}"
-    if cells.pairs:
+    if cells.pairs and partial:
         partly = f"{mark[Shade.DROPPED]} partial {partial:,} ({mark[Shade.KEPT]} pairs kept in them)"
     parts = [f"{mark[Shade.SOLID]} full {full:,}", partly, f"blank: empty {empty:,}"]
     facts = [f"{block_map.q_len:,} queries x {block_map.kv_len:,} keys"]

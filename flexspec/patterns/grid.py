@@ -77,7 +77,7 @@ def _near(q: Any, kv: Any, length: int, window: int, stride: int, dilation: int,
         return kept
     left, right = window // 2, window - 1 - window // 2
     leader = q if stride == 1 else torch.minimum((q // stride) * stride + stride // 2, _like(last, q))
-    centre = leader.clamp(left).clamp(max=last - right)  # in this order a window that is too long keeps all
+    centre = leader.clamp(left, last - right)
     return [*kept, kv >= centre - left, kv <= centre + right]
 
 

@@ -171,6 +171,12 @@ def _mask_above(x: Array) -> Array:
     return np.where(x >= 2**52, FAR, (2.0 ** np.minimum(bits, 60)).astype(np.int64) - 1)
 
 
+def _shared_bits(a: Interval) -> Array:
+    """The leading bits that all values of a range >= 0 share, the others 0."""
+    varying = a[0] ^ a[1]
+    return np.where(varying >= 2**52, 0, a[0] & ~_mask_above(np.abs(varying)))
+
+
 def _bits(logical: Callable[[Array, Array], Array], exact_max: bool) -> Rule:
     def rule(a: Interval, b: Interval) -> Interval:
         if a[0].dtype == np.bool_:
@@ -180,7 +186,8 @@ def _bits(logical: Callable[[Array, Array], Array], exact_max: bool) -> Rule:
         wide = _mask_above(np.maximum(np.maximum(np.abs(a[0]), np.abs(a[1])), np.maximum(np.abs(b[0]), np.abs(b[1]))))
         hi = np.minimum(a[1], b[1]) if exact_max else wide
         value = logical(a[0], b[0])
-        lo = np.where(both, 0, -wide - 1)
+        least = _shared_bits(a) & _shared_bits(b) if exact_max else 0
+        lo = np.where(both, least, -wide - 1)
         return np.where(one, value, lo), np.where(one, value, np.where(both, hi, wide))
 
     return rule

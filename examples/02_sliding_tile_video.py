@@ -16,8 +16,8 @@ for name, chosen in (("row-major", None), ("tiled", order)):
     print(f"{name:>9}: block density {blocks.density:.2%}, {counts}")
 print("picture:", blocks.show(Path("out") / "02_sliding_tile.png"))
 
-small = fs.Canvas(t=4, h=8, w=12)  # the same idea, small enough to check against the reference
-tiles = fs.sliding_tile(small, window={"t": 6, "h": 12, "w": 12}, tile={"t": 2, "h": 4, "w": 4})
+small = fs.Canvas(t=4, h=16, w=24)  # the same idea, small enough to check against the reference
+tiles = fs.sliding_tile(small, window={"t": 2, "h": 12, "w": 12}, tile={"t": 2, "h": 4, "w": 4})
 attend = fs.compile(tiles, order=fs.tiled(small, t=2, h=4, w=4), block_size=32)
 torch.manual_seed(0)
 q, k, v = torch.randn(3, 1, 2, small.size, 32).unbind(0)

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, get_type_hints
+from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -45,6 +45,7 @@ class Parameter:
 
     default: Any = None
     adapter: TypeAdapter[Any] | None = None
+    type: Type = Type.INT
 
     def check(self, name: str, value: Any) -> Any:
         """The value, validated by the annotation; FS025 with pydantic's reason."""
@@ -184,8 +185,7 @@ class Formula:
                 if isinstance(value, Traced):
                     left |= {key: Parameter() for key in value.expr.names if key in params_of(value.expr)}
             elif item.default is None or isinstance(item.default, (int, float)):
-                kind = Type.INT if item.default is None else Type.of_value(item.default)
-                value, left[name] = param(name, kind), item
+                value, left[name] = param(name, item.type), item
             else:
                 value = item.default
             arguments[name] = value
@@ -230,7 +230,7 @@ def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predi
         if item.kind is item.KEYWORD_ONLY and name not in legal:
             default = None if item.default is item.empty else item.default
             adapter = TypeAdapter(hints[name]) if name in hints else None
-            parameters[name] = Parameter(default, adapter)
+            parameters[name] = Parameter(default, adapter, _number_type(default, hints.get(name)))
         elif item.kind in (item.POSITIONAL_ONLY, item.VAR_POSITIONAL, item.VAR_KEYWORD) or name not in legal:
             what = {item.VAR_POSITIONAL: f"*{name}", item.VAR_KEYWORD: f"**{name}"}.get(item.kind, name)
             fix = f"positions are named {choices(legal[: len(extra) + 6])}; put the pattern's own after `*`"
@@ -247,6 +247,14 @@ def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predi
     if errors:
         raise FlexSpecError.collect(errors)
     return Predicate(fn, tuple(positions), parameters)
+
+
+def _number_type(default: Any, hint: Any) -> Type:
+    """The type of a run-time parameter: of its annotation, else of its default, else int."""
+    base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    if base in (bool, int, float):
+        return {bool: Type.BOOL, int: Type.INT, float: Type.FLOAT}[base]
+    return Type.of_value(default) if isinstance(default, (int, float)) else Type.INT
 
 
 def merged(cls: type[Any], expr_of: Callable[[Expr, Expr], Expr], a: Any, b: Any, label: str) -> Any:

@@ -125,7 +125,7 @@ class Tiled(Order):
     def permutes(self) -> bool:
         """Does it differ from row-major?"""
         assert self.canvas is not None
-        return self.axes != self.canvas.names or any(side > 1 for side in self.tile[1:])
+        return self.axes != self.canvas.names or (len(self.axes) > 1 and any(side > 1 for side in self.tile))
 
     def __str__(self) -> str:
         if all(side == 1 for side in self.tile):

@@ -98,7 +98,9 @@ def save(spec: Mask | ScoreMod | Attention, path: str | os.PathLike[str]) -> Non
         text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
     if len(text.encode()) > MAX_BYTES:
         fix = "make the tensors run-time inputs: fs.Input"
-        raise FlexSpecError("FS053", f"the file would be larger than {MAX_BYTES:,} bytes", fix=fix, where=user_caret())
+        raise FlexSpecError(
+            "FS053", f"the file would be larger than {MAX_BYTES:,} bytes", fix=fix, where=user_caret()
+        )
     _write(target, text)
 
 
@@ -190,7 +192,9 @@ def _check_names(expr: Expr, canvas: Canvas | None, kind: type[Any], at: str) ->
 def _tensor(item: _Tensor) -> torch.Tensor:
     values = [_SPECIAL.get(value, value) if isinstance(value, str) else value for value in item.values]
     legal = {"bool": (bool,), "f": (int, float)}.get("f" if "float" in item.dtype else item.dtype, (int,))
-    wrong = next((v for v in values if not isinstance(v, legal) or isinstance(v, bool) != (bool in legal)), None)
+    wrong = next(
+        (v for v in values if not isinstance(v, legal) or isinstance(v, bool) != (bool in legal)), None
+    )
     if wrong is not None:
         raise FlexSpecError("FS023", f"{wrong!r} is no {item.dtype}")
     dtype = getattr(torch, item.dtype)

@@ -79,7 +79,12 @@ def parse_order(text: str, canvas: Canvas | None = None) -> Order:
     return order
 
 
-_ORDERS = {"row_major": "row_major", "axes": "axes(h, w, t)", "tiled": "tiled(t=6, h=8)", "striped": "striped(4)"}
+_ORDERS = {
+    "row_major": "row_major",
+    "axes": "axes(h, w, t)",
+    "tiled": "tiled(t=6, h=8)",
+    "striped": "striped(4)",
+}
 
 
 def _unknown(text: str, node: Node, what: str, known: Iterable[str], otherwise: str) -> FlexSpecError:
@@ -106,7 +111,9 @@ class _Reading:
             value = self.as_formula(node, value)
         if not isinstance(value, (Mask, ScoreMod)):
             message = f"the text is a {_kind(value)}, not a pattern"
-            raise text_error(self.text, node.at, message, "write a mask, a comparison or a score mod", "FS007")
+            raise text_error(
+                self.text, node.at, message, "write a mask, a comparison or a score mod", "FS007"
+            )
         axes = value.canvas.names if value.canvas else ()
         for name in sorted(value.expr.names):
             head, dot, axis = name.partition(".")
@@ -247,7 +254,9 @@ class _Reading:
         fix = "index it, as in ids[b, q]" if isinstance(value, Input) else "write a number or a position"
         if isinstance(value, Formula):
             fix = f"if a number is meant, declare it in front: `{node.value}: int; ...`"
-        raise text_error(self.text, node.at, f"a {_kind(value)} stands where a number is needed", fix, "FS010")
+        raise text_error(
+            self.text, node.at, f"a {_kind(value)} stands where a number is needed", fix, "FS010"
+        )
 
     def made(self, node: Node, make: Callable[..., Any], args: list[Any], given: dict[str, Any]) -> Any:
         """What a constructor makes of values; its errors get a caret into the text."""
@@ -271,7 +280,14 @@ class _Reading:
 
 
 def _kind(value: object) -> str:
-    names = {Mask: "mask", ScoreMod: "score mod", Canvas: "canvas", Input: "tensor", str: "string", Load: "number"}
+    names = {
+        Mask: "mask",
+        ScoreMod: "score mod",
+        Canvas: "canvas",
+        Input: "tensor",
+        str: "string",
+        Load: "number",
+    }
     if isinstance(value, (Expr, int, float)):
         return names.get(type(value), "number")
     return names.get(type(value), "dict" if isinstance(value, dict) else "None")

@@ -84,7 +84,13 @@ def near(q, kv, *, window: Annotated[int, Field(ge=1)] = 2, sink: int = 0):
 
 
 def test_parameters_bound_free_and_at_run_time() -> None:
-    assert grid(near(window=1)) == grid(diagonal) == grid(near, window=1) == grid(near(1, 0)) == grid(near(1)(sink=0))
+    assert (
+        grid(near(window=1))
+        == grid(diagonal)
+        == grid(near, window=1)
+        == grid(near(1, 0))
+        == grid(near(1)(sink=0))
+    )
     assert grid(near) == ["#...", "##..", ".##.", "..##"]
     assert grid(near(sink=1)) == ["#...", "##..", "###.", "#.##"]
     assert grid(near(window=1) | near(window=1)(sink=1)) == ["#...", "##..", "#.#.", "#..#"]
@@ -94,12 +100,16 @@ def test_parameters_bound_free_and_at_run_time() -> None:
 
 def test_a_parameter_of_a_composition() -> None:
     both = near & ~diagonal
-    assert grid(both, window=3) == grid(both(window=3)) == [
-        "....",
-        "#...",
-        "##..",
-        ".##.",
-    ]
+    assert (
+        grid(both, window=3)
+        == grid(both(window=3))
+        == [
+            "....",
+            "#...",
+            "##..",
+            ".##.",
+        ]
+    )
     assert both(window=3).defaults == {"sink": 0}
 
 
@@ -218,7 +228,10 @@ ATOMS = {
     "first": (first, lambda q, kv: kv < 1),
     "near": (near(window=2, sink=1), lambda q, kv: q >= kv and (q - kv < 2 or kv < 1)),
     "even": (fs.mask(lambda q, kv: (q - kv) % 2 == 0), lambda q, kv: (q - kv) % 2 == 0),
-    "ids": (captured([0, 0, 1, 1, 2, 0, 1]), lambda q, kv: [0, 0, 1, 1, 2, 0, 1][q] == [0, 0, 1, 1, 2, 0, 1][kv]),
+    "ids": (
+        captured([0, 0, 1, 1, 2, 0, 1]),
+        lambda q, kv: [0, 0, 1, 1, 2, 0, 1][q] == [0, 0, 1, 1, 2, 0, 1][kv],
+    ),
     "ids again": (captured([0, 1] * 4), lambda q, kv: q % 2 == kv % 2),
 }
 JOINS = {
@@ -246,4 +259,6 @@ PAIRS = st.recursive(
 @given(PAIRS, st.integers(1, 7), st.integers(1, 7))
 def test_any_composition_is_pythons(pair, q_len, kv_len) -> None:
     mask, fn = pair
-    assert mask.dense(q_len, kv_len)[0, 0].tolist() == [[fn(q, kv) for kv in range(kv_len)] for q in range(q_len)]
+    assert mask.dense(q_len, kv_len)[0, 0].tolist() == [
+        [fn(q, kv) for kv in range(kv_len)] for q in range(q_len)
+    ]

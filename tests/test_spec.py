@@ -124,7 +124,13 @@ GOOD: dict[str, Any] = {
     "parameters": {"w": 3},
     "tensors": {"ids": {"dtype": "int32", "shape": [1, 2], "values": [0, 1]}},
 }
-WHOLE = {"version": 1, "kind": "attention", "mask": {"expr": "q >= kv", "label": "causal"}, "scores": [], "scale": 1.0}
+WHOLE = {
+    "version": 1,
+    "kind": "attention",
+    "mask": {"expr": "q >= kv", "label": "causal"},
+    "scores": [],
+    "scale": 1.0,
+}
 
 
 def changed(document: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
@@ -156,9 +162,19 @@ BROKEN = [
     ("expr", "q >=", "expr: ", "FS050"),
     ("expr", "q - kv", "expr: ", "this is int, not a mask"),
     ("expr", "q / kv", "expr: ", "this is float, not a mask"),
-    ("expr", "ids: int[batch, sequence]; (ids[b, q] > 0) & (score > 1)", "expr: ", "cannot depend on the score"),
+    (
+        "expr",
+        "ids: int[batch, sequence]; (ids[b, q] > 0) & (score > 1)",
+        "expr: ",
+        "cannot depend on the score",
+    ),
     ("expr", "__import__('os').system('true')", "expr: ", "FS050"),
-    ("expr", "ids: int[sequence]; ids[q] > 0", "tensors.ids.shape: ", "[1, 2] does not fit the dims [sequence]"),
+    (
+        "expr",
+        "ids: int[sequence]; ids[q] > 0",
+        "tensors.ids.shape: ",
+        "[1, 2] does not fit the dims [sequence]",
+    ),
     ("expr", "ids: bool[batch, sequence]; ids[b, q]", "tensors.ids: ", "reads bool"),
     ("expr", "q > kv", "tensors.ids: ", "reads no such tensor"),
     ("expr", "ids: int[batch, sequence]; (ids[b, q] > 0) & (q.t > 1)", "canvas: ", "q.t"),

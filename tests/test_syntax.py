@@ -83,7 +83,13 @@ def _python(text: str, **names: int) -> object:
 
 
 @settings(max_examples=400, deadline=None)
-@given(PYTHON, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), PYTHON, st.integers(-5, 9), st.integers(-5, 9))
+@given(
+    PYTHON,
+    st.sampled_from(["<", "<=", ">", ">=", "==", "!="]),
+    PYTHON,
+    st.integers(-5, 9),
+    st.integers(-5, 9),
+)
 def test_precedence_is_pythons(left: str, compare: str, right: str, q: int, kv: int) -> None:
     for text in (left, f"{left} {compare} {right}"):
         try:
@@ -94,7 +100,9 @@ def test_precedence_is_pythons(left: str, compare: str, right: str, q: int, kv: 
         assert evaluate(parse(str(parse(text))), {"q": q, "kv": kv}).item() == wanted
 
 
-@pytest.mark.parametrize("text", ["1 << q + 2", "1 << 2 << q", "64 >> 1 >> q", "1 | 2 << q & 7", "-q - -kv", "- -q"])
+@pytest.mark.parametrize(
+    "text", ["1 << q + 2", "1 << 2 << q", "64 >> 1 >> q", "1 | 2 << q & 7", "-q - -kv", "- -q"]
+)
 def test_precedence_of_shifts_and_signs(text: str) -> None:
     assert evaluate(parse(text), {"q": 1, "kv": 5}).item() == _python(text, q=1, kv=5)
 
@@ -169,8 +177,18 @@ def test_a_mistake_gets_a_caret(text: str, code: str, column: int, message: str)
     assert marks == " " * (4 + column) + "^"
 
 
-HOSTILE = ["(" * 50_000, "~" * 50_000 + "q", "-" * 9_999 + "q", "q" + "+q" * 20_000, "abs(" * 9_999, "q[" * 9_999,
-           "q" + "[q]" * 9_999, "{a:" * 9_999, "f(a=" * 9_999, "x" * 300_000]  # fmt: skip
+HOSTILE = [
+    "(" * 50_000,
+    "~" * 50_000 + "q",
+    "-" * 9_999 + "q",
+    "q" + "+q" * 20_000,
+    "abs(" * 9_999,
+    "q[" * 9_999,
+    "q" + "[q]" * 9_999,
+    "{a:" * 9_999,
+    "f(a=" * 9_999,
+    "x" * 300_000,
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -208,4 +226,6 @@ def test_any_text_is_read_or_refused_with_a_code(text: str) -> None:
 
 
 def test_infix_operators_are_known_by_symbol() -> None:
-    assert {op.name for op in INFIX.values()} == {op.name for op in OPS.values() if op.symbol and op.arity == 2}
+    assert {op.name for op in INFIX.values()} == {
+        op.name for op in OPS.values() if op.symbol and op.arity == 2
+    }

@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 
 import flexspec as fs
 from flexspec.errors import CODES, FlexSpecError
-from flexspec.patterns import CATALOG, alibi, causal, causal_window, sink, sliding_tile, sliding_window, softcap
+from flexspec.ops import Type
+from flexspec.patterns import (
+    CATALOG,
+    alibi,
+    causal,
+    causal_window,
+    sink,
+    sliding_tile,
+    sliding_window,
+    softcap,
+)
 from flexspec.text import parse_order, parse_pattern
+from flexspec.trace import parameter
 
 VIDEO = fs.Canvas(t=2, h=4, w=6)
 SAME = {
@@ -33,7 +44,7 @@ SAME = {
     "q - kv < window": fs.mask(lambda q, kv, *, window: q - kv < window),
     "abs(q - kv) <= -(-3)": fs.mask(lambda q, kv: abs(q - kv) <= 3),
     "causal_window(2 * 3 - 1)": causal_window(5),
-    "causal_window(w)": causal_window(fs.Param("w")),
+    "causal_window(w)": causal_window(parameter("w", Type.INT)),
     "softcap(30.0) + alibi": softcap(30.0) + alibi(),
     "softcap(30.0) + alibi()": softcap(30.0) + alibi(),
     "softcap(2.0) + (score * 0.5)": softcap(2.0) + fs.score(lambda score: score * 0.5),
@@ -75,7 +86,13 @@ def test_every_example_of_the_catalog_is_text(entry: object) -> None:
 
 # text, code, column, part of the message, part of the fix
 MISTAKES = [
-    ("casual & sink(2)", "FS051", 0, "`casual` is no pattern", "did you mean `causal`? flexspec.patterns.CATALOG"),
+    (
+        "casual & sink(2)",
+        "FS051",
+        0,
+        "`casual` is no pattern",
+        "did you mean `causal`? flexspec.patterns.CATALOG",
+    ),
     ("causal & casual", "FS051", 9, "`casual`", "`causal`"),
     ("~casual", "FS051", 1, "`casual`", "`causal`"),
     ("casual", "FS051", 0, "`casual`", "`causal`"),
@@ -98,7 +115,13 @@ MISTAKES = [
     ("sliding_tile(canvas(w=4), 2, 2, 2, 2)", "FS021", 0, "too many", ""),
     ("sliding_tile(3, window=2, tile=2)", "FS032", 0, "needs a canvas", ""),
     ("sliding_tile", "FS020", 0, "missing", ""),
-    ("causal & sliding_tile(canvas(w=0), window=2, tile=2)", "FS032", 22, "axis `w` has length 0", "at least 1"),
+    (
+        "causal & sliding_tile(canvas(w=0), window=2, tile=2)",
+        "FS032",
+        22,
+        "axis `w` has length 0",
+        "at least 1",
+    ),
     ("sliding_tile(canvas(w=4), window={h: 2}, tile=2)", "FS011", 0, "the canvas has the axes w", ""),
     ("canvas(3)", "FS021", 0, "positional", ""),
     ("canvas(w=3)", "FS007", 0, "is a canvas, not a pattern", "write a mask"),
@@ -129,8 +152,12 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "code", "column", "message", "fix"), MISTAKES, ids=[item[0] for item in MISTAKES])
-def test_a_mistake_gets_a_caret_into_the_text(text: str, code: str, column: int, message: str, fix: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "code", "column", "message", "fix"), MISTAKES, ids=[item[0] for item in MISTAKES]
+)
+def test_a_mistake_gets_a_caret_into_the_text(
+    text: str, code: str, column: int, message: str, fix: str
+) -> None:
     with pytest.raises(FlexSpecError) as caught:
         parse_pattern(text)
     error = caught.value
@@ -139,8 +166,17 @@ def test_a_mistake_gets_a_caret_into_the_text(text: str, code: str, column: int,
     assert error.where == f"    {text}\n    {' ' * column}^", str(error)
 
 
-HOSTILE = ["(" * 50_000, "~" * 50_000 + "causal", "causal" + " & causal" * 20_000, "q < 1" + " & (q < 1)" * 20_000,
-           "sink(" * 9_999, "sink({a:" * 9_999, "causal & " * 300 + "causal", "x" * 300_000, "-" * 9_999 + "1"]  # fmt: skip
+HOSTILE = [
+    "(" * 50_000,
+    "~" * 50_000 + "causal",
+    "causal" + " & causal" * 20_000,
+    "q < 1" + " & (q < 1)" * 20_000,
+    "sink(" * 9_999,
+    "sink({a:" * 9_999,
+    "causal & " * 300 + "causal",
+    "x" * 300_000,
+    "-" * 9_999 + "1",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
@@ -151,8 +187,10 @@ def test_deep_or_long_text_is_refused(text: str) -> None:
 
 
 WORDS = st.sampled_from(
-    "causal sink causal_window softcap alibi canvas sliding_tile q kv w score ( ) ( ) & | ~ ^ - + * < >= 2 4 0 1.5 "
-    "{ } t = : , ; ids [ ] int True None 'a' q.t document sink_window".split()
+    (
+        "causal sink causal_window softcap alibi canvas sliding_tile q kv w score ( ) ( ) & | ~ ^ - + * < "
+        ">= 2 4 0 1.5 { } t = : , ; ids [ ] int True None 'a' q.t document sink_window"
+    ).split()  # noqa: SIM905
 )
 
 

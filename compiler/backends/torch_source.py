@@ -18,6 +18,8 @@ import torch
 from flexspec.expr import Apply, Const, Expr, Load, Param, Var, walk
 from flexspec.ops import OPS, Type
 
+from ..simplify import simplify
+
 POSITIONS = ("b", "h", "q", "kv")
 
 
@@ -48,17 +50,10 @@ class Printer:
         assert isinstance(node, Apply)
         if node.op in ("min", "max"):
             for x, limit in (node.args, node.args[::-1]):
-                if isinstance(limit, Const) and limit.type is x.type:
+                if isinstance(limit, Const):
                     end = "max" if node.op == "min" else "min"
                     return f"torch.clamp({self.text[x]}, {end}={_number(limit.value)})"
-        args = [self.operand(arg, node) for arg in node.args]
-        return OPS[node.op].torch_source.format(*args)
-
-    def operand(self, arg: Expr, node: Apply) -> str:
-        """A number where torch takes numbers, else a tensor made of it."""
-        if isinstance(arg, Const) and node.op in ("min", "max", "pow", "bool", "int", "float", "double"):
-            return f"torch.tensor({_number(arg.value)})"
-        return self.text[arg]
+        return OPS[node.op].torch_source.format(*(self.text[arg] for arg in node.args))
 
 
 def _number(value: float) -> str:
@@ -70,6 +65,7 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
 
     wide: compute positions in 64 bits, also where the kernel's are 32. last_query: rows past `q_len` repeat the last.
     """
+    expr = simplify(expr)  # without constants that torch would need as tensors
     printer = Printer(expr)
     values = ", ".join(value_names(expr, last_query))
     head = [f"def make({values}):", f"    def {kind}({'score, ' if kind == 'score_mod' else ''}b, h, q, kv):"]
@@ -80,14 +76,15 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
         body.append("q = torch.minimum(q, q_len - 1)")
     body += printer.lines
     result = printer.result
-    if not expr.names & {*POSITIONS, "score"}:
-        plain = f"torch.tensor({result})" if isinstance(expr, Const) else result
-        result = f"torch.ones_like(q, dtype=torch.bool) & {plain}" if kind == "mask_mod" else f"score * 0 + {plain}"
+    if isinstance(expr, Const) and kind == "mask_mod":
+        result = f"torch.{'ones' if expr.value else 'zeros'}_like(q, dtype=torch.bool)"
+    elif not expr.names & {*POSITIONS, "score"}:  # a function of no position still gives one value for each
+        result = f"torch.ones_like(q, dtype=torch.bool) & {result}" if kind == "mask_mod" else f"score * 0 + {result}"
     return "\n".join([*head, *(f"        {line}" for line in body), f"        return {result}", f"    return {kind}", ""])
 
 
 def value_names(expr: Expr, last_query: bool = False) -> list[str]:
-    """What `make` takes: every name in the expression but the positions."""
+    """What `make` takes: every name in the (simplified) expression but the positions."""
     names = {name for name in expr.names if name not in (*POSITIONS, "score")}
     return sorted(names | {"q_len"}) if last_query else sorted(names)
 
@@ -111,7 +108,7 @@ def function_of(
 ) -> Callable[..., Any]:
     """The mask_mod or score_mod of `expr` over tensors and numbers by name, on `device`."""
     source = source_of(expr, kind=kind, **options)
-    names = value_names(expr, options.get("last_query", False))
+    names = value_names(simplify(expr), options.get("last_query", False))
     return _made(source)(**{name: _captured(values[name], device) for name in names})
 
 

@@ -78,17 +78,18 @@ class CompiledAttention:
     ) -> Any:
         """Attention output [batch, heads, q_len, v_head_dim] in q's dtype.
 
-        q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads. return_lse:
-        also the log-sum-exp in nats, float32 [batch, heads, q_len]. inputs: "logical" (an order moves tokens in and
-        out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output). values: run-time
-        parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises FS020 to FS042.
+        q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads.
+        return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]. inputs: "logical" (an order moves
+        tokens in and out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output).
+        values: run-time parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises
+        FS020 to FS042.
         """
         check_qkv(q, k, v)
         if inputs not in ("logical", "ordered"):
             fix = "choose logical or ordered"
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
-        lengths = [self._tokens(x.shape[2], inputs) for x in (q, k)]
-        sizes = make_sizes(*lengths, q.shape[0], q.shape[1])
+        q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, k))
+        sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         bound, blocks = self._cached(sizes, values, q.device)
         moves = self.order is not None and inputs == "logical"
         if moves:
@@ -99,8 +100,8 @@ class CompiledAttention:
         out, lse = self._backend(call).run(call)
         if moves:
             assert self.order is not None
-            out = self.order.undo(out, lengths[0])
-            lse = None if lse is None else self.order.undo(lse, lengths[0], dim=-1)
+            out = self.order.undo(out, q_len)
+            lse = None if lse is None else self.order.undo(lse, q_len, dim=-1)
         return (out, lse) if return_lse else out
 
     def _tokens(self, length: int, inputs: str) -> int:
@@ -210,7 +211,7 @@ class CompiledAttention:
 
     @property
     def mask_mod(self) -> Callable[..., torch.Tensor]:
-        """The mask as a FlexAttention mask_mod, for use by hand. Needs a spec without open values, sizes or an order."""
+        """The mask as a FlexAttention mask_mod, for use by hand. FS020 where a value or size is open."""
         return self._by_hand("mask_mod")
 
     @property

@@ -34,8 +34,8 @@ class BlockMap:
     """The blocks of a mask at given lengths. Made by `fs.block_map`.
 
     `index` int64 [batch, heads] says which of `maps` each (batch, head) has; both sizes are 1 where the mask does
-    not depend on them. A block is FULL when every pair of existing positions is kept. Under an order, positions are memory
-    positions and padding is never kept.
+    not depend on them. A block is FULL when every pair of existing positions is kept. Under an order, positions are
+    memory positions and padding is never kept.
     """
 
     label: str

@@ -128,16 +128,14 @@ class Bounds:
             self._pyramids[node.input.name] = levels
         levels = self._pyramids[node.input.name]
         ends = [_within(part, size) for part, size in zip(index, tensor.shape, strict=True)]
-        ends = [(np.broadcast_arrays(lo, hi)) for lo, hi in ends]
-        widest = np.max(np.broadcast_arrays(*(hi - lo for lo, hi in ends)), axis=0)
+        shape = np.broadcast_shapes(*(end.shape for pair in ends for end in pair))
+        widest = np.max([np.broadcast_to(hi - lo, shape) for lo, hi in ends], axis=0)
         level_of = np.minimum(np.ceil(np.log2(widest + 1)).astype(np.int64), len(levels) - 1)
-        shape = np.broadcast_shapes(level_of.shape, *(lo.shape for lo, _ in ends))
         low = np.empty(shape, tensor.dtype)
         high = np.empty(shape, tensor.dtype)
-        level_of = np.broadcast_to(level_of, shape)
         for level in np.unique(level_of):
             at = level_of == level
-            cells = [(np.broadcast_to(lo, shape)[at] >> level, np.broadcast_to(hi, shape)[at] >> level) for lo, hi in ends]
+            cells = [[np.broadcast_to(end, shape)[at] >> level for end in pair] for pair in ends]
             low[at], high[at] = _extremes(levels[level], cells)
         return low, high
 
@@ -174,7 +172,7 @@ def _within(index: Interval, size: int) -> Interval:
     return np.clip(low, 0, size - 1), np.clip(high, 0, size - 1)
 
 
-def _extremes(level: Interval, cells: list[Interval]) -> Interval:
+def _extremes(level: Interval, cells: list[list[Array]]) -> Interval:
     """Minimum and maximum over the at most two cells that each axis' range touches."""
     lo, hi = level
     lows, highs = [], []

@@ -34,7 +34,7 @@ class BlockKind(IntEnum):
 class Runs:
     """The non-empty blocks of one (batch, head), as runs along each row of blocks.
 
-    Row `i` has the runs `first[i]` to `first[i + 1]`; run `r` covers kv-blocks `start[r]` to `stop[r]`, all of `kind[r]`.
+    Row `i` has the runs `first[i]` to `first[i + 1]`; run `r` covers kv-blocks `start[r]` to `stop[r]` in `kind[r]`.
     int32 [q_blocks + 1], int32 [runs] twice, uint8 [runs]; runs of a row ascend and do not touch in the same kind.
     """
 

@@ -110,7 +110,7 @@ def _spec(report: Report) -> list[str]:
         lines.append(str(report.spec.kept.canvas))
     if report.order:
         lines.append(f"order {report.order}")
-    values = {name: value for name, value in report.bound.numbers.items()}
+    values: dict[str, Any] = dict(report.bound.numbers)
     values |= {name: f"{str(t.dtype)[6:]}{list(t.shape)}" for name, t in report.bound.tensors.items()}
     return lines + [f"{name} = {value}" for name, value in values.items()]
 

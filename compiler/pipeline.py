@@ -65,8 +65,8 @@ def block_map(
     Raises FS020 to FS035.
 
     >>> import flexspec as fs
-    >>> fs.block_map(fs.causal_window(256), 1_000_000)
-    BlockMap(causal_window(window=256): 1,000,000 x 1,000,000 in blocks of 128 x 128, 7,811 full, 15,625 partial, 61,019,532 empty, density 0.04%)
+    >>> fs.block_map(fs.causal_window(256), 1_000_000).counts()
+    {<BlockKind.EMPTY: 0>: 61019532, <BlockKind.PARTIAL: 1>: 15624, <BlockKind.FULL: 2>: 7813}
     """
     mask = from_mask_mod(mask)
     sizes = make_sizes(q_len, kv_len, batch, heads)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from flexspec.mask import Mask, from_mask_mod
 from flexspec.inputs import Bound, make_sizes
+from flexspec.mask import Mask, from_mask_mod
 
 from .block_map import BlockMap
 from .classify import CHUNK, BlockKind
 from .pipeline import Stages, map_of
-import torch
 
 
 @dataclass(frozen=True, slots=True)

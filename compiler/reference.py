@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -44,20 +44,14 @@ def check_qkv(q: Any, k: Any, v: Any) -> None:
         raise FlexSpecError("FS040", f"{shapes}: {problem}", where=user_caret())
 
 
-@overload
-def reference_attention(spec: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **inputs: Any) -> torch.Tensor: ...
-@overload
-def reference_attention(
-    spec: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, return_lse: bool, **inputs: Any
-) -> Any: ...
 def reference_attention(
     spec: object, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, return_lse: bool = False, **inputs: Any
 ) -> Any:
     """Attention as the spec defines it: float64 [batch, heads, q_len, v_head_dim], with gradients.
 
     spec: a Mask, an Attention or a mask_mod. q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len,
-    head_dim], kv_heads dividing heads. return_lse: also the log-sum-exp in nats, [batch, heads, q_len]. A query that keeps
-    nothing has output 0 and lse -inf. inputs: run-time values by name. Raises FS020 to FS035, FS040.
+    head_dim], kv_heads dividing heads. return_lse: also the log-sum-exp in nats, [batch, heads, q_len]. A query that
+    keeps nothing has output 0 and lse -inf. inputs: run-time values by name. Raises FS020 to FS035, FS040.
 
     >>> import flexspec as fs, torch
     >>> q = k = v = torch.eye(3)[None, None]

@@ -1,4 +1,4 @@
-"""Attention sinks and a window over a long text: constant work per token, and the window changes without a recompile."""
+"""Attention sinks and a window over a long text; the window changes without a recompile."""
 
 import argparse
 from pathlib import Path

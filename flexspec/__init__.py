@@ -6,13 +6,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import patterns
 from .attention import Attention
 from .canvas import Canvas
 from .errors import FlexSpecError, FlexSpecWarning
 from .inputs import Input, Param
 from .mask import Mask, from_mask_mod, mask
 from .order import Order, axes, row_major, striped, tiled
-from .patterns import *  # noqa: F403 - every pattern of the catalog, by its own name
+from .patterns import *  # every pattern of the catalog, by its own name
 from .score import ScoreMod, from_score_mod, score
 from .spec import load
 from .syntax import parse
@@ -28,6 +29,39 @@ if TYPE_CHECKING:
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.proof import Proof, equals
     from .compiler.reference import reference_attention
+
+__all__ = [
+    "Attention",
+    "BlockKind",
+    "BlockMap",
+    "Canvas",
+    "CompiledAttention",
+    "FlexSpecError",
+    "FlexSpecWarning",
+    "Input",
+    "Mask",
+    "Order",
+    "Param",
+    "Proof",
+    "ScoreMod",
+    "axes",
+    "block_map",
+    "compile",
+    "create_block_mask",
+    "equals",
+    "from_mask_mod",
+    "from_score_mod",
+    "load",
+    "mask",
+    "parse",
+    "parse_pattern",
+    "reference_attention",
+    "row_major",
+    "score",
+    "striped",
+    "tiled",
+]
+__all__ += patterns.__all__
 
 # The one door to the compiler, opened at the first use of a name: describing patterns stays quick to import.
 _COMPILER = {

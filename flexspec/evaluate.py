@@ -6,6 +6,7 @@ This is the truth that the compiler is judged by; it shares no code with bounds 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 
@@ -13,7 +14,7 @@ from .errors import FlexSpecError
 from .expr import Apply, Const, Expr, Load, Param, Var, walk
 from .ops import OPS, Type
 
-Value = torch.Tensor | bool | int | float
+Value: TypeAlias = torch.Tensor | bool | int | float
 
 
 def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False) -> torch.Tensor:

@@ -85,7 +85,7 @@ class Formula:
     predicate: Predicate | None = None
 
     def __post_init__(self) -> None:
-        named: dict[str, Expr] = {}
+        named: dict[str, Input | Param] = {}
         for node in walk(self.expr):
             leaf = node.input if isinstance(node, Load) else node
             if isinstance(leaf, (Input, Param)) and named.setdefault(leaf.name, leaf) is not leaf:
@@ -232,7 +232,7 @@ def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predi
             adapter = TypeAdapter(hints[name]) if name in hints else None
             parameters[name] = Parameter(default, adapter, _number_type(default, hints.get(name)))
         elif item.kind in (item.POSITIONAL_ONLY, item.VAR_POSITIONAL, item.VAR_KEYWORD) or name not in legal:
-            what = {item.VAR_POSITIONAL: f"*{name}", item.VAR_KEYWORD: f"**{name}"}.get(item.kind, name)
+            what = ("*" if item.kind is item.VAR_POSITIONAL else "**" if item.kind is item.VAR_KEYWORD else "") + name
             fix = f"positions are named {choices(legal[: len(extra) + 6])}; put the pattern's own after `*`"
             message = f"parameter `{what}` is no position"
             errors.append(FlexSpecError("FS001", message, fix=fix, where=function_place(fn)))

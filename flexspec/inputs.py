@@ -200,12 +200,12 @@ def check_tensor(node: InputNode, value: Any) -> torch.Tensor:
     return value
 
 
-def number_for(name: str, kind: Type, value: Any) -> Number:
+def number_for(name: str, kind: Type, value: Any) -> Any:
     """A parameter's value as a Python number (a zero-dim tensor is read). FS023."""
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         value = value.item()
-    wanted = {Type.BOOL: bool, Type.INT: int}.get(kind, (int, float))
-    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not Type.BOOL):  # type: ignore[arg-type]
+    wanted: Any = {Type.BOOL: bool, Type.INT: int}.get(kind, (int, float))
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind is not Type.BOOL):
         message = f"`{name}` is {value!r}; it must be {kind.text}"
         raise FlexSpecError("FS023", message, where=user_caret())
     if kind is Type.INT and not -(2**62) < value < 2**62:

@@ -48,7 +48,7 @@ class Mask(Formula):
 
     def _at(self, *positions: Any) -> Any:
         if any(isinstance(position, Traced) for position in positions):
-            session = next(p.session for p in positions if isinstance(p, Traced))
+            session = next((p.session for p in positions if isinstance(p, Traced) and p.session), None)
             exprs = [p.expr if isinstance(p, Traced) else const(p) for p in positions]
             defaults = {name: const(value) for name, value in self.defaults.items()}
             expr = substitute(self._held_by(session).flat, defaults)
@@ -56,9 +56,12 @@ class Mask(Formula):
         values = {name: torch.as_tensor(value) for name, value in zip(POSITIONS, positions, strict=True)}
         return evaluate(self.flat, {**self.defaults, **self.tensors, **values})
 
-    def _held_by(self, session: Session) -> Mask:
+    def _held_by(self, session: Session | None) -> Mask:
         """This mask with its tensors among those of a running trace, under names that are free there."""
         new: dict[str, str] = {}
+        if session is None:
+            message = f"{self.label} is called on values that no predicate computes"
+            raise FlexSpecError("FS010", message, fix="call it inside a predicate", where=user_caret())
         for name, tensor in self.tensors.items():
             key = (name, id(tensor))
             if key not in session.adopted:
@@ -112,7 +115,13 @@ class Mask(Formula):
         raise FlexSpecError("FS002", message, fix=fix, where=user_caret())
 
     def dense(
-        self, q_len: int, kv_len: int | None = None, *, batch: int | None = None, heads: int | None = None, **inputs: Any
+        self,
+        q_len: int,
+        kv_len: int | None = None,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        **inputs: Any,
     ) -> torch.Tensor:
         """The mask on every pair: bool [batch, heads, q_len, kv_len], from the predicate itself.
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+
+Dtype: TypeAlias = torch.dtype
 
 
 class Type(IntEnum):
@@ -32,11 +34,11 @@ class Type(IntEnum):
         return (np.bool_, np.int64, np.float32, np.float64)[self]
 
     @property
-    def torch(self) -> torch.dtype:
+    def torch(self) -> Dtype:
         return (torch.bool, torch.int64, torch.float32, torch.float64)[self]
 
     @staticmethod
-    def of_dtype(dtype: torch.dtype) -> Type:
+    def of_dtype(dtype: Dtype) -> Type:
         """The type of a load from a tensor of `dtype`; TypeError for complex and quantized ones."""
         if dtype == torch.bool:
             return Type.BOOL

@@ -84,7 +84,8 @@ def raised_at(traceback: TracebackType | None) -> str | None:
     while traceback is not None:
         frame = traceback.tb_frame
         if not _is_own(frame):
-            caret = Place(frame.f_code.co_filename, traceback.tb_lineno, 0, traceback.tb_lineno, 10**6).caret()
+            line = traceback.tb_lineno
+            caret = Place(frame.f_code.co_filename, line, 0, line, 10**6).caret()
         traceback = traceback.tb_next
     return caret
 

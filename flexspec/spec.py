@@ -1,4 +1,4 @@
-"""Specs as files: masks, score mods and attentions in YAML or JSON. Loading reads text and numbers, never code."""
+"""Specs as files: masks, score mods and attentions in YAML or JSON. Loading reads text, it runs nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .attention import Attention
 from .canvas import Canvas
 from .errors import FlexSpecError, choices
-from .expr import Expr, inputs_of, params_of
+from .expr import Expr, Input, inputs_of, params_of
 from .formula import Formula, Parameter
 from .inputs import check_tensor
 from .mask import Mask
@@ -35,7 +36,7 @@ MAX_NESTING = 20
 """Deepest nesting of a document (FS053)."""
 
 _SUFFIXES = (".yaml", ".yml", ".json")
-_DTYPES = "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()
+_DTYPES = "bool uint8 int8 int16 int32 int64 float16 bfloat16 float32 float64".split()  # noqa: SIM905
 _SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -158,7 +159,8 @@ def _made(model: _Formula, kind: type[Any], at: str) -> Any:
     if (expr.type is Type.BOOL) != (kind is Mask) or expr.type is Type.INT:
         wanted = "a mask" if kind is Mask else "a score"
         raise _broken(f"{at}expr", f"this is {expr.type.text}, not {wanted}")
-    canvas = _at(f"{at}canvas", lambda: Canvas(**model.canvas)) if model.canvas else None
+    sides = model.canvas or {}
+    canvas = _at(f"{at}canvas", lambda: Canvas(**sides)) if sides else None
     _check_names(expr, canvas, kind, at)
     nodes = inputs_of(expr)
     tensors: dict[str, torch.Tensor] = {}
@@ -171,7 +173,7 @@ def _made(model: _Formula, kind: type[Any], at: str) -> Any:
         if len(item.shape) != len(nodes[name].dims):
             dims = ", ".join(nodes[name].dims)
             raise _broken(f"{place}.shape", f"{item.shape} does not fit the dims [{dims}] of the expression")
-        tensors[name] = _at(place, lambda item=item, name=name: check_tensor(nodes[name], _tensor(item)))
+        tensors[name] = _at(place, partial(_fitting, nodes[name], item))
     names = {**dict.fromkeys(params_of(expr)), **model.parameters}
     for name in names.keys() & nodes.keys():
         raise _broken(f"{at}parameters.{name}", "this is a tensor of the expression")
@@ -187,6 +189,10 @@ def _check_names(expr: Expr, canvas: Canvas | None, kind: type[Any], at: str) ->
             raise _broken(f"{at}canvas", f"the expression uses `{name}`; the canvas has {has}")
         if name == "score" and kind is Mask:
             raise _broken(f"{at}expr", "a mask cannot depend on the score")
+
+
+def _fitting(node: Input, item: _Tensor) -> torch.Tensor:
+    return check_tensor(node, _tensor(item))
 
 
 def _tensor(item: _Tensor) -> torch.Tensor:

@@ -35,8 +35,9 @@ _LIST = "flexspec.patterns.CATALOG lists all"
 def parse_pattern(text: str, catalog: Mapping[str, Any] = CATALOG) -> Mask | ScoreMod:
     """The mask or score mod that `text` writes, labelled by it.
 
-    catalog: patterns by name, each with a `make`: a pattern, or a function that returns one. Raises FS050 (with a
-    caret), FS051 (an unknown pattern), FS053 (too long or too deep), and what the patterns themselves raise.
+    catalog: patterns by name, each with a `make`: a pattern, or a function that returns one. Raises FS050,
+    FS051 (an unknown pattern), FS053 (too long or too deep), and what the patterns themselves raise; each
+    has a caret into the text.
 
     >>> parse_pattern("causal & (q - kv < 2)").dense(3).int().tolist()[0][0]
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]

@@ -237,13 +237,13 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{name: _op(op) for name, op in _NAMED.items()},
     **{f"logical_{op}": _logical(op) for op in ("and", "or", "xor")},
     "logical_not": lambda x: _build("not", truth(x)),
-    **{name: clamp for name in ("clamp", "clip")},
+    **dict.fromkeys(("clamp", "clip"), clamp),
     "clamp_min": lambda x, min: clamp(x, min=min),  # noqa: A006
     "clamp_max": lambda x, max: clamp(x, max=max),  # noqa: A006
     "min": _extreme("min"),
     "max": _extreme("max"),
     "where": where,
-    **{name: divide for name in ("div", "divide")},
+    **dict.fromkeys(("div", "divide"), divide),
     **{name: lambda a, b: _build("div", a, b) for name in ("true_divide", "truediv")},
     "rsub": lambda a, b: _build("sub", b, a),
     "fmod": fmod,
@@ -268,7 +268,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "new_zeros": _new(0),
     "new_full": lambda x, size, fill_value, dtype=None, **_: full_like(x, fill_value, dtype=dtype),
     "new_tensor": lambda x, data, dtype=None, **_: full_like(x, data, dtype=dtype),
-    **{name: _same for name in ("clone", "detach", "contiguous", "cpu", "cuda", "squeeze", "view", "reshape")},
+    **dict.fromkeys(("clone", "detach", "contiguous", "cpu", "cuda", "squeeze", "view", "reshape"), _same),
 }
 
 METHODS: dict[str, Callable[..., Any]] = {

@@ -341,7 +341,7 @@ def _reachable(name: str, value: Any) -> list[tuple[str, Any]]:
     if hasattr(value, "__self__"):
         return [(name, value.__self__), (name, getattr(value, "__func__", None))]
     if hasattr(value, "__dict__") and not isinstance(value, type) and not hasattr(value, "__path__"):
-        return list(vars(value).items()) + [("fn", getattr(type(value), "__call__", None))]
+        return list(vars(value).items()) + [("fn", vars(type(value)).get("__call__"))]
     return []
 
 

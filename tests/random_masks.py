@@ -24,7 +24,6 @@ def _pair(form: str, *parts: Written, python: str | None = None) -> Written:
     return Written(form.format(*(p.ours for p in parts)), (python or form).format(*(p.python for p in parts)))
 
 
-TABLES = {"sorted_ids": ("L",), "ids": ("L",), "flags": ("L",), "per_head": ("H",), "grid": ("S", "S"), "two": ("B", "L")}
 DECLARED = (
     "sorted_ids: int[_]; ids: int[_]; flags: bool[_]; per_head: int[_]; grid: bool[_, _]; two: int[_, _]; "
 )

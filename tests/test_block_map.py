@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from flexspec.compiler import classify
+from flexspec.compiler.backends.torch_source import function_of
+from flexspec.compiler.simplify import simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import block_kinds, make_mask, masks, tables, truth
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
 import flexspec as fs
-from flexspec.compiler import classify
-from flexspec.compiler.backends.torch_source import function_of
-from flexspec.compiler.simplify import simplify
 from flexspec.evaluate import evaluate
 
 LISTS = [f"{full}{side}_{what}" for full in ("", "full_") for side in ("kv", "q") for what in ("num_blocks", "indices")]
@@ -34,11 +34,15 @@ def test_random_masks_against_plain_python(written, q_len, kv_len, block_q, bloc
     assert torch.equal(mask.dense(q_len, kv_len, batch=batch, heads=heads), kept)
     made = same_as_truth(mask, kept, q_len, kv_len, (block_q, block_kv), batch=batch, heads=heads)
     assert made.kept_pairs * kept.numel() == int(kept.sum()) * made.index.size * q_len * kv_len
-    assert made.tokens(0, q_len, 0, kv_len, b=made.batch - 1, h=made.heads - 1).equal(kept[made.batch - 1, made.heads - 1])
+    b, h = made.batch - 1, made.heads - 1
+    assert made.tokens(0, q_len, 0, kv_len, b=b, h=h).equal(kept[b, h])
+
+
+lengths = st.integers(50, 700)
 
 
 @settings(max_examples=60, deadline=None)
-@given(masks, st.integers(50, 700), st.integers(50, 700), st.sampled_from([(16, 16), (64, 32), (31, 77)]), st.integers(0, 9))
+@given(masks, lengths, lengths, st.sampled_from([(16, 16), (64, 32), (31, 77)]), st.integers(0, 9))
 def test_random_masks_at_length_against_dense(written, q_len, kv_len, block, seed):
     held = tables(max(q_len, kv_len), 2, 2, seed)
     mask = make_mask(written, held)
@@ -70,7 +74,7 @@ POSITIONS = [("b", 2, (2, 1, 1, 1)), ("h", 2, (1, 2, 1, 1)), ("q", 24, (1, 1, 24
 
 
 @pytest.mark.parametrize("bounded", [True, False])
-@pytest.mark.parametrize("text", ["(q >= kv) & (q - kv < 37)", "(q - kv) % 5 == 0", "q // 9 == kv // 9", "abs(q - kv) > 60"])
+@pytest.mark.parametrize("text", ["(q >= kv) & (q - kv < 37)", "(q - kv) % 5 == 0", "q // 9 == kv // 9"])
 def test_classification_does_not_need_its_bounds(text, bounded, monkeypatch):
     """Bounds only save work: with every box undecided the answer is the same."""
     mask = fs.Mask(fs.parse(text), text)
@@ -119,7 +123,7 @@ MASK_MODS = {
 
 
 @pytest.mark.parametrize("name", MASK_MODS)
-@pytest.mark.parametrize("sizes", [(256, 256, 128), (300, 500, 128), (500, 300, (64, 128)), (130, 1, 128), (1, 300, 128)])
+@pytest.mark.parametrize("sizes", [(256, 256, 128), (300, 500, 128), (500, 300, (64, 128)), (130, 1, 128), (1, 300, 9)])
 def test_create_block_mask_is_torchs_field_by_field(name, sizes):
     q_len, kv_len, block = sizes
     fn = MASK_MODS[name]

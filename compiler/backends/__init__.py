@@ -18,7 +18,9 @@ from ..block_map import BlockMap
 
 @dataclass(frozen=True)
 class Call:
-    """One attention call, in memory order. q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim].
+    """One attention call, in memory order.
+
+    q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim].
 
     `mask` and `score` are over memory positions; `values` holds their parameters, sizes and tensors by name.
     """

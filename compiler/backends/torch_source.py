@@ -80,7 +80,8 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
         result = f"torch.{'ones' if expr.value else 'zeros'}_like(q, dtype=torch.bool)"
     elif not expr.names & {*POSITIONS, "score"}:  # a function of no position still gives one value for each
         result = f"torch.ones_like(q, dtype=torch.bool) & {result}" if kind == "mask_mod" else f"score * 0 + {result}"
-    return "\n".join([*head, *(f"        {line}" for line in body), f"        return {result}", f"    return {kind}", ""])
+    inner = [f"        {line}" for line in (*body, f"return {result}")]
+    return "\n".join([*head, *inner, f"    return {kind}", ""])
 
 
 def value_names(expr: Expr, last_query: bool = False) -> list[str]:

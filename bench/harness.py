@@ -1,0 +1,90 @@
+"""What every benchmark shares: timing, peak memory of a fresh process, the machine, and results as files."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "date": date.today().isoformat(),
+        "cpu": f"{len(names) or '?'} x {names[0] if names else platform.processor()}",
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def seconds(run: Callable[[], Any], at_least: int = 3, budget: float = 1.0) -> list[float]:
+    """Times of several runs: at least `at_least`, more while `budget` seconds last."""
+    times: list[float] = []
+    while len(times) < at_least or (sum(times) < budget and len(times) < 200):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _measure(make: Callable[[], Callable[[], Any]], at_least: int, send: Any) -> None:
+    run = make()
+    before = _peak()
+    start = time.perf_counter()
+    run()
+    first = time.perf_counter() - start
+    peak = _peak() - before
+    times = sorted(seconds(run, at_least))
+    send.send({"first": first, "warm": times[len(times) // 2], "best": times[0], "peak_mib": peak, "runs": len(times)})
+
+
+def in_fresh_process(make: Callable[[], Callable[[], Any]], at_least: int = 3) -> dict[str, float]:
+    """First call, warm median and best in seconds, and MiB above the imports, of `make()()` in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(False)
+    process = context.Process(target=_measure, args=(make, at_least, send))
+    process.start()
+    send.close()
+    try:
+        result: dict[str, float] = receive.recv()
+    except EOFError:
+        result = {}
+    process.join()
+    return result
+
+
+def report(name: str, command: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
+    """Print a table, and write it as JSON and Markdown under bench/results/."""
+    where = machine()
+    table = Table(title=name)
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"command": command, "machine": where, "data": data}, indent=1))
+    lines = [f"# {name}", "", f"`{command}`; " + ", ".join(f"{k} {v}" for k, v in where.items()), ""]
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import warnings
 from collections import OrderedDict
@@ -58,7 +59,7 @@ class CompiledAttention:
         make_grid(Sizes(1, 1), block_size, None)
         if order is not None and not isinstance(order, Order):
             make_grid(Sizes(1, 1), block_size, order)
-        self._maps: OrderedDict[Any, tuple[Bound, BlockMap]] = OrderedDict()
+        self._maps: OrderedDict[Any, tuple[Bound, BlockMap, dict[str, torch.Tensor]]] = OrderedDict()
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -125,17 +126,17 @@ class CompiledAttention:
         self, sizes: Sizes, values: Mapping[str, Any], device: torch.device, stages: Stages | None = None
     ) -> tuple[Bound, BlockMap]:
         """The bound values and the block map, kept per sizes, values and tensor versions."""
-        held = [(n, id(x), x._version) for n, x in {**self.spec.formula.tensors, **values}.items() if _tensor(x)]
+        tensors = {n: x for n, x in {**self.spec.formula.tensors, **values}.items() if _tensor(x)}
         plain = [(name, value) for name, value in values.items() if not _tensor(value)]
-        key = (sizes, device, tuple(held), repr(sorted(plain)))
+        key = (sizes, device, tuple((n, _state(x)) for n, x in tensors.items()), repr(sorted(plain)))
         with self._lock:
             if key in self._maps and stages is None:
                 self._maps.move_to_end(key)
-                return self._maps[key]
+                return self._maps[key][:2]
         bound = self.spec.formula.bind(sizes, values)
         made = map_of(self.spec.kept, bound, self.block_size, self.order, device, stages or Stages())
         with self._lock:
-            self._maps[key] = (bound, made)
+            self._maps[key] = (bound, made, tensors)  # while a tensor lives, no other has its id
             while len(self._maps) > MAPS_KEPT:
                 self._maps.popitem(last=False)
         return bound, made
@@ -232,6 +233,14 @@ class CompiledAttention:
             message = f"{choices(missing)} has no value in a function that stands alone"
             raise FlexSpecError("FS020", message, fix="bind it, or use block_map(...).mask_mod", where=user_caret())
         return function_of(expr, values, kind=kind, device=torch.device("cpu"))
+
+
+def _state(tensor: torch.Tensor) -> tuple[object, ...]:
+    """What tells a tensor's present values from others: its version, or the values where torch counts none."""
+    if not tensor.is_inference():
+        return id(tensor), tensor._version, tensor.data_ptr()
+    values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return tuple(tensor.shape), tensor.dtype, hashlib.sha256(values.tobytes()).digest()
 
 
 def _tensor(value: object) -> bool:

@@ -8,7 +8,7 @@ the range of a pyramid over its tensor.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -72,7 +72,10 @@ class Bounds:
     def largest(self) -> int:
         """An upper limit of the size of any integer that the expression computes on the whole grid."""
         level = max(self.grid.q_blocks - 1, self.grid.kv_blocks - 1).bit_length()
-        found = self.all_over(level, np.zeros(1, np.int64), np.zeros(1, np.int64))
+        whole = replace(self)
+        whole._side = {}  # also what stands below a tabulated node
+        whole._order = list(walk(self.expr))
+        found = whole.all_over(level, np.zeros(1, np.int64), np.zeros(1, np.int64))
         ends = [end for node, ends in found.items() if node.type is Type.INT for end in ends]
         return max((int(np.abs(end).max()) for end in ends), default=0)
 
@@ -137,7 +140,7 @@ class Bounds:
             at = level_of == level
             cells = [[np.broadcast_to(end, shape)[at] >> level for end in pair] for pair in ends]
             low[at], high[at] = _extremes(levels[level], cells)
-        return low, high
+        return low.astype(node.type.numpy), high.astype(node.type.numpy)
 
 
 def _needed(root: Expr, tabulated: Mapping[Expr, str]) -> list[Expr]:

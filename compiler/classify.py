@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+import torch
 
 from flexspec.expr import Expr
 
@@ -186,3 +187,21 @@ def _at(grid: Grid, name: str, box: Array, places: Array) -> Array:
 def _chunks(count: int, size: int) -> list[slice]:
     step = max(1, CHUNK // size)
     return [slice(start, start + step) for start in range(0, count, step)]
+
+
+def contiguous_lists(kinds: torch.Tensor) -> dict[str, bool]:
+    """What FlexAttention's CUDA kernels may take as true of these kinds, by the names of their options.
+
+    Forward (lists of a row) and backward (lists of a column): is each list of partial and of full blocks one run?
+    """
+    facts = {}
+    for prefix, seen in (("fwd", kinds), ("bwd", kinds.mT)):
+        if all(_one_run(seen == kind) for kind in (BlockKind.PARTIAL, BlockKind.FULL)):
+            facts[f"{prefix}_BLOCKS_ARE_CONTIGUOUS"] = True
+    return facts
+
+
+def _one_run(chosen: torch.Tensor) -> bool:
+    starts = chosen.clone()
+    starts[..., 1:] &= ~chosen[..., :-1]
+    return bool((starts.sum(-1) <= 1).all())

@@ -14,7 +14,7 @@ from flexspec.syntax import formula
 
 from .backends.torch_source import source_of
 from .block_map import BlockMap
-from .classify import BlockKind
+from .classify import BlockKind, contiguous_lists
 from .pipeline import Stages
 from .proof import Proof, every_query_attends, is_causal
 
@@ -160,6 +160,8 @@ def _kernel(report: Report) -> list[str]:
         lines += source_of(report.score, kind="score_mod").splitlines()
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")
+    facts = contiguous_lists(report.block_map.kinds())
+    lines.append(f"proven, and passed on to CUDA kernels: {', '.join(facts) or 'nothing'}")
     return lines
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import BlockMask
+
+from flexspec.errors import FlexSpecError
+from flexspec.source import user_caret
 
 from .classify import BlockKind
 
@@ -20,6 +24,8 @@ def to_flex(
     heads: int | None = None,
     *,
     separate_full_blocks: bool = True,
+    compute_dq_write_order: bool = False,
+    dq_kv_order: bool = True,
 ) -> BlockMask:
     """torch's BlockMask, field by field as `create_block_mask` makes it.
 
@@ -38,14 +44,14 @@ def to_flex(
     else:
         lists = [*_lists(partial | full), None, None, *_lists((partial | full).mT), None, None]
     sizes = (block_map.block_q, block_map.block_kv)
-    return BlockMask((block_map.q_len, block_map.kv_len), *lists, BLOCK_SIZE=sizes, mask_mod=mask_mod)
-
-
-def contiguous(chosen: torch.Tensor) -> bool:
-    """Is every row of `chosen` (bool [..., rows, columns]) at most one run without gaps?"""
-    starts = chosen.clone()
-    starts[..., 1:] &= ~chosen[..., :-1]
-    return bool((starts.sum(-1) <= 1).all())
+    made = BlockMask((block_map.q_len, block_map.kv_len), *lists, BLOCK_SIZE=sizes, mask_mod=mask_mod)
+    if compute_dq_write_order:
+        compute = getattr(flex_attention, "_compute_dq_write_order_from_block_mask", None)
+        if compute is None:
+            raise FlexSpecError("FS042", f"torch {torch.__version__} has no dq write order", where=user_caret())
+        made.dq_write_order, made.dq_write_order_full = compute(made, dq_kv_order=dq_kv_order)
+        made.dq_kv_order, made.dq_kv_order_spt = None, dq_kv_order
+    return made
 
 
 def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,12 +1,13 @@
 """How each operator bounds its result: from intervals of the operands to an interval of the result.
 
-An interval is a pair of arrays (lo, hi), both ends included, of the operand's numpy type. Integers past
-`FAR` mean "unbounded"; a float end that is nan means "unknown". A boolean interval (False, True) is undecided.
+An interval is a pair of arrays (lo, hi), both ends included, of the operand's numpy type. An integer that may
+pass `FAR` is any integer, as 64 bits wrap; a float end that is nan means "unknown". A boolean interval (False, True) is undecided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from .points import Array
 Interval = tuple[Array, Array]
 Rule = Callable[..., Interval]
 FAR = 2**61
+_LEAST, _MOST = -(2**63), 2**63 - 1
 _TINY = 4
 """Ends of transcendental functions move outward by this many units in the last place."""
 
@@ -35,7 +37,7 @@ def convert(x: Interval, old: Type, new: Type) -> Interval:
             return lo.astype(np.int64), hi.astype(np.int64)
         bad = ~(np.isfinite(lo) & np.isfinite(hi) & (np.abs(lo) < FAR) & (np.abs(hi) < FAR))
         low, high = (np.trunc(np.where(bad, 0, end)).astype(np.int64) for end in x)
-        return np.where(bad, -FAR, low), np.where(bad, FAR, high)
+        return _hide(bad, (low, high))
     if old is Type.INT:
         low, high = lo.astype(new.numpy), hi.astype(new.numpy)
         return np.where(lo <= -FAR, -np.inf, low).astype(new.numpy), np.where(hi >= FAR, np.inf, high).astype(new.numpy)
@@ -46,10 +48,6 @@ def _is_int(x: Interval) -> bool:
     return bool(x[0].dtype == np.int64)
 
 
-def _unbounded(like: Array) -> Interval:
-    return np.full_like(like, -FAR), np.full_like(like, FAR)
-
-
 def _unknown(like: Array) -> Interval:
     return np.full_like(like, np.nan), np.full_like(like, np.nan)
 
@@ -58,20 +56,24 @@ def _far(x: Interval) -> Array:
     return (x[0] <= -FAR) | (x[1] >= FAR)
 
 
-def _clip(lo: Array, hi: Array, open_lo: Array, open_hi: Array) -> Interval:
-    lo = np.where(open_lo, -FAR, np.clip(lo, -FAR, FAR))
-    return lo, np.where(open_hi, FAR, np.clip(hi, -FAR, FAR))
+def _hide(bad: Array, x: Interval) -> Interval:
+    """`x`, but any integer, or nan, where `bad`."""
+    if _is_int(x):
+        return np.where(bad, _LEAST, x[0]), np.where(bad, _MOST, x[1])
+    lost = x[0].dtype.type(np.nan)
+    return np.where(bad, lost, x[0]), np.where(bad, lost, x[1])
 
 
 def add(a: Interval, b: Interval) -> Interval:
-    if not _is_int(a):
-        return a[0] + b[0], a[1] + b[1]
-    low, high = (a[0] <= -FAR) | (b[0] <= -FAR), (a[1] >= FAR) | (b[1] >= FAR)
-    return _clip(a[0] + b[0], a[1] + b[1], low, high)
+    total = a[0] + b[0], a[1] + b[1]
+    if not _is_int(a):  # inf - inf is nan, inside the ends
+        return _hide(((a[1] == np.inf) & (b[0] == -np.inf)) | ((a[0] == -np.inf) & (b[1] == np.inf)), total)
+    return _hide(_far(a) | _far(b) | _far(total), total)  # past 64 bits a sum starts again at the other end
 
 
 def neg(a: Interval) -> Interval:
-    return -a[1], -a[0]
+    ends = -a[1], -a[0]
+    return _hide(_far(a), ends) if _is_int(a) else ends
 
 
 def sub(a: Interval, b: Interval) -> Interval:
@@ -85,8 +87,9 @@ def _corners(function: Callable[[Array, Array], Array], a: Interval, b: Interval
 
 
 def mul(a: Interval, b: Interval) -> Interval:
-    if not _is_int(a):
-        return _corners(np.multiply, a, b)
+    if not _is_int(a):  # 0 * inf is nan, inside the ends
+        endless = [np.isinf(x[0]) | np.isinf(x[1]) for x in (a, b)]
+        return _hide((_holds_zero(a) & endless[1]) | (_holds_zero(b) & endless[0]), _corners(np.multiply, a, b))
     low, high = _corners(lambda x, y: x.astype(np.float64) * y.astype(np.float64), a, b)
     far = _far(a) | _far(b)
     large = (low <= -FAR) | (high >= FAR)
@@ -95,7 +98,7 @@ def mul(a: Interval, b: Interval) -> Interval:
         message = f"a product of positions reaches {size:.3g}, past 64-bit integers"
         raise FlexSpecError("FS034", message, fix="use smaller factors, or floats")
     lo, hi = _corners(np.multiply, a, b)
-    return np.where(far, -FAR, lo), np.where(far, FAR, hi)
+    return _hide(far, (lo, hi))
 
 
 def _holds_zero(x: Interval) -> Array:
@@ -104,8 +107,7 @@ def _holds_zero(x: Interval) -> Array:
 
 def div(a: Interval, b: Interval) -> Interval:
     lo, hi = _corners(np.true_divide, a, b)
-    bad = _holds_zero(b)
-    return np.where(bad, np.nan, lo).astype(lo.dtype), np.where(bad, np.nan, hi).astype(hi.dtype)
+    return _hide(_holds_zero(b), (lo, hi))
 
 
 def floordiv(a: Interval, b: Interval) -> Interval:
@@ -114,8 +116,7 @@ def floordiv(a: Interval, b: Interval) -> Interval:
     zero = _holds_zero(b)
     safe = (np.where(zero, 1, b[0]), np.where(zero, 1, b[1]))
     lo, hi = _corners(np.floor_divide, a, safe)
-    bad = zero | _far(a) | _far(b)
-    return np.where(bad, -FAR, lo), np.where(bad, FAR, hi)
+    return _hide(zero | _far(a) | _far(b), (lo, hi))
 
 
 def mod(a: Interval, b: Interval) -> Interval:
@@ -137,7 +138,8 @@ def mod(a: Interval, b: Interval) -> Interval:
 
 def absolute(a: Interval) -> Interval:
     lo, hi = np.abs(a[0]), np.abs(a[1])
-    return np.where(_holds_zero(a), np.zeros_like(lo), np.minimum(lo, hi)), np.maximum(lo, hi)
+    size = np.where(_holds_zero(a), np.zeros_like(lo), np.minimum(lo, hi)), np.maximum(lo, hi)
+    return _hide(_far(a), size) if _is_int(a) else size
 
 
 def minimum(a: Interval, b: Interval) -> Interval:
@@ -166,15 +168,16 @@ def negation(a: Interval) -> Interval:
 
 
 def _mask_above(x: Array) -> Array:
-    """The least `2**k - 1` that is not below x >= 0."""
-    bits = np.ceil(np.log2(x.astype(np.float64) + 2))
-    return np.where(x >= 2**52, FAR, (2.0 ** np.minimum(bits, 60)).astype(np.int64) - 1)
+    """The least `2**k - 1` that is not below x >= 0, or the greatest integer; a size past 64 bits is negative."""
+    large = (x >= 2**52) | (x < 0)
+    bits = np.ceil(np.log2(np.where(large, 0, x).astype(np.float64) + 2))
+    return np.where(large, _MOST, (2.0**bits).astype(np.int64) - 1)
 
 
 def _shared_bits(a: Interval) -> Array:
     """The leading bits that all values of a range >= 0 share, the others 0."""
     varying = a[0] ^ a[1]
-    return np.where(varying >= 2**52, 0, a[0] & ~_mask_above(np.abs(varying)))
+    return np.where(varying >= 2**52, 0, a[0] & ~_mask_above(np.maximum(varying, 0)))
 
 
 def _bits(logical: Callable[[Array, Array], Array], exact_max: bool) -> Rule:
@@ -183,7 +186,7 @@ def _bits(logical: Callable[[Array, Array], Array], exact_max: bool) -> Rule:
             return logical(a[0], b[0]), logical(a[1], b[1])
         both = (a[0] >= 0) & (b[0] >= 0)
         one = (a[0] == a[1]) & (b[0] == b[1])
-        wide = _mask_above(np.maximum(np.maximum(np.abs(a[0]), np.abs(a[1])), np.maximum(np.abs(b[0]), np.abs(b[1]))))
+        wide = reduce(np.maximum, [_mask_above(np.abs(end)) for end in (*a, *b)])
         hi = np.minimum(a[1], b[1]) if exact_max else wide
         value = logical(a[0], b[0])
         least = _shared_bits(a) & _shared_bits(b) if exact_max else 0
@@ -205,13 +208,13 @@ def lshift(a: Interval, b: Interval) -> Interval:
     size = np.maximum(np.abs(a[0]), np.abs(a[1])).astype(np.float64) * 2.0 ** np.clip(b[1], 0, 64)
     bad = (b[0] < 0) | (b[1] > 60) | (size >= FAR) | _far(a)
     lo, hi = _corners(np.left_shift, a, (np.where(bad, 0, b[0]), np.where(bad, 0, b[1])))
-    return np.where(bad, -FAR, lo), np.where(bad, FAR, hi)
+    return _hide(bad, (lo, hi))
 
 
 def rshift(a: Interval, b: Interval) -> Interval:
     bad = (b[0] < 0) | (b[1] > 63) | _far(a)
     lo, hi = _corners(np.right_shift, a, (np.where(bad, 0, b[0]), np.where(bad, 0, b[1])))
-    return np.where(bad, -FAR, lo), np.where(bad, FAR, hi)
+    return _hide(bad, (lo, hi))
 
 
 def where(condition: Interval, a: Interval, b: Interval) -> Interval:
@@ -274,8 +277,8 @@ RULES: dict[str, Rule] = {
     "min": minimum,
     "max": maximum,
     "where": where,
-    **{name: _rising(name, True) for name in ("floor", "ceil", "round", "trunc", "sign", "sqrt")},
-    **{name: _rising(name, False) for name in ("exp", "exp2", "log", "log2", "tanh", "sigmoid")},
+    **{name: _rising(name, True) for name in ("floor", "ceil", "round", "trunc", "sign")},
+    **{name: _rising(name, False) for name in ("sqrt", "exp", "exp2", "log", "log2", "tanh", "sigmoid")},
     "sin": _wave,
     "cos": _wave,
     "pow": power,

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from flexspec.errors import FlexSpecError
-from flexspec.expr import Expr
+from flexspec.errors import FlexSpecError, choices
+from flexspec.expr import Apply, Expr, Load, walk
 from flexspec.inputs import Bound, Sizes, check_length, make_sizes
 from flexspec.mask import Mask, from_mask_mod
+from flexspec.ops import Type
 from flexspec.order import Order, in_memory
 from flexspec.source import user_caret
 
@@ -25,6 +26,7 @@ from .backends.torch_source import function_of
 from .block_map import BlockMap
 from .bounds import Bounds, Grid
 from .classify import Runs, Trail, classify
+from .intervals import FAR
 from .points import Array
 from .simplify import as_array, specialise
 
@@ -66,7 +68,7 @@ def block_map(
 
     >>> import flexspec as fs
     >>> fs.block_map(fs.causal_window(256), 1_000_000).counts()
-    {<BlockKind.EMPTY: 0>: 61019532, <BlockKind.PARTIAL: 1>: 15624, <BlockKind.FULL: 2>: 7813}
+    {<BlockKind.EMPTY: 0>: 61019533, <BlockKind.PARTIAL: 1>: 15624, <BlockKind.FULL: 2>: 7812}
     """
     mask = from_mask_mod(mask)
     sizes = make_sizes(q_len, kv_len, batch, heads)
@@ -82,6 +84,7 @@ def map_of(
         expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     with stages.timed("SIMPLIFIED"):
         tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
+        check_range(expr, tensors)
         exprs = specialise_each(expr, bound, tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
@@ -125,6 +128,27 @@ def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> A
     return exprs
 
 
+def check_range(expr: Expr, tensors: Mapping[str, Array]) -> None:
+    """FS034 where a tensor's integers are so large that arithmetic on them wraps; comparisons of them are exact."""
+    large = {name for name, x in tensors.items() if x.dtype == np.int64 and (x.min() <= -FAR or x.max() >= FAR)}
+    if not large & expr.names:
+        return
+    reached: set[Expr] = set()
+    for node in walk(expr):
+        if isinstance(node, Load) and node.input.name in large:
+            reached.add(node)
+        elif isinstance(node, Apply) and node.type is Type.INT and reached & {*node.args}:
+            if node.op in _WRAPPING:
+                message = f"`{node}` computes with integers of {choices(large & node.names)} past {FAR:.3g}"
+                fix = "compare them as they are, or store smaller numbers"
+                raise FlexSpecError("FS034", message, fix=fix, where=user_caret())
+            if node.op not in ("mod", "sign"):
+                reached.add(node)
+
+
+_WRAPPING = {"add", "sub", "mul", "neg", "abs", "lshift", "floordiv"}
+
+
 def needs_64_bits(expr: Expr, bound: Bound, grid: Grid) -> bool:
     """May the expression compute an integer past 32 bits, which are a kernel's own?"""
     tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
@@ -142,10 +166,12 @@ def create_block_mask(
     BLOCK_SIZE: BlockSize = 128,
     _compile: bool = False,
     separate_full_blocks: bool = True,
+    **write_order: bool,
 ) -> Any:
     """Drop-in for torch's `create_block_mask`: the same arguments, the same lists, derived and not evaluated.
 
     A mask that depends on the batch or the head and is given none is an error (FS031): torch takes index 0 silently.
+    write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
     Raises what `from_mask_mod` and `block_map` raise.
     """
     from .flex_lists import to_flex  # torch's flex_attention is slow to import and only needed from here on
@@ -154,4 +180,4 @@ def create_block_mask(
     target = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
     made = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
     own = made.mask_mod if isinstance(mask_mod, Mask) else mask_mod
-    return to_flex(made, own, B or 1, H or 1, separate_full_blocks=separate_full_blocks)
+    return to_flex(made, own, B or 1, H or 1, separate_full_blocks=separate_full_blocks, **write_order)

@@ -11,7 +11,7 @@ from functools import reduce
 import numpy as np
 
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Apply, Const, Expr, Load, apply, const, substitute, transform
+from flexspec.expr import Apply, Const, Expr, Load, apply, const, params_of, substitute, transform, walk
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
 from .points import Array, evaluate_at
@@ -26,14 +26,20 @@ def simplify(expr: Expr) -> Expr:
 
 def specialise(expr: Expr, values: Mapping[str, int | float | bool], tensors: Mapping[str, Array]) -> Expr:
     """`expr` with parameters, sizes or positions fixed to `values`, loads at fixed places read, and simplified."""
-    filled = substitute(expr, {name: const(value) for name, value in values.items()})
+    kinds = {name: node.type for name, node in params_of(expr).items()}
+    filled = substitute(expr, {name: _constant(value, kinds.get(name)) for name, value in values.items()})
 
     def visit(node: Expr) -> Expr:
-        if isinstance(node, Load) and all(isinstance(part, Const) for part in node.index):
-            return const(evaluate_at(node, {}, tensors).item())
+        if isinstance(node, Load) and node.input.name in tensors and all(isinstance(part, Const) for part in node.index):
+            return _constant(evaluate_at(node, {}, tensors).item(), node.type)
         return _visit(node)
 
     return transform(filled, visit)
+
+
+def _constant(value: bool | int | float, kind: Type | None) -> Const:
+    """A value as it is at run time: a float parameter has 32 bits, and a double keeps its own."""
+    return const(float(np.float32(value)) if kind is Type.FLOAT else value, kind)
 
 
 def _visit(node: Expr) -> Expr:
@@ -46,8 +52,8 @@ def _visit(node: Expr) -> Expr:
 
 
 def fold(node: Apply) -> Expr | None:
-    """Constants only: the constant result."""
-    if not all(isinstance(arg, Const) for arg in node.args):
+    """Constants only: the constant result. Doubles stay, as a constant is printed without its type."""
+    if node.type is Type.DOUBLE or not all(isinstance(arg, Const) for arg in node.args):
         return None
     try:
         value = evaluate_at(node, {}, {}).item()
@@ -203,6 +209,11 @@ def sums(node: Apply) -> Expr | None:
     return new if _count_terms(new) < _count_terms(node) else None
 
 
+def _holds_anything(side: Expr) -> bool:
+    """Is it what a tensor holds, which may be any 64-bit integer? (In a sum it may not: see `pipeline.check_range`.)"""
+    return _count_terms(side) == 1 and any(isinstance(node, Load) for node in walk(side))
+
+
 def compare(node: Apply) -> Expr | None:
     """An integer comparison as `terms < constant`, divided by the terms' common factor."""
     if node.op not in NEGATED or max(arg.type for arg in node.args) > Type.INT:
@@ -214,6 +225,8 @@ def compare(node: Apply) -> Expr | None:
     if not _fits(terms, constant):
         return None
     op, right = node.op, -constant
+    if op not in ("eq", "ne") and len(terms) > 1 and any(_holds_anything(side) for side in node.args):
+        return None  # a difference would wrap where the comparison does not
     if not terms:
         return const(bool(OPS[op].numpy(0, right)))
     if all(count < 0 for count in terms.values()):

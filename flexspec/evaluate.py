@@ -42,7 +42,8 @@ def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False) 
             done[node] = _load(node, [done[part] for part in node.index], values)
         elif isinstance(node, (Var, Param)):
             value = values[node.name]
-            done[node] = value if isinstance(value, torch.Tensor) else torch.tensor(value, device=device)
+            is_tensor = isinstance(value, torch.Tensor)
+            done[node] = value if is_tensor else torch.tensor(value, dtype=node.type.torch, device=device)
         else:
             done[node] = convert(node, node.type)
     return convert(expr, expr.type)

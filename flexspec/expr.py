@@ -107,12 +107,12 @@ def _intern(cls: type[N], key: tuple[Any, ...], make: Callable[[], N]) -> N:
         return node
 
 
-def const(value: bool | int | float) -> Const:
-    """A constant. Integers must fit 64 bits (FS034)."""
-    kind = Type.of_value(value)
+def const(value: bool | int | float, kind: Type | None = None) -> Const:
+    """A constant, of the value's own type unless `kind` is DOUBLE. Integers must fit 64 bits (FS034)."""
+    kind = kind if kind is Type.DOUBLE else Type.of_value(value)
     if kind is Type.INT and not -(2**63) <= value < 2**63:
         raise FlexSpecError("FS034", f"the integer {value} does not fit 64 bits")
-    key = repr(value) if kind is Type.FLOAT else value  # -0.0, nan and 0.0 are three constants
+    key = repr(value) if kind > Type.INT else value  # -0.0, nan and 0.0 are three constants
     return _intern(Const, (kind, key), lambda: Const(kind, 1, frozenset(), value))
 
 

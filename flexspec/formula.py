@@ -257,6 +257,26 @@ def _number_type(default: Any, hint: Any) -> Type:
     return Type.of_value(default) if isinstance(default, (int, float)) else Type.INT
 
 
+def operand(label: str) -> str:
+    """A label as an operand: in parentheses where it is a combination itself."""
+    depth = 0
+    for character in label:
+        depth += (character in "([{<") - (character in ")]}>")
+        if character == " " and not depth:
+            return f"({label})"
+    return label
+
+
+def joined(a: Formula, symbol: str, b: Formula) -> str:
+    """The label of two formulas combined; a chain of one associative operator needs no parentheses."""
+    left = a.label if symbol in "&|^+" and f" {symbol} " in a.label and _only(a.label, symbol) else operand(a.label)
+    return f"{left} {symbol} {operand(b.label)}"
+
+
+def _only(label: str, symbol: str) -> bool:
+    return not any(f" {other} " in label for other in "&|^-+" if other != symbol)
+
+
 def merged(cls: type[Any], expr_of: Callable[[Expr, Expr], Expr], a: Any, b: Any, label: str) -> Any:
     """Two formulas as one: names shared, captured tensors kept apart, canvases equal. FS026, FS032."""
     if a.canvas and b.canvas and a.canvas != b.canvas:

@@ -210,7 +210,7 @@ def number_for(name: str, kind: Type, value: Any) -> Any:
         raise FlexSpecError("FS023", message, where=user_caret())
     if kind is Type.INT and not -(2**62) < value < 2**62:
         raise FlexSpecError("FS034", f"`{name}` is {value}, too large for 64-bit arithmetic", where=user_caret())
-    return value
+    return float(value) if kind > Type.INT else value
 
 
 def _infer(

@@ -13,7 +13,7 @@ from .canvas import Canvas
 from .errors import FlexSpecError
 from .evaluate import evaluate
 from .expr import POSITIONS, Expr, apply, const, inputs_of, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, merged, read_signature, renamed
+from .formula import Formula, Parameter, Predicate, joined, merged, operand, read_signature, renamed
 from .inputs import make_sizes
 from .ops import Type
 from .source import function_place, user_caret
@@ -78,9 +78,9 @@ class Mask(Formula):
             other = from_mask_mod(other)
         a, b = (other, self) if swapped else (self, other)
         if op == "sub":
-            return merged(Mask, lambda x, y: apply("and", x, apply("not", y)), a, b, f"({a.label} - {b.label})")
+            return merged(Mask, lambda x, y: apply("and", x, apply("not", y)), a, b, joined(a, "-", b))
         symbol = {"and": "&", "or": "|", "xor": "^"}[op]
-        return merged(Mask, lambda x, y: apply(op, x, y), a, b, f"({a.label} {symbol} {b.label})")
+        return merged(Mask, lambda x, y: apply(op, x, y), a, b, joined(a, symbol, b))
 
     def __and__(self, other: object) -> Mask:
         return self._with("and", other)
@@ -107,7 +107,7 @@ class Mask(Formula):
         return self._with("sub", other, swapped=True)
 
     def __invert__(self) -> Mask:
-        return replace(self, expr=apply("not", self.expr), label=f"~{self.label}", predicate=None)
+        return replace(self, expr=apply("not", self.expr), label=f"~{operand(self.label)}", predicate=None)
 
     def __bool__(self) -> bool:
         message = "a mask is used as True or False"

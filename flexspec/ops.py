@@ -140,8 +140,14 @@ def _call(name: str, arity: int, signature: Signature, t: Any, n: Any, source: s
     return Op(name, arity, None, ATOM, signature, t, n, source)
 
 
-def _sigmoid(x: Any) -> Any:
-    return (1 / (1 + np.exp(-x))).astype(x.dtype)
+def _sign(x: Any) -> Any:
+    return np.where(x == x, np.sign(x), 0).astype(x.dtype)  # torch gives 0 for nan
+
+
+def _rounded(name: str) -> Callable[..., Any]:
+    """torch's own function on numpy arrays: libraries round these differently, and one pair decides a block."""
+    function = getattr(torch, name)
+    return lambda *args: function(*(torch.from_numpy(np.array(arg)) for arg in args)).numpy()
 
 
 def _torch_cast(to: Type) -> Callable[[Any], Any]:
@@ -189,17 +195,17 @@ _TABLE = [
     _unary("ceil", _number, np.ceil),
     _unary("round", _number, np.round),
     _unary("trunc", _number, np.trunc),
-    _unary("sign", _number, np.sign),
-    _unary("sqrt", _real, np.sqrt),
-    _unary("exp", _real, np.exp),
-    _unary("exp2", _real, np.exp2),
-    _unary("log", _real, np.log),
-    _unary("log2", _real, np.log2),
-    _unary("sin", _real, np.sin),
-    _unary("cos", _real, np.cos),
-    _unary("tanh", _real, np.tanh),
-    _unary("sigmoid", _real, _sigmoid),
-    _call("pow", 2, _real, torch.pow, np.power, "torch.pow({0}, {1})"),
+    _unary("sign", _number, _sign),
+    _unary("sqrt", _real, _rounded("sqrt")),
+    _unary("exp", _real, _rounded("exp")),
+    _unary("exp2", _real, _rounded("exp2")),
+    _unary("log", _real, _rounded("log")),
+    _unary("log2", _real, _rounded("log2")),
+    _unary("sin", _real, _rounded("sin")),
+    _unary("cos", _real, _rounded("cos")),
+    _unary("tanh", _real, _rounded("tanh")),
+    _unary("sigmoid", _real, _rounded("sigmoid")),
+    _call("pow", 2, _real, torch.pow, _rounded("pow"), "torch.pow({0}, {1})"),
     *(_cast_op(to) for to in Type),
 ]
 

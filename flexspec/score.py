@@ -9,7 +9,7 @@ from typing import Any, overload
 from .canvas import Canvas
 from .errors import FlexSpecError
 from .expr import POSITIONS, Expr, apply, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, merged, read_signature
+from .formula import Formula, Parameter, Predicate, joined, merged, read_signature
 from .mask import _four_positions
 from .ops import Type
 from .source import function_place, user_caret
@@ -22,7 +22,7 @@ class ScoreMod(Formula):
 
     >>> import flexspec as fs
     >>> fs.softcap(50.0) + fs.alibi()
-    (softcap(cap=50.0) + alibi())
+    softcap(cap=50.0) + alibi()
     """
 
     @staticmethod
@@ -39,8 +39,8 @@ class ScoreMod(Formula):
     def __add__(self, other: object) -> ScoreMod:
         if not isinstance(other, ScoreMod):
             return NotImplemented
-        label = f"({self.label} + {other.label})"
-        return merged(ScoreMod, lambda x, y: substitute(y, {"score": x}), self, other, label)
+        both = joined(self, "+", other)
+        return merged(ScoreMod, lambda x, y: substitute(y, {"score": x}), self, other, both)
 
 
 @overload

@@ -148,6 +148,27 @@ def test_create_block_mask_refuses_a_head_that_nobody_counts():
         fs.create_block_mask(MASK_MODS["by_batch"], None, 1, 256, 256, device="cpu")
 
 
+def test_the_write_order_of_gradients_is_torchs():
+    ours, theirs = (
+        make(MASK_MODS["window"], 1, 1, 512, 512, device="cpu", compute_dq_write_order=True, dq_kv_order=False)
+        for make in (fs.create_block_mask, create_block_mask)
+    )
+    assert torch.equal(ours.dq_write_order, theirs.dq_write_order)
+    assert torch.equal(ours.dq_write_order_full, theirs.dq_write_order_full)
+    assert ours.dq_kv_order_spt == theirs.dq_kv_order_spt
+
+
+def test_contiguous_lists_by_looking():
+    def runs(row):
+        return sum(a and not b for a, b in zip(row, [False, *row], strict=False))
+
+    for text in ("q >= kv", "(q >= kv) & (kv < 32)", "(q - kv) % 64 < 9", "(q // 16 + kv // 16) % 2 == 0", "q < 0"):
+        kinds = fs.block_map(fs.Mask(fs.parse(text), text), 128, block_size=16).kinds()
+        for prefix, table in (("fwd", kinds[0, 0]), ("bwd", kinds[0, 0].T)):
+            one = all(runs((row == kind).tolist()) <= 1 for row in table for kind in (1, 2))
+            assert (f"{prefix}_BLOCKS_ARE_CONTIGUOUS" in classify.contiguous_lists(kinds)) == one, text
+
+
 def test_documents_like_torchs():
     ids = torch.randint(0, 6, (2, 700)).sort(-1).values.to(torch.int32)
     fn = lambda b, h, q, kv: (ids[b, q] == ids[b, kv]) & (q >= kv)  # noqa: E731

@@ -212,7 +212,7 @@ MISTAKES = [
     ("show 'document()' --length 9 -p document_id=missing.npy", "FS054"),
     ("show 'document()' --length 9 -p document_id=words.npy", "FS054"),
     ("show causal --length 9 -o a.gif", "FS054"),
-    ("show causal --length 9 -o nowhere/a.png", "FS054"),
+    ("show causal --length 9 -o /dev/null/a.png", "FS054"),
     ("show causal --length 9 --region 0:3,0:3", "FS020"),
     ("show causal --length 9 --region 0-3 -o a.png", "FS050"),
     ("show causal --length 9 --region 0:3,0:30 -o a.png", "FS030"),

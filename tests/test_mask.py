@@ -74,8 +74,12 @@ def test_labels() -> None:
         return q - kv < window
 
     assert repr(fs.mask(near)(window=3)) == "near(window=3)"
-    assert repr(fs.mask(near)(3) & ~fs.mask(near)(4)) == "(near(window=3) & ~near(window=4))"
+    assert repr(fs.mask(near)(3) & ~fs.mask(near)(4)) == "near(window=3) & ~near(window=4)"
     assert repr(fs.mask(near)(fs.Param("w"))) == "near(window=<w>)"
+    a, b, c = (fs.mask(near)(n) for n in (1, 2, 3))
+    assert repr((a & b & c) - a) == "(near(window=1) & near(window=2) & near(window=3)) - near(window=1)"
+    assert repr(~(a | b) & c) == "~(near(window=1) | near(window=2)) & near(window=3)"
+    assert repr(a & (b & c)) == "near(window=1) & (near(window=2) & near(window=3))"
 
 
 @fs.mask

@@ -13,13 +13,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import AuxRequest, flex_attention
+from torch.nn.attention import flex_attention as torch_flex
 
 from flexspec.expr import Expr, inputs_of, var
 
 from ..block_map import BlockMap
-from ..classify import BlockKind
-from ..flex_lists import contiguous, to_flex
+from ..classify import contiguous_lists
+from ..flex_lists import to_flex
 from ..pipeline import needs_64_bits
 from ..reference import by_rows
 from . import Call
@@ -71,7 +71,7 @@ class FlexBackend:
         block_mask = to_flex(block_map, mask_mod)
         if one_query:
             block_mask.seq_lengths = (q.shape[2], block_mask.seq_lengths[1])
-        facts = kernel_options(block_map) if q.device.type != "cpu" else {}
+        facts = contiguous_lists(block_map.kinds()) if q.device.type != "cpu" else {}
         texts = [source_of(expr, kind="x", wide=options["wide"]) for expr in (mask, call.score)]
         layout = (q.dtype, q.shape[1] // call.k.shape[1], q.shape[3], call.v.shape[3], one_query)
         lists = (block_map.batch > 1, block_map.heads > 1)
@@ -114,19 +114,8 @@ def _function(
         f"    return flex_attention(q, k, v, score_mod, block_mask, {scale!r}, {gqa},"
         f" kernel_options={dict(facts)!r}{extra})\n"
     )
-    made = run_source(source, flex_attention=flex_attention, AuxRequest=AuxRequest)["attend"]
+    made = run_source(source, **vars(torch_flex))["attend"]
     return torch.compile(made, dynamic=True, fullgraph=True)
-
-
-def kernel_options(block_map: BlockMap) -> dict[str, Any]:
-    """What the map proves and the CUDA kernels can use: each list is one ascending run without gaps."""
-    kinds = block_map.kinds()
-    partial, full = kinds == BlockKind.PARTIAL, kinds == BlockKind.FULL
-    facts = {}
-    for prefix, sides in (("fwd_", (partial, full)), ("bwd_", (partial.mT, full.mT))):
-        if all(contiguous(side) for side in sides):
-            facts[f"{prefix}BLOCKS_ARE_CONTIGUOUS"] = True
-    return facts
 
 
 def _cpp_compiler() -> str | None:

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from flexspec.expr import Apply, Const, Expr, Load, Param, Var, walk
-from flexspec.ops import OPS, Type
+from flexspec.expr import Apply, Const, Expr, Load, Param, Var, const, params_of, walk
+from flexspec.ops import NEGATED, OPS, Type
 
 from ..simplify import simplify
 
 POSITIONS = ("b", "h", "q", "kv")
+CASTS = {kind.text for kind in Type}
 
 
 class Printer:
@@ -45,15 +46,47 @@ class Printer:
         if isinstance(node, (Var, Param)):
             return node.name
         if isinstance(node, Load):
-            index = ", ".join(self.text[part] for part in node.index)
+            index = ", ".join(self.cast(part, Type.INT) for part in node.index)
             return f"{node.input.name}[{index}]" if index else node.input.name
         assert isinstance(node, Apply)
+        if node.op in CASTS and isinstance(node.args[0], Const):
+            return f"torch.full_like(q, {_number(node.args[0].value)}, dtype={node.type.torch})"
+        args = self.difference(node) or node.args
+        kinds, _ = OPS[node.op].signature(tuple(arg.type for arg in args))
+        text = [self.operand(node, arg, kind) for arg, kind in zip(args, kinds, strict=True)]
         if node.op in ("min", "max"):
-            for x, limit in (node.args, node.args[::-1]):
-                if isinstance(limit, Const):
+            for x, limit in ((0, 1), (1, 0)):
+                if isinstance(args[limit], Const):
                     end = "max" if node.op == "min" else "min"
-                    return f"torch.clamp({self.text[x]}, {end}={_number(limit.value)})"
-        return OPS[node.op].torch_source.format(*(self.text[arg] for arg in node.args))
+                    return f"torch.clamp({text[x]}, {end}={text[limit]})"
+        return OPS[node.op].torch_source.format(*text)
+
+    def difference(self, node: Apply) -> tuple[Expr, ...] | None:
+        """`a - b == 0` printed as `a == b`: what tensors hold may have 32 bits, where a difference wraps."""
+        if node.op in NEGATED and isinstance(node.args[0], Apply) and node.args[0].op == "sub":
+            if node.args[0].type is Type.INT and node.args[1] is const(0) and self.uses[node.args[0]] == 1:
+                return node.args[0].args
+        return None
+
+    def operand(self, node: Apply, arg: Expr, kind: Type) -> str:
+        """An operand as the operator takes it: torch's own promotion counts bits and defaults, the language does not."""
+        if isinstance(arg, Load):
+            among = [other for other in node.args if other is not arg and not isinstance(other, (Const, Load))]
+            if kind is Type.FLOAT and not any(other.type is Type.FLOAT for other in among):
+                return f"{self.text[arg]}.to({kind.torch})"  # 16-bit floats
+            exact = node.op in CASTS or (node.op in NEGATED and not any(_is_long(other) for other in node.args))
+            if kind is Type.INT and arg.type is Type.INT and not exact:
+                return f"{self.text[arg]}.to({kind.torch})"  # 32-bit integers
+        return self.cast(arg, kind)
+
+    def cast(self, arg: Expr, kind: Type) -> str:
+        if isinstance(arg, Const):
+            return _number((bool, int, float, float)[kind](arg.value))
+        return self.text[arg] if arg.type is kind else f"{self.text[arg]}.to({kind.torch})"
+
+
+def _is_long(node: Expr) -> bool:
+    return isinstance(node, Const) and abs(node.value) >= 2**31
 
 
 def _number(value: float) -> str:
@@ -79,7 +112,7 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
     if isinstance(expr, Const) and kind == "mask_mod":
         result = f"torch.{'ones' if expr.value else 'zeros'}_like(q, dtype=torch.bool)"
     elif not expr.names & {*POSITIONS, "score"}:  # a function of no position still gives one value for each
-        result = f"torch.ones_like(q, dtype=torch.bool) & {result}" if kind == "mask_mod" else f"score * 0 + {result}"
+        result = f"torch.ones_like(q, dtype=torch.bool) & {result}" if kind == "mask_mod" else f"torch.zeros_like(score) + {result}"
     inner = [f"        {line}" for line in (*body, f"return {result}")]
     return "\n".join([*head, *inner, f"    return {kind}", ""])
 
@@ -109,13 +142,14 @@ def function_of(
 ) -> Callable[..., Any]:
     """The mask_mod or score_mod of `expr` over tensors and numbers by name, on `device`."""
     source = source_of(expr, kind=kind, **options)
-    names = value_names(simplify(expr), options.get("last_query", False))
-    return _made(source)(**{name: _captured(values[name], device) for name in names})
+    simple = simplify(expr)
+    kinds = {name: node.type for name, node in params_of(simple).items()}
+    names = value_names(simple, options.get("last_query", False))
+    return _made(source)(**{name: _captured(values[name], device, kinds.get(name, Type.INT)) for name in names})
 
 
-def _captured(value: Any, device: torch.device) -> torch.Tensor:
+def _captured(value: Any, device: torch.device, kind: Type) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         narrow = value.dtype in (torch.int8, torch.uint8, torch.int16)
         return value.to(device, torch.int64 if narrow else value.dtype)
-    dtype = torch.float32 if isinstance(value, float) else Type.of_value(value).torch
-    return torch.tensor(value, dtype=dtype, device=device)
+    return torch.tensor(value, dtype=kind.torch, device=device)

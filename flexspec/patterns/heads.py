@@ -22,6 +22,7 @@ def per_head(table: Sequence[Mask]) -> Mask:
     past the end of the table keep nothing. Source: MSWA, MoA (windows that differ by head). Raises FS023 (no
     masks).
 
+    >>> from flexspec import causal, sliding_window
     >>> per_head([causal(), sliding_window(0)]).dense(3, heads=2).int()[0].tolist()
     [[[1, 0, 0], [1, 1, 0], [1, 1, 1]], [[1, 0, 0], [0, 1, 0], [0, 0, 1]]]
     """

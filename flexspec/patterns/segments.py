@@ -34,6 +34,7 @@ def segments(lengths: Mapping[str, int], table: Mapping[tuple[str, str], Any]) -
     Source: multimodal language models, video with text. Raises FS021 (a segment that has no length), FS022,
     FS023, FS025, FS026 (an open input read in segments of two lengths), FS032.
 
+    >>> from flexspec import causal
     >>> kept = segments({"text": 2, "video": 2}, {("text", "text"): causal(), ("video", "video"): True})
     >>> kept.dense(4).int()[0, 0].tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]

@@ -1,0 +1,116 @@
+"""The gallery: every pattern with its picture, code, meaning and densities, written to docs/patterns.md.
+
+`python bench/patterns.py`; counts only, so the machine does not matter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.image import imsave
+from rich.progress import track
+
+import flexspec as fs
+
+DOCS = Path(__file__).parent.parent / "docs"
+LENGTH, BLOCK = 512, 16
+IMAGE = "fs.Canvas(h=16, w=32)"
+VIDEO = "fs.Canvas(t=8, h=8, w=8)"
+IDS = "torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([100, 250, 162]))"
+
+# What each pattern is drawn with; a second part is the order.
+SAMPLES: dict[str, str | tuple[str, str]] = {
+    "everything": "fs.everything()",
+    "nothing": "fs.nothing()",
+    "causal": "fs.causal()",
+    "sliding_window": "fs.sliding_window(48)",
+    "causal_window": "fs.causal_window(96)",
+    "sink": "fs.sink(16)",
+    "sink_window": "fs.sink_window(sink=4, window=96)",
+    "dilated_window": "fs.dilated_window(window=6, dilation=16)",
+    "global_tokens": "fs.global_tokens(24)",
+    "prefix_lm": "fs.prefix_lm(128)",
+    "chunked": "fs.chunked(100)",
+    "chunk_causal": "fs.chunk_causal(64)",
+    "power_window": "fs.power_window(window=32, block=16)",
+    "log_sparse": "fs.log_sparse()",
+    "strided": "fs.strided(64)",
+    "fixed": "fs.fixed(stride=64, summary=8)",
+    "hidden_decoding": "fs.hidden_decoding(4)",
+    "per_head": "fs.per_head([fs.causal_window(64), fs.causal()])",
+    "scaled_span": "fs.scaled_span([16, 64], [0.125, 0.0], sink=4)",
+    "shifted_groups": "fs.shifted_groups(128)",
+    "document": f"fs.document({IDS})",
+    "padding": "fs.padding([300])",
+    "same_label": "fs.same_label(torch.arange(512) % 64 // 16)",
+    "token_types": "fs.token_types(torch.arange(512) % 50 % 3, window=32)",
+    "shared_prefix": "fs.shared_prefix(128, torch.arange(512) // 96)",
+    "tree": "fs.tree([(i - 1) // 2 for i in range(512)])",
+    "bridge": "fs.bridge(chunk=64, memory_ids=torch.arange(512) < 8, window=48)",
+    "block_diffusion": "fs.block_diffusion(block=32, n=256)",
+    "segments": (
+        'fs.segments({"text": 128, "image": 384}, {("text", "text"): fs.causal(), '
+        '("image", "text"): True, ("image", "image"): fs.sliding_window(40)})'
+    ),
+    "adjacency": "fs.adjacency(torch.eye(512).roll(100, 1).to_sparse_csr())",
+    "neighborhood": (f"fs.neighborhood({IMAGE}, window=7)", f"fs.tiled({IMAGE}, h=4, w=4)"),
+    "sliding_tile": (f"fs.sliding_tile({VIDEO}, window=12, tile=4)", f"fs.tiled({VIDEO}, t=4, h=4, w=4)"),
+    "windows": (f"fs.windows({IMAGE}, size=8, shift=4)", f"fs.tiled({IMAGE}, h=4, w=4)"),
+    "axial": f'fs.axial({VIDEO}, "t")',
+}
+
+
+def made(code: str):
+    return eval(code, {"fs": fs, "torch": torch})  # only the samples above
+
+
+def block_map(sample: str | tuple[str, str]) -> fs.BlockMap:
+    code, order = sample if isinstance(sample, tuple) else (sample, None)
+    return fs.block_map(made(code), LENGTH, heads=2, block_size=BLOCK, order=order and made(order))
+
+
+def thumbnail(blocks: fs.BlockMap, path: Path) -> None:
+    """One pixel for each pair of the last head: kept dark, dropped in a partial block light, in an empty one white."""
+    h = blocks.heads - 1
+    kinds = blocks.kinds()[0, h].repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    kept = blocks.tokens(0, blocks.q_len, 0, blocks.kv_len, h=h)
+    shades = torch.where(kept, torch.where(kinds == fs.BlockKind.FULL, 3, 2), (kinds > 0).long())
+    colours = torch.tensor([[255, 255, 255], [253, 236, 200], [196, 118, 0], [11, 66, 117]], dtype=torch.uint8)
+    path.parent.mkdir(exist_ok=True)
+    imsave(path, colours[shades].numpy())
+
+
+def main() -> None:
+    entries = [entry for entry in fs.CATALOG.values() if entry.kind == "mask"]
+    missing = {entry.name for entry in entries} ^ SAMPLES.keys()
+    assert not missing, missing
+    pictures = DOCS / "pictures"
+    lines = [
+        "# Patterns",
+        "",
+        f"Each drawn at {LENGTH} tokens in blocks of {BLOCK}, one pixel a pair, its last head. Blue pairs are kept in full",
+        "blocks, orange ones in partial blocks, where light ones are computed and dropped; white is skipped. Densities",
+        "count kept pairs, and blocks that are not empty. Made by `python bench/patterns.py`.",
+        "",
+        "| pattern | picture | keeps | code | pairs | blocks |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in track(entries, transient=True):
+        sample = SAMPLES[entry.name]
+        blocks = block_map(sample)
+        path = pictures / f"{entry.name}.png"
+        thumbnail(blocks, path)
+        code = sample if isinstance(sample, str) else f"{sample[0]}` in order `{sample[1]}"
+        picture = f'<img src="pictures/{path.name}" width="170" alt="{entry.name}">'
+        density = f"{blocks.token_density:.1%} | {blocks.density:.1%}"
+        lines.append(f"| `{entry.name}` | {picture} | {entry.meaning} | `{code}` | {density} |")
+    lines += ["", "## Scores", "", "| score mod | does |", "| --- | --- |"]
+    lines += [f"| `{e.name}` | {e.meaning} |" for e in fs.CATALOG.values() if e.kind == "score"]
+    lines += ["", *(DOCS / "windows.md").read_text().splitlines()]
+    (DOCS / "patterns.md").write_text("\n".join(lines) + "\n")
+    print(f"{len(entries)} patterns drawn:", DOCS / "patterns.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""Golden files: `pytest --update` writes what the code says now; read the difference before committing it."""
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update", action="store_true", help="write golden files anew")
+
+
+@pytest.fixture
+def golden(request):
+    def check(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--update"):
+            path.write_text(text)
+        assert text == path.read_text(), f"{path.name} differs; pytest --update writes it"
+
+    return check

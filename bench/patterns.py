@@ -1,4 +1,4 @@
-"""The gallery: every pattern with its picture, code, meaning and densities, written to docs/patterns.md.
+"""The gallery: every pattern with its picture, code, meaning and densities, written to docs/patterns.md and README.md.
 
 `python bench/patterns.py`; counts only, so the machine does not matter.
 """
@@ -61,6 +61,19 @@ SAMPLES: dict[str, str | tuple[str, str]] = {
 }
 
 
+IN_README = (
+    "sink_window",
+    "dilated_window",
+    "document",
+    "per_head",
+    "tree",
+    "block_diffusion",
+    "neighborhood",
+    "sliding_tile",
+)
+HEADER = ["| pattern | picture | keeps | code | pairs | blocks |", "| --- | --- | --- | --- | --- | --- |"]
+
+
 def made(code: str):
     return eval(code, {"fs": fs, "torch": torch})  # only the samples above
 
@@ -86,16 +99,7 @@ def main() -> None:
     missing = {entry.name for entry in entries} ^ SAMPLES.keys()
     assert not missing, missing
     pictures = DOCS / "pictures"
-    lines = [
-        "# Patterns",
-        "",
-        f"Each drawn at {LENGTH} tokens in blocks of {BLOCK}, one pixel a pair, its last head. Blue pairs are kept in full",
-        "blocks, orange ones in partial blocks, where light ones are computed and dropped; white is skipped. Densities",
-        "count kept pairs, and blocks that are not empty. Made by `python bench/patterns.py`.",
-        "",
-        "| pattern | picture | keeps | code | pairs | blocks |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = {}
     for entry in track(entries, transient=True):
         sample = SAMPLES[entry.name]
         blocks = block_map(sample)
@@ -104,11 +108,26 @@ def main() -> None:
         code = sample if isinstance(sample, str) else f"{sample[0]}` in order `{sample[1]}"
         picture = f'<img src="pictures/{path.name}" width="170" alt="{entry.name}">'
         density = f"{blocks.token_density:.1%} | {blocks.density:.1%}"
-        lines.append(f"| `{entry.name}` | {picture} | {entry.meaning} | `{code}` | {density} |")
+        rows[entry.name] = f"| `{entry.name}` | {picture} | {entry.meaning} | `{code}` | {density} |"
+    lines = [
+        "# Patterns",
+        "",
+        f"Each drawn at {LENGTH} tokens in blocks of {BLOCK}, one pixel a pair, its last head. Blue pairs are kept in",
+        "full blocks, orange ones in partial blocks, where light ones are computed and dropped; white is skipped.",
+        "Densities count kept pairs, and blocks that are not empty. Made by `python bench/patterns.py`.",
+        "",
+        *HEADER,
+        *rows.values(),
+    ]
     lines += ["", "## Scores", "", "| score mod | does |", "| --- | --- |"]
     lines += [f"| `{e.name}` | {e.meaning} |" for e in fs.CATALOG.values() if e.kind == "score"]
     lines += ["", *(DOCS / "windows.md").read_text().splitlines()]
     (DOCS / "patterns.md").write_text("\n".join(lines) + "\n")
+    chosen = [rows[name].replace('src="', 'src="docs/') for name in IN_README]
+    begin, end = "<!-- gallery: written by bench/patterns.py -->", "<!-- end of gallery -->"
+    before, _, rest = (DOCS.parent / "README.md").read_text().partition(begin)
+    table = "\n".join([begin, *HEADER, *chosen, end])
+    (DOCS.parent / "README.md").write_text(before + table + rest.partition(end)[2])
     print(f"{len(entries)} patterns drawn:", DOCS / "patterns.md")
 
 

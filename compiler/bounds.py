@@ -1,8 +1,8 @@
 """Bound an expression over many boxes of positions at once.
 
-A box is a block of a grid level: at level `n` it spans `2**n` blocks of queries and of keys. An index that is loaded
-from a tensor along one side only is tabulated once, as minimum and maximum per block and level; any other load takes
-the range of a pyramid over its tensor.
+A box is a block of a grid level: at level `n` it spans `2**n` blocks of queries and of keys. What depends on one side
+only is bounded once per row or column of boxes; where it loads from a tensor, by its minimum and maximum there. Any other
+load takes the range of a pyramid over its tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flexspec.expr import Apply, Const, Expr, Load, Var, walk
 from flexspec.ops import Type
 
 from .intervals import Interval, bound
-from .points import Array, evaluate_at
+from .points import Array, evaluate_at, needed, one_sided
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +48,14 @@ class Bounds:
     expr: Expr
     grid: Grid
     tensors: Mapping[str, Array]
-    _order: list[Expr] = field(init=False)
     _side: dict[Expr, str] = field(init=False)
-    _tables: dict[Expr, list[Interval]] = field(default_factory=dict)
+    _order: list[Expr] = field(init=False)
+    _cells: dict[tuple[Expr, int], Interval] = field(default_factory=dict)
     _pyramids: dict[str, list[Interval]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._side = {}
-        loads: set[Expr] = set()
-        for node in walk(self.expr):
-            if isinstance(node, Load) or any(child in loads for child in node.children):
-                loads.add(node)
-                sides = node.names & {"q", "kv"}
-                if len(sides) == 1:
-                    self._side[node] = next(iter(sides))
-        self._order = _needed(self.expr, self._side)
+        self._side = one_sided(self.expr)
+        self._order = needed(self.expr, self._side)
 
     def over(self, level: int, q_box: Array, kv_box: Array) -> Interval:
         """The interval of the expression on each box: `q_box`, `kv_box` int64 [n], box numbers at `level`."""
@@ -81,22 +74,24 @@ class Bounds:
 
     def all_over(self, level: int, q_box: Array, kv_box: Array) -> dict[Expr, Interval]:
         """As `over`, for every node that is bounded."""
-        boxes = {"q": q_box, "kv": kv_box}
+        return self._run(self._order, level, {"q": q_box, "kv": kv_box}, self._side)
+
+    def _run(
+        self, order: list[Expr], level: int, boxes: Mapping[str, Array], tabulated: Mapping[Expr, str]
+    ) -> dict[Expr, Interval]:
         done: dict[Expr, Interval] = {}
-        for name, box in boxes.items():
-            length, block = self.grid.side(name)
-            size = block << level
-            low = box * size
-            span = (low, np.minimum(low + size, length) - 1)
-            done |= {node: span for node in self._order if isinstance(node, Var) and node.name == name}
         with np.errstate(all="ignore"):
-            for node in self._order:
+            for node in order:
                 if isinstance(node, Const):
                     value = np.asarray([node.value], dtype=node.type.numpy)
                     done[node] = (value, value)
-                elif node in self._side:
-                    lo, hi = self._table(node)[level]
-                    box = boxes[self._side[node]]
+                elif isinstance(node, Var):
+                    length, block = self.grid.side(node.name)
+                    low = boxes[node.name] * (block << level)
+                    done[node] = (low, np.minimum(low + (block << level), length) - 1)
+                elif node in tabulated:
+                    lo, hi = self._table(node, level)
+                    box = boxes[tabulated[node]]
                     done[node] = (lo[box], hi[box])
                 elif isinstance(node, Load):
                     done[node] = self._range(node, [done[part] for part in node.index])
@@ -105,18 +100,25 @@ class Bounds:
                     done[node] = bound(node.op, [done[arg] for arg in node.args], types)
         return done
 
-    def _table(self, node: Expr) -> list[Interval]:
-        """Minimum and maximum of a one-sided expression per block, for each level."""
-        if node not in self._tables:
-            name = self._side[node]
-            length, block = self.grid.side(name)
+    def _table(self, node: Expr, level: int) -> Interval:
+        """The interval of a one-sided expression on every box of a level: exact where it loads from a tensor."""
+        if (node, level) in self._cells:
+            return self._cells[node, level]
+        name = self._side[node]
+        length, block = self.grid.side(name)
+        if not any(isinstance(part, Load) for part in walk(node)):
+            boxes = np.arange(-(-length // (block << level)))
+            lo, hi = self._run(needed(node, {}), level, {name: boxes}, {})[node]
+            found = (np.broadcast_to(lo, boxes.shape), np.broadcast_to(hi, boxes.shape))
+        elif level == 0:
             values = evaluate_at(node, {name: np.arange(length)}, self.tensors)
             starts = np.arange(0, length, block)
-            levels = [(np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts))]
-            while len(levels[-1][0]) > 1:
-                levels.append((_pairs(np.minimum, levels[-1][0], 0), _pairs(np.maximum, levels[-1][1], 0)))
-            self._tables[node] = levels + [levels[-1]] * 64
-        return self._tables[node]
+            found = (np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts))
+        else:
+            lo, hi = self._table(node, level - 1)
+            found = (_pairs(np.minimum, lo, 0), _pairs(np.maximum, hi, 0))
+        self._cells[node, level] = found
+        return found
 
     def _range(self, node: Load, index: list[Interval]) -> Interval:
         """Minimum and maximum of a tensor over a box of indices, from a pyramid of its aligned cells."""
@@ -141,23 +143,6 @@ class Bounds:
             cells = [[np.broadcast_to(end, shape)[at] >> level for end in pair] for pair in ends]
             low[at], high[at] = _extremes(levels[level], cells)
         return low.astype(node.type.numpy), high.astype(node.type.numpy)
-
-
-def _needed(root: Expr, tabulated: Mapping[Expr, str]) -> list[Expr]:
-    """The nodes to bound, children first, without what stands below a tabulated one."""
-    order: list[Expr] = []
-    seen: set[Expr] = set()
-    stack: list[tuple[Expr, bool]] = [(root, False)]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            if node not in tabulated:
-                stack.extend((child, False) for child in node.children)
-    return order
 
 
 def _pairs(function: np.ufunc, values: Array, axis: int) -> Array:

@@ -16,7 +16,7 @@ import torch
 from flexspec.expr import Expr
 
 from .bounds import Bounds, Grid
-from .points import Array, evaluate_at
+from .points import Array, Columns, evaluate_at, one_sided
 
 CHUNK = 1 << 22
 """Pairs that are evaluated at once."""
@@ -143,30 +143,40 @@ def _settle(
     """The kinds of single blocks that bounds leave open, uint8 [n]: a kept and a dropped witness make PARTIAL."""
     kinds = np.full(len(q_box), BlockKind.PARTIAL, np.uint8)
     places = _witness_places()
+    columns: Columns = {}
+    if len(q_box) * len(places[0]) > grid.q_len + grid.kv_len:  # then it pays to know one side's values beforehand
+        for node, side in one_sided(expr).items():
+            columns[node] = (side, evaluate_at(node, {side: np.arange(grid.side(side)[0])}, tensors))
     left = []
     for at in _chunks(len(q_box), len(places[0])):
-        kept = _evaluate(expr, tensors, _at(grid, "q", q_box[at], places[0]), _at(grid, "kv", kv_box[at], places[1]))
+        where = {"q": _at(grid, "q", q_box[at], places[0]), "kv": _at(grid, "kv", kv_box[at], places[1])}
+        kept = _evaluate(expr, tensors, where, columns)
         left.append(np.flatnonzero(kept.all(1) | ~kept.any(1)) + at.start)
     remaining = np.concatenate(left)
     trail.witnessed += len(q_box) - len(remaining)
     trail.evaluated += len(remaining)
     for at in _chunks(len(remaining), grid.block_q * grid.block_kv):
         some = remaining[at]
-        kinds[some] = _exact(expr, grid, tensors, q_box[some], kv_box[some])
+        kinds[some] = _exact(expr, grid, tensors, q_box[some], kv_box[some], columns)
     return kinds
 
 
-def _exact(expr: Expr, grid: Grid, tensors: Mapping[str, Array], q_box: Array, kv_box: Array) -> Array:
+def _exact(
+    expr: Expr, grid: Grid, tensors: Mapping[str, Array], q_box: Array, kv_box: Array, columns: Columns
+) -> Array:
     """Kinds by evaluating every pair of each block; positions past the end repeat the last one."""
     q = np.minimum(q_box[:, None] * grid.block_q + np.arange(grid.block_q), grid.q_len - 1)
     kv = np.minimum(kv_box[:, None] * grid.block_kv + np.arange(grid.block_kv), grid.kv_len - 1)
-    kept = _evaluate(expr, tensors, q[:, :, None], kv[:, None, :])
+    kept = _evaluate(expr, tensors, {"q": q[:, :, None], "kv": kv[:, None, :]}, columns)
     every, some = kept.all((1, 2)), kept.any((1, 2))
     return np.where(every, BlockKind.FULL, np.where(some, BlockKind.PARTIAL, BlockKind.EMPTY)).astype(np.uint8)
 
 
-def _evaluate(expr: Expr, tensors: Mapping[str, Array], q: Array, kv: Array) -> Array:
-    return np.broadcast_to(evaluate_at(expr, {"q": q, "kv": kv}, tensors), np.broadcast_shapes(q.shape, kv.shape))
+def _evaluate(
+    expr: Expr, tensors: Mapping[str, Array], positions: Mapping[str, Array], columns: Columns
+) -> Array:
+    kept = evaluate_at(expr, positions, tensors, columns)
+    return np.broadcast_to(kept, np.broadcast_shapes(*(at.shape for at in positions.values())))
 
 
 def _witness_places() -> tuple[Array, Array]:

@@ -229,6 +229,14 @@ def _widen(lo: Array, hi: Array) -> Interval:
     return lo, hi
 
 
+def sign(a: Interval) -> Interval:
+    if _is_int(a):
+        return np.sign(a[0]), np.sign(a[1])
+    lost = np.isnan(a[0]) | np.isnan(a[1])  # unknown, but torch's sign of nan is 0
+    one = a[0].dtype.type(1)
+    return np.where(lost, -one, np.sign(a[0])), np.where(lost, one, np.sign(a[1]))
+
+
 def _rising(name: str, exact: bool) -> Rule:
     def rule(a: Interval) -> Interval:
         lo, hi = OPS[name].numpy(a[0]), OPS[name].numpy(a[1])
@@ -277,7 +285,8 @@ RULES: dict[str, Rule] = {
     "min": minimum,
     "max": maximum,
     "where": where,
-    **{name: _rising(name, True) for name in ("floor", "ceil", "round", "trunc", "sign")},
+    "sign": sign,
+    **{name: _rising(name, True) for name in ("floor", "ceil", "round", "trunc")},
     **{name: _rising(name, False) for name in ("sqrt", "exp", "exp2", "log", "log2", "tanh", "sigmoid")},
     "sin": _wave,
     "cos": _wave,

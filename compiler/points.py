@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Apply, Const, Expr, Load, Var, walk
+from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import OPS, Type
 
 Array = np.ndarray[Any, Any]
 
 
-def evaluate_at(expr: Expr, positions: Mapping[str, Array], tensors: Mapping[str, Array]) -> Array:
+Columns = dict[Expr, tuple[str, Array]]
+"""One-sided expressions by value: the side, and the value at each of its positions."""
+
+
+def evaluate_at(
+    expr: Expr, positions: Mapping[str, Array], tensors: Mapping[str, Array], columns: Columns | None = None
+) -> Array:
     """Values of `expr` at `positions` (int64 arrays by name that broadcast together).
 
-    Parameters and sizes are constants by now. Raises FS024 and FS035 as the reference evaluator does.
+    Parameters and sizes are constants by now. columns: values that are known at every position. Raises FS024 and FS035
+    as the reference evaluator does.
     """
+    columns = columns or {}
     done: dict[Expr, Array] = {}
 
     def convert(node: Expr, kind: Type) -> Array:
@@ -26,9 +34,12 @@ def evaluate_at(expr: Expr, positions: Mapping[str, Array], tensors: Mapping[str
         return value.astype(kind.numpy, copy=False)
 
     with np.errstate(all="ignore"):
-        for node in walk(expr):
+        for node in needed(expr, columns):
             if isinstance(node, Var):
                 done[node] = positions[node.name]
+            elif node in columns:
+                side, values = columns[node]
+                done[node] = values[positions[side]]
             elif isinstance(node, Load):
                 index = tuple(convert(part, Type.INT) for part in node.index)
                 done[node] = _load(node, tensors[node.input.name], index)
@@ -49,3 +60,37 @@ def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:
             message = f"index {axis} of `{node.input.name}` goes from {seen}, its size is {size}"
             raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor")
     return tensor[index]
+
+
+def one_sided(root: Expr) -> dict[Expr, str]:
+    """The largest parts of `root` that depend on one of `q` and `kv` only, with that side; bare positions left out."""
+    found: dict[Expr, str] = {}
+    stack, seen = [root], set()
+    while stack:
+        node = stack.pop()
+        if node in seen or isinstance(node, Var):
+            continue
+        seen.add(node)
+        sides = node.names & {"q", "kv"}
+        if len(sides) == 1:
+            found[node] = next(iter(sides))
+        else:
+            stack.extend(node.children)
+    return found
+
+
+def needed(root: Expr, tabulated: Collection[Expr]) -> list[Expr]:
+    """The nodes below `root`, children first, without what stands below a tabulated one."""
+    order: list[Expr] = []
+    seen: set[Expr] = set()
+    stack: list[tuple[Expr, bool]] = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            if node not in tabulated:
+                stack.extend((child, False) for child in node.children)
+    return order

@@ -209,9 +209,25 @@ def sums(node: Apply) -> Expr | None:
     return new if _count_terms(new) < _count_terms(node) else None
 
 
-def _holds_anything(side: Expr) -> bool:
-    """Is it what a tensor holds, which may be any 64-bit integer? (In a sum it may not: see `pipeline.check_range`.)"""
-    return _count_terms(side) == 1 and any(isinstance(node, Load) for node in walk(side))
+def _may_wrap(comparison: Apply) -> bool:
+    """Would a difference of the two sides wrap at 64 bits, where the comparison does not?
+
+    A tensor may hold any integer (in a sum it may not: see `pipeline.check_range`), and so may a shifted bit or a cast float.
+    """
+    ordered = comparison.op not in ("eq", "ne") and not any(isinstance(side, Const) for side in comparison.args)
+    for side in comparison.args:
+        for node in walk(side):
+            if isinstance(node, Load) and ordered and _count_terms(side) == 1:
+                return True
+            if isinstance(node, Apply) and node.op == "int" and node.args[0].type > Type.INT:
+                return True
+            if isinstance(node, Apply) and node.op == "lshift" and not _small(node.args[1]):
+                return True
+    return False
+
+
+def _small(shift: Expr) -> bool:
+    return isinstance(shift, Const) and 0 <= shift.value < 32
 
 
 def compare(node: Apply) -> Expr | None:
@@ -225,8 +241,8 @@ def compare(node: Apply) -> Expr | None:
     if not _fits(terms, constant):
         return None
     op, right = node.op, -constant
-    if op not in ("eq", "ne") and len(terms) > 1 and any(_holds_anything(side) for side in node.args):
-        return None  # a difference would wrap where the comparison does not
+    if _may_wrap(node):
+        return None
     if not terms:
         return const(bool(OPS[op].numpy(0, right)))
     if all(count < 0 for count in terms.values()):

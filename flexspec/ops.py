@@ -140,14 +140,16 @@ def _call(name: str, arity: int, signature: Signature, t: Any, n: Any, source: s
     return Op(name, arity, None, ATOM, signature, t, n, source)
 
 
-def _sign(x: Any) -> Any:
-    return np.where(x == x, np.sign(x), 0).astype(x.dtype)  # torch gives 0 for nan
-
-
 def _rounded(name: str) -> Callable[..., Any]:
-    """torch's own function on numpy arrays: libraries round these differently, and one pair decides a block."""
+    """torch's own function on numpy arrays: libraries differ in a last bit or a zero's sign, and one pair decides a block."""
     function = getattr(torch, name)
     return lambda *args: function(*(torch.from_numpy(np.array(arg)) for arg in args)).numpy()
+
+
+def _as_torch(name: str, whole: Callable[..., Any]) -> Callable[..., Any]:
+    """`whole` on integers, torch's own function on floats."""
+    floating = _rounded(name)
+    return lambda *args: floating(*args) if np.asarray(args[0]).dtype.kind == "f" else whole(*args)
 
 
 def _torch_cast(to: Type) -> Callable[[Any], Any]:
@@ -183,19 +185,19 @@ _TABLE = [
     _infix("sub", "-", SUM, _number, torch.sub, np.subtract),
     _infix("mul", "*", PRODUCT, _number, torch.mul, np.multiply),
     _infix("div", "/", PRODUCT, _real, torch.true_divide, np.true_divide),
-    _infix("floordiv", "//", PRODUCT, _number, torch.floor_divide, np.floor_divide),
-    _infix("mod", "%", PRODUCT, _number, torch.remainder, np.remainder),
+    _infix("floordiv", "//", PRODUCT, _number, torch.floor_divide, _as_torch("floor_divide", np.floor_divide)),
+    _infix("mod", "%", PRODUCT, _number, torch.remainder, _as_torch("remainder", np.remainder)),
     Op("neg", 1, "-", UNARY, _number, torch.neg, np.negative, "(-{0})"),
     Op("not", 1, "~", UNARY, _whole, torch.bitwise_not, np.invert, "(~{0})"),
     _unary("abs", _number, np.abs),
-    _call("min", 2, _number, torch.minimum, np.minimum, "torch.minimum({0}, {1})"),
-    _call("max", 2, _number, torch.maximum, np.maximum, "torch.maximum({0}, {1})"),
+    _call("min", 2, _number, torch.minimum, _as_torch("minimum", np.minimum), "torch.minimum({0}, {1})"),
+    _call("max", 2, _number, torch.maximum, _as_torch("maximum", np.maximum), "torch.maximum({0}, {1})"),
     _call("where", 3, _select, torch.where, np.where, "torch.where({0}, {1}, {2})"),
     _unary("floor", _number, np.floor),
     _unary("ceil", _number, np.ceil),
     _unary("round", _number, np.round),
     _unary("trunc", _number, np.trunc),
-    _unary("sign", _number, _sign),
+    _unary("sign", _number, _as_torch("sign", np.sign)),
     _unary("sqrt", _real, _rounded("sqrt")),
     _unary("exp", _real, _rounded("exp")),
     _unary("exp2", _real, _rounded("exp2")),

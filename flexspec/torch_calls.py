@@ -170,7 +170,9 @@ def cast(x: Any, dtype: torch.dtype) -> Any:
         fix = "keep it 32-bit or 64-bit; flexspec computes in int64 and float32"
         raise FlexSpecError("FS008", f"a cast to {dtype} would lose values", fix=fix, where=user_caret())
     kind = Type.of_dtype(dtype)
-    return x if kind is _type(x) else _build(kind.text, x)
+    if kind is not _type(x):
+        return _build(kind.text, x)
+    return type(x)(x.expr, x.session) if getattr(x, "narrow", None) else x  # wide from here on
 
 
 def to(x: Any, *args: Any, **kwargs: Any) -> Any:

@@ -18,6 +18,7 @@ from . import torch_calls
 from .captures import tensor_names
 from .errors import FlexSpecError
 from .expr import Expr, Input, apply, const, input_, load, param, var
+from .narrow import narrow_dtype, narrow_result
 from .ops import NEGATED, OPS, Type
 from .source import Place, raised_at, truth_construct, user_caret, user_place
 from .syntax import CONSTANTS, leaf
@@ -45,6 +46,7 @@ class Session:
     taken: set[str] = field(default_factory=set)
     refused: FlexSpecError | None = None  # numpy replaces it by an error of its own
     adopted: dict[tuple[str, int], str] = field(default_factory=dict)
+    as_torch: bool = False  # a mask_mod, which runs as it is: refuse what torch computes otherwise
     _known: dict[int, str] | None = None
 
     def capture(self, tensor: torch.Tensor) -> Input:
@@ -85,12 +87,13 @@ def _tensor_type(tensor: torch.Tensor) -> Type:
 class Traced:
     """A value that a predicate computes with: an expression that looks like a zero-dim tensor."""
 
-    __slots__ = ("expr", "session")
+    __slots__ = ("expr", "session", "narrow")
     __array_ufunc__ = None  # so that a numpy number on the left leaves the operator to us
 
-    def __init__(self, expr: Expr, session: Session | None = None) -> None:
+    def __init__(self, expr: Expr, session: Session | None = None, narrow: torch.dtype | None = None) -> None:
         self.expr = expr
         self.session = session
+        self.narrow = narrow
 
     def __repr__(self) -> str:
         return f"<{self.expr}>"
@@ -175,7 +178,9 @@ class TracedTensor:
         full = (*self.index, *lifted)
         if len(full) < len(self.source.dims):
             return TracedTensor(self.source, full, session)
-        return Traced(_located(lambda: load(self.source, full)), session)
+        held = session.tensors.get(self.source.name) if session else None
+        narrow = None if held is None else narrow_dtype(held.dtype)
+        return Traced(_located(lambda: load(self.source, full)), session, narrow)
 
     def _unfinished(self, *_: object) -> Any:
         name, dims = self.source.name, len(self.source.dims)
@@ -243,7 +248,8 @@ def build(op: str, *args: Any) -> Traced:
         if op == "sub":
             message = "two booleans are subtracted"
             raise FlexSpecError("FS010", message, fix="write `a & ~b` or `a ^ b`", where=user_caret())
-    return Traced(_located(lambda: apply(op, *lifted)), session)
+    narrow = narrow_result(op, args, [part.type for part in lifted]) if session and session.as_torch else None
+    return Traced(_located(lambda: apply(op, *lifted)), session, narrow)
 
 
 def attribute(traced: Traced, name: str) -> Any:
@@ -291,7 +297,7 @@ def translate(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> An
         bare, args = bare[1:], args[::-1]
     method = func is torch.Tensor.where  # x.where(condition, other)
     call = torch_calls.METHODS[bare] if method else torch_calls.CALLS.get(bare)
-    if call is None:
+    if call is None or name.endswith("_") != name.startswith("_"):  # `x.add_(q)` changes x
         raise torch_calls.unknown(bare)
     return call(*args, **kwargs)
 
@@ -331,7 +337,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _once(
     fn: Callable[..., Any], arguments: Mapping[str, Any], positional: bool, axes: tuple[str, ...]
 ) -> tuple[Expr, dict[str, torch.Tensor]]:
-    session = Session(fn, axes)
+    session = Session(fn, axes, as_torch=positional and "score" not in arguments)
     values = {k: Traced(v, session) if isinstance(v, Expr) else v for k, v in arguments.items()}
     try:
         with _Tracing():

@@ -71,8 +71,7 @@ class Printer:
     def operand(self, node: Apply, arg: Expr, kind: Type) -> str:
         """An operand as the operator takes it: torch's own promotion counts bits and defaults, the language does not."""
         if isinstance(arg, Load):
-            among = [other for other in node.args if other is not arg and not isinstance(other, (Const, Load))]
-            if kind is Type.FLOAT and not any(other.type is Type.FLOAT for other in among):
+            if kind is Type.FLOAT and not any("score" in other.names for other in node.args):
                 return f"{self.text[arg]}.to({kind.torch})"  # 16-bit floats
             exact = node.op in CASTS or (node.op in NEGATED and not any(_is_long(other) for other in node.args))
             if kind is Type.INT and arg.type is Type.INT and not exact:

@@ -65,7 +65,8 @@ def _op(name: str) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         values = [*args, *(kwargs.pop(key) for key in ("input", "other", "exponent") if key in kwargs)]
-        kwargs.pop("out", None)
+        if kwargs.get("out", 0) is None:
+            kwargs.pop("out")
         if kwargs or len(values) != arity:
             raise unknown(name)
         return _build(name, *values)

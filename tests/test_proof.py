@@ -45,3 +45,8 @@ def test_the_first_difference_in_reading_order(seed, q_len, kv_len):
 def test_known_equalities(a, b):
     assert fs.equals(a, b, 100_000).holds
     assert torch.equal(a.dense(200), b.dense(200))
+
+
+def test_a_full_block_on_the_right_can_come_first():
+    mask = fs.Mask(fs.parse("(kv >= 128) | (q == 3)"), "late")
+    assert fs.equals(mask, fs.nothing(), 256).counterexample == (0, 0, 0, 128)

@@ -67,6 +67,10 @@ class CompiledAttention:
         order = f", order={self.order}" if self.order else ""
         return f"compile({self.spec.label}{order}, backend={self.backend!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledAttention, (self.spec, self.order, self.block_size, self.backend)
+
+    @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
     def __call__(
         self,
         q: torch.Tensor,
@@ -235,12 +239,16 @@ class CompiledAttention:
         return function_of(expr, values, kind=kind, device=torch.device("cpu"))
 
 
-def _state(tensor: torch.Tensor) -> tuple[object, ...]:
-    """What tells a tensor's present values from others: its version, or the values where torch counts none."""
-    if not tensor.is_inference():
+def _state(tensor: torch.Tensor) -> Any:
+    """What a tensor holds, for the cache: its content on the CPU, where anyone may write to its memory unseen by torch.
+
+    On a device it is the tensor and torch's count of its changes: reading it would wait for the device.
+    """
+    if tensor.device.type != "cpu" and not tensor.is_inference():
         return id(tensor), tensor._version, tensor.data_ptr()
-    values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return tuple(tensor.shape), tensor.dtype, hashlib.sha256(values.tobytes()).digest()
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()
+
 
 
 def _tensor(value: object) -> bool:

@@ -1,8 +1,8 @@
 """Bound an expression over many boxes of positions at once.
 
 A box is a block of a grid level: at level `n` it spans `2**n` blocks of queries and of keys. What depends on one side
-only is bounded once per row or column of boxes; where it loads from a tensor, by its minimum and maximum there. Any other
-load takes the range of a pyramid over its tensor.
+only is bounded once per row or column of boxes; where it loads from a tensor, by its minimum and maximum there. Any
+other load takes the range of a pyramid over its tensor.
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ class Report:
             "flops": flops,
             "fraction_of_dense": share,
             "map_bytes": made.nbytes,
-            "depends_on_batch": "b" in self.mask.names,
-            "depends_on_head": "h" in self.mask.names,
+            "depends_on_batch": made.batch > 1,
+            "depends_on_head": made.heads > 1,
             "proofs": {
                 name: {"holds": proof.holds, "counterexample": proof.counterexample}
                 for name, proof in self.proofs.items()
@@ -161,7 +161,8 @@ def _kernel(report: Report) -> list[str]:
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")
     facts = contiguous_lists(report.block_map.kinds())
-    lines.append(f"proven, and passed on to CUDA kernels: {', '.join(facts) or 'nothing'}")
+    if facts:
+        lines.append(f"proven (each row's blocks are one run), and passed on to CUDA kernels: {', '.join(facts)}")
     return lines
 
 
@@ -173,6 +174,6 @@ def _proofs(report: Report) -> list[str]:
         else:
             at = dict(zip(("b", "h", "q", "kv"), proof.counterexample or (), strict=True))
             lines.append(f"{name}: no, e.g. {', '.join(f'{k} = {x}' for k, x in at.items() if x is not None)}")
-    for name, position in (("batch", "b"), ("head", "h")):
-        lines.append(f"depends on {name}: {'yes' if position in report.mask.names else 'no'}")
+    for name, size in (("batch", report.block_map.batch), ("head", report.block_map.heads)):
+        lines.append(f"differs by {name} at these values: {f'yes, {size} maps' if size > 1 else 'no'}")
     return lines

@@ -1,7 +1,8 @@
 """How each operator bounds its result: from intervals of the operands to an interval of the result.
 
 An interval is a pair of arrays (lo, hi), both ends included, of the operand's numpy type. An integer that may
-pass `FAR` is any integer, as 64 bits wrap; a float end that is nan means "unknown". A boolean interval (False, True) is undecided.
+pass `FAR` is any integer, as 64 bits wrap; a float end that is nan means "unknown". A boolean interval
+(False, True) is undecided.
 """
 
 from __future__ import annotations

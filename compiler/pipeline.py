@@ -31,6 +31,8 @@ from .points import Array
 from .simplify import as_array, specialise
 
 BlockSize = int | tuple[int, int]
+MAX_BLOCKS = 1 << 23
+"""Most blocks on a side: a thousand million tokens in blocks of 128."""
 
 
 @dataclass
@@ -102,6 +104,10 @@ def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
     if len(pair) != 2:
         raise FlexSpecError("FS030", f"block_size is {block_size!r}", fix="give 128 or (128, 64)", where=user_caret())
     block_q, block_kv = (check_length("block_size", side) for side in pair)
+    rows = max(sizes.q_len // block_q, sizes.kv_len // block_kv)
+    if rows > MAX_BLOCKS:
+        message = f"{rows:,} blocks on a side are more than {MAX_BLOCKS:,}"
+        raise FlexSpecError("FS030", message, fix="give a larger block_size", where=user_caret())
     if order is None:
         return Grid(sizes.q_len, sizes.kv_len, block_q, block_kv)
     if not isinstance(order, Order):

@@ -10,6 +10,7 @@ import numpy as np
 from flexspec.errors import FlexSpecError
 from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import OPS, Type
+from flexspec.source import user_caret
 
 Array = np.ndarray[Any, Any]
 
@@ -58,7 +59,7 @@ def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:
         if part.size and (part.min() < -size or part.max() >= size):
             seen = f"{part.min()} to {part.max()}"
             message = f"index {axis} of `{node.input.name}` goes from {seen}, its size is {size}"
-            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor")
+            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor", where=user_caret())
     return tensor[index]
 
 

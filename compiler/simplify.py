@@ -30,7 +30,8 @@ def specialise(expr: Expr, values: Mapping[str, int | float | bool], tensors: Ma
     filled = substitute(expr, {name: _constant(value, kinds.get(name)) for name, value in values.items()})
 
     def visit(node: Expr) -> Expr:
-        if isinstance(node, Load) and node.input.name in tensors and all(isinstance(part, Const) for part in node.index):
+        held = isinstance(node, Load) and node.input.name in tensors
+        if held and all(isinstance(part, Const) for part in node.children):
             return _constant(evaluate_at(node, {}, tensors).item(), node.type)
         return _visit(node)
 
@@ -212,7 +213,8 @@ def sums(node: Apply) -> Expr | None:
 def _may_wrap(comparison: Apply) -> bool:
     """Would a difference of the two sides wrap at 64 bits, where the comparison does not?
 
-    A tensor may hold any integer (in a sum it may not: see `pipeline.check_range`), and so may a shifted bit or a cast float.
+    A tensor may hold any integer (in a sum it may not: see `pipeline.check_range`). A shifted bit or a cast float
+    may be any integer too.
     """
     ordered = comparison.op not in ("eq", "ne") and not any(isinstance(side, Const) for side in comparison.args)
     for side in comparison.args:

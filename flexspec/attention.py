@@ -87,4 +87,5 @@ def as_attention(spec: object) -> Attention:
     if isinstance(spec, Mask) or callable(spec):
         return Attention(mask=spec)
     message = f"a pattern is needed, got {type(spec).__name__}"
-    raise FlexSpecError("FS023", message, fix="give a Mask, an Attention or a mask_mod", where=user_caret())
+    fix = "fs.parse_pattern(text) reads text" if isinstance(spec, str) else "give a Mask, an Attention or a mask_mod"
+    raise FlexSpecError("FS023", message, fix=fix, where=user_caret())

@@ -13,15 +13,18 @@ import torch
 from .errors import FlexSpecError
 from .expr import Apply, Const, Expr, Load, Param, Var, walk
 from .ops import OPS, Type
+from .source import user_caret
 
 Value: TypeAlias = torch.Tensor | bool | int | float
 
 
-def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False) -> torch.Tensor:
+def evaluate(
+    expr: Expr, values: Mapping[str, Value], *, precise: bool = False, checked: bool = True
+) -> torch.Tensor:
     """The value of `expr`, broadcast over the tensors in `values` (positions, parameters, sizes, inputs by name).
 
     Integers are int64, floats float32, or float64 when `precise`. Raises FS024 (an index outside its tensor)
-    and FS035 (an integer divided by zero).
+    and FS035 (an integer divided by zero), unless `checked` is off, as it must be where torch.vmap runs this.
     """
     done: dict[Expr, torch.Tensor] = {}
     device = next((v.device for v in values.values() if isinstance(v, torch.Tensor)), torch.device("cpu"))
@@ -36,10 +39,13 @@ def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False) 
         if isinstance(node, Apply):
             op = OPS[node.op]
             kinds, result = op.signature(tuple(arg.type for arg in node.args))
-            out = _call(node.op, [convert(arg, kind) for arg, kind in zip(node.args, kinds, strict=True)])
+            args = [convert(arg, kind) for arg, kind in zip(node.args, kinds, strict=True)]
+            if checked:
+                _check_divisor(node.op, args)
+            out = OPS[node.op].torch(*args)
             done[node] = out.to(torch.float64) if precise and result is Type.FLOAT else out
         elif isinstance(node, Load):
-            done[node] = _load(node, [done[part] for part in node.index], values)
+            done[node] = _load(node, [done[part] for part in node.index], values, checked)
         elif isinstance(node, (Var, Param)):
             value = values[node.name]
             is_tensor = isinstance(value, torch.Tensor)
@@ -49,21 +55,20 @@ def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False) 
     return convert(expr, expr.type)
 
 
-def _call(name: str, args: list[torch.Tensor]) -> torch.Tensor:
+def _check_divisor(name: str, args: list[torch.Tensor]) -> None:
     if name in ("floordiv", "mod") and not args[1].is_floating_point() and bool((args[1] == 0).any()):
-        raise FlexSpecError("FS035", f"an integer is divided by zero in `{OPS[name].symbol}`")
-    return OPS[name].torch(*args)
+        raise FlexSpecError("FS035", f"an integer is divided by zero in `{OPS[name].symbol}`", where=user_caret())
 
 
-def _load(node: Load, index: list[torch.Tensor], values: Mapping[str, Value]) -> torch.Tensor:
+def _load(node: Load, index: list[torch.Tensor], values: Mapping[str, Value], checked: bool) -> torch.Tensor:
     tensor = values[node.input.name]
     assert isinstance(tensor, torch.Tensor)
     if not index:
         return tensor
-    for axis, part in enumerate(index):
+    for axis, part in enumerate(index if checked else []):
         size = tensor.shape[axis]
         if part.numel() and (int(part.min()) < -size or int(part.max()) >= size):
             seen = f"{int(part.min())} to {int(part.max())}"
             message = f"index {axis} of `{node.input.name}` goes from {seen}, its size is {size}"
-            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor")
+            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor", where=user_caret())
     return tensor[tuple(part.to(tensor.device, torch.int64) for part in index)].to(index[0].device)

@@ -91,6 +91,13 @@ class Formula:
             if isinstance(leaf, (Input, Param)) and named.setdefault(leaf.name, leaf) is not leaf:
                 message = f"`{leaf.name}` is both {_kind(named[leaf.name])} and {_kind(leaf)}"
                 raise FlexSpecError("FS026", message, fix="rename one of them", where=user_caret())
+        if self.predicate is not None and self.predicate.fn.__doc__:
+            object.__setattr__(self, "__doc__", self.predicate.fn.__doc__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles hold the expression, which says everything, and no Python function."""
+        parameters = {name: replace(item, adapter=None) for name, item in self.parameters.items()}
+        return {**vars(self), "predicate": None, "parameters": parameters}
 
     def _key(self) -> tuple[Any, ...]:
         held = tuple(sorted((name, id(tensor)) for name, tensor in self.tensors.items()))

@@ -30,6 +30,10 @@ class Mask(Formula):
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()  # torch tells a mask_mod by its four parameters
+        object.__setattr__(self, "__signature__", inspect.signature(lambda b, h, q_idx, kv_idx: None))
+
     @staticmethod
     def check_result(expr: Expr, fn: object) -> Expr:
         if expr.type is not Type.BOOL:
@@ -54,7 +58,7 @@ class Mask(Formula):
             expr = substitute(self._held_by(session).flat, defaults)
             return Traced(substitute(expr, dict(zip(POSITIONS, exprs, strict=True))), session)
         values = {name: torch.as_tensor(value) for name, value in zip(POSITIONS, positions, strict=True)}
-        return evaluate(self.flat, {**self.defaults, **self.tensors, **values})
+        return evaluate(self.flat, {**self.defaults, **self.tensors, **values}, checked=False)
 
     def _held_by(self, session: Session | None) -> Mask:
         """This mask with its tensors among those of a running trace, under names that are free there."""

@@ -141,7 +141,7 @@ def _call(name: str, arity: int, signature: Signature, t: Any, n: Any, source: s
 
 
 def _rounded(name: str) -> Callable[..., Any]:
-    """torch's own function on numpy arrays: libraries differ in a last bit or a zero's sign, and one pair decides a block."""
+    """torch's own function on numpy arrays: libraries differ in a last bit or a zero's sign, and that decides pairs."""
     function = getattr(torch, name)
     return lambda *args: function(*(torch.from_numpy(np.array(arg)) for arg in args)).numpy()
 

@@ -129,7 +129,9 @@ def _kind(node: ast.AST) -> str | None:
     if isinstance(node, ast.BoolOp):
         return "and" if isinstance(node.op, ast.And) else "or"
     if isinstance(node, ast.Compare) and len(node.ops) > 1:
-        return "chain"
+        joined = (ast.BitAnd, ast.BitOr, ast.BitXor)
+        tight = any(isinstance(part, ast.BinOp) and isinstance(part.op, joined) for part in node.comparators)
+        return "tight" if tight else "chain"
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         return "not"
     if isinstance(node, (ast.If, ast.IfExp, ast.Assert)):

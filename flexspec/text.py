@@ -264,7 +264,7 @@ class _Reading:
         args = [Traced(arg) if isinstance(arg, Expr) else arg for arg in args]
         given = {key: Traced(arg) if isinstance(arg, Expr) else arg for key, arg in given.items()}
         try:
-            inspect.signature(make).bind(*args, **given)
+            inspect.signature(getattr(make, "given", make)).bind(*args, **given)
         except TypeError as error:
             code = "FS020" if "missing" in str(error) else "FS021"
             raise text_error(self.text, node.at, f"`{node.value}`: {error}", code=code) from None

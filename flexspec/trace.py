@@ -29,6 +29,7 @@ _TRUTH = {
     "not": ("FS003", "`not` on an expression", "write `~(...)`"),
     "if": ("FS004", "a condition that depends on positions or run-time values", "write `torch.where(cond, a, b)`"),
     "while": ("FS004", "a loop that depends on positions or run-time values", "write it without a loop"),
+    "tight": ("FS005", "`&`, `|` and `^` bind tighter than comparisons", "write `(a < b) & (c < d)`"),
     "chain": ("FS005", "a chained comparison keeps only its last part", "write `(a < b) & (b < c)`"),
     "bool": ("FS006", "an expression used as True or False", "use `&`, `|`, `~`, torch.where or torch.isin"),
 }
@@ -269,6 +270,7 @@ def attribute(traced: Traced, name: str) -> Any:
     if expr in (var("q"), var("kv")) and session is not None and len(name) < 3:
         has = f"its canvas has the axes {', '.join(session.axes)}" if session.axes else "it has no canvas"
         fix = "give the predicate a canvas: @fs.mask(canvas=fs.Canvas(t=..., h=..., w=...))"
+        fix = "take one of these axes" if session.axes else fix
         raise FlexSpecError("FS011", f"`{expr}.{name}`: {has}", fix=fix, where=user_caret())
     raise torch_calls.unknown(name)
 

@@ -139,7 +139,7 @@ TRACE = [
     (lambda: fs.mask(lambda q, kv: ARRAY - q > kv), "FS010", "ARRAY - q", ""),
     (lambda: fs.mask(in_place), "FS010", "q += GRID", "index it"),
     (lambda: fs.mask(lambda q, kv: q.t > kv.t), "FS011", "q.t > kv.t", "fs.Canvas"),
-    (lambda: fs.mask(canvas=VIDEO)(lambda q, kv: q.w > kv.w), "FS011", "q.w", "canvas"),
+    (lambda: fs.mask(canvas=VIDEO)(lambda q, kv: q.w > kv.w), "FS011", "q.w", "axes"),
     (lambda: fs.mask(lambda q, kv: q - kv), "FS007", "q - kv", "comparison"),
     (lambda: fs.mask(silent), "FS007", "", "return"),
     (lambda: fs.mask(lambda q, kv: [q > kv]), "FS010", "", ""),

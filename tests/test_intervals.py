@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from flexspec.compiler.intervals import FAR, RULES, bound
 
 import flexspec as fs
-from flexspec.compiler.intervals import FAR, RULES, bound
 from flexspec.ops import OPS, Type
 
 INTS = [(lo, hi) for lo in range(-5, 6) for hi in range(lo, 6)]

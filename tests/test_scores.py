@@ -66,7 +66,7 @@ def test_softcap():
     same(p.softcap(30), lambda s, b, h, q, kv: oracle.softcap(s, 30))
     same(p.softcap(), lambda s, b, h, q, kv: oracle.softcap(s, 50.0))
     same(p.softcap, lambda s, b, h, q, kv: oracle.softcap(s, 7.0), cap=7.0)
-    assert repr(p.softcap(50.0) + p.alibi()) == "(softcap(cap=50.0) + alibi())"
+    assert repr(p.softcap(50.0) + p.alibi()) == "softcap(cap=50.0) + alibi()"
 
 
 @pytest.mark.parametrize("reach", [0, 2, 40])

@@ -2,11 +2,11 @@
 
 import pytest
 import sympy
+from flexspec.compiler.simplify import linear, simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flexspec as fs
-from flexspec.compiler.simplify import linear, simplify
 from flexspec.syntax import formula
 
 REWRITES = {

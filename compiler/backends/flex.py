@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn.attention import flex_attention as torch_flex
 
+from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, inputs_of, var
 
 from ..block_map import BlockMap
@@ -48,7 +50,9 @@ class FlexBackend:
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
         if call.q.device.type != "cpu":
             return self._compiled(call, call.q, call.block_map, call.mask)
-        if call.return_lse:  # FlexAttention on CPU gives no lse
+        if call.return_lse:
+            message = "the reference runs this, because FlexAttention gives no lse on CPU"
+            warnings.warn(message, FlexSpecWarning, stacklevel=5)
             out, lse = by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
             return out.to(call.q.dtype), lse.to(torch.float32)
         if call.q.shape[2] > 1 or call.k.shape[2] < 512:

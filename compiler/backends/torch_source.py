@@ -63,13 +63,13 @@ class Printer:
 
     def difference(self, node: Apply) -> tuple[Expr, ...] | None:
         """`a - b == 0` printed as `a == b`: what tensors hold may have 32 bits, where a difference wraps."""
-        if node.op in NEGATED and isinstance(node.args[0], Apply) and node.args[0].op == "sub":
-            if node.args[0].type is Type.INT and node.args[1] is const(0) and self.uses[node.args[0]] == 1:
-                return node.args[0].args
-        return None
+        left = node.args[0]
+        if node.op not in NEGATED or not isinstance(left, Apply) or left.op != "sub" or left.type is not Type.INT:
+            return None
+        return left.args if node.args[1] is const(0) and self.uses[left] == 1 else None
 
     def operand(self, node: Apply, arg: Expr, kind: Type) -> str:
-        """An operand as the operator takes it: torch's own promotion counts bits and defaults, the language does not."""
+        """An operand as the operator takes it: torch's promotion counts bits and defaults; the language does not."""
         if isinstance(arg, Load):
             if kind is Type.FLOAT and not any("score" in other.names for other in node.args):
                 return f"{self.text[arg]}.to({kind.torch})"  # 16-bit floats
@@ -111,7 +111,8 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
     if isinstance(expr, Const) and kind == "mask_mod":
         result = f"torch.{'ones' if expr.value else 'zeros'}_like(q, dtype=torch.bool)"
     elif not expr.names & {*POSITIONS, "score"}:  # a function of no position still gives one value for each
-        result = f"torch.ones_like(q, dtype=torch.bool) & {result}" if kind == "mask_mod" else f"torch.zeros_like(score) + {result}"
+        same = "torch.ones_like(q, dtype=torch.bool) &" if kind == "mask_mod" else "torch.zeros_like(score) +"
+        result = f"{same} {result}"
     inner = [f"        {line}" for line in (*body, f"return {result}")]
     return "\n".join([*head, *inner, f"    return {kind}", ""])
 

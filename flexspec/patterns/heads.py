@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,8 @@ from .checks import as_tensor, whole
 def per_head(table: Sequence[Mask]) -> Mask:
     """Head `h` keeps what `table[h]` keeps.
 
-    table: one mask (or mask_mod) for each head; heads with equal masks share one part of the formula. Heads
-    past the end of the table keep nothing. Source: MSWA, MoA (windows that differ by head). Raises FS023 (no
-    masks).
+    table: one mask (or mask_mod) for each head; heads with equal masks share one part of the formula. Source:
+    MSWA, MoA (windows that differ by head). Raises FS023 (no masks), and FS022 in a call with other heads.
 
     >>> from flexspec import causal, sliding_window
     >>> per_head([causal(), sliding_window(0)]).dense(3, heads=2).int()[0].tolist()
@@ -36,8 +36,10 @@ def per_head(table: Sequence[Mask]) -> Mask:
             message = f"entry {head} of the table is a {type(item).__name__}"
             raise FlexSpecError("FS023", message, fix="give a mask", where=user_caret())
         groups.setdefault(from_mask_mod(item), []).append(head)
-    parts = [_on_heads(heads) & item for item, heads in groups.items()]
-    made = united(parts)
+    numbers = {head: number for number, heads in enumerate(groups.values()) for head in heads}
+    held = {"head_kind": torch.tensor([numbers[head] for head in range(len(table))])}
+    kinds = Input("head_kind", ("heads",))
+    made = united([mask(partial(_on_heads, kinds, number))(**held) & item for number, item in enumerate(groups)])
     shown = ", ".join(f"{_runs_text(heads)}: {item.label}" for item, heads in groups.items())
     return made.named("per_head", table=_Text(f"[{shown}]"))
 
@@ -75,13 +77,8 @@ def _runs_text(heads: Sequence[int]) -> str:
     return "+".join(str(a) if a == b else f"{a}-{b}" for a, b in _runs(heads))
 
 
-def _on_heads(heads: Sequence[int]) -> Mask:
-    def run(first: int, last: int) -> Mask:
-        if first == last:
-            return mask(lambda h: h == first)
-        return mask(lambda h: (h >= first) & (h <= last))
-
-    return united([run(first, last) for first, last in _runs(heads)])
+def _on_heads(kinds: Input, number: int, h: Any) -> Any:
+    return kinds[h] == number
 
 
 def scaled_span(alpha: Any, beta: Any, sink: int = 0) -> Mask:

@@ -21,7 +21,8 @@ def test_readme_runs_as_printed(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), namespace)
     assert capsys.readouterr().out == wanted
     assert Path("out/mask.png").exists()
-    truth = fs.reference_attention(namespace["pattern"], *(namespace[x] for x in "qkv"), document_id=namespace["ids"])
+    values = {"window": 512, "document_id": namespace["ids"]}
+    truth = fs.reference_attention(namespace["pattern"], *(namespace[x] for x in "qkv"), **values)
     assert (namespace["out"] - truth).abs().max() < 1e-5
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +47,8 @@ class BlockMap:
     order: Order | None
     mask_mod: Any
     device: torch.device
+    lists: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """torch's index lists, once they are made."""
 
     @property
     def q_len(self) -> int:

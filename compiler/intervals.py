@@ -124,6 +124,7 @@ def mod(a: Interval, b: Interval) -> Interval:
     if not _is_int(a):
         lo, hi = np.broadcast_arrays(a[0] + 0 * b[0], a[1] + b[1])
         ok = np.isfinite(lo) & np.isfinite(hi) & (b[0] > 0)
+        ok &= np.isfinite(absolute(a)[1] / np.where(b[0] > 0, b[0], 1))  # torch gives nan past it
         return np.where(ok, 0, np.nan).astype(lo.dtype), np.where(ok, b[1], np.nan).astype(lo.dtype)
     one = (b[0] == b[1]) & (b[0] != 0) & ~_far(a)
     step = np.where(one, b[0], 1)

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class CompiledAttention:
         make_grid(Sizes(1, 1), block_size, None)
         if order is not None and not isinstance(order, Order):
             make_grid(Sizes(1, 1), block_size, order)
-        self._maps: OrderedDict[Any, tuple[Bound, BlockMap, dict[str, torch.Tensor]]] = OrderedDict()
+        self._maps: OrderedDict[Any, tuple[BlockMap, list[Any]]] = OrderedDict()
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -129,18 +130,21 @@ class CompiledAttention:
     def _cached(
         self, sizes: Sizes, values: Mapping[str, Any], device: torch.device, stages: Stages | None = None
     ) -> tuple[Bound, BlockMap]:
-        """The bound values and the block map, kept per sizes, values and tensor versions."""
-        tensors = {n: x for n, x in {**self.spec.formula.tensors, **values}.items() if _tensor(x)}
-        plain = [(name, value) for name, value in values.items() if not _tensor(value)]
-        key = (sizes, device, tuple((n, _state(x)) for n, x in tensors.items()), repr(sorted(plain)))
+        """The bound values, and the block map, kept per sizes and values that the mask reads."""
+        bound = self.spec.formula.bind(sizes, values)  # this call's own tensors, with their gradients
+        kept = self.spec.kept
+        tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
+        numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
+        given = {**self.spec.formula.tensors, **values}
+        key = (bound.sizes, device, tuple((name, _state(given[name])) for name in tensors), tuple(numbers))
         with self._lock:
             if key in self._maps and stages is None:
                 self._maps.move_to_end(key)
-                return self._maps[key][:2]
-        bound = self.spec.formula.bind(sizes, values)
-        made = map_of(self.spec.kept, bound, self.block_size, self.order, device, stages or Stages())
+                return bound, self._maps[key][0]
+        own = replace(bound, tensors={name: _frozen(x) for name, x in bound.tensors.items()})
+        made = map_of(kept, own, self.block_size, self.order, device, stages or Stages())
         with self._lock:
-            self._maps[key] = (bound, made, tensors)  # while a tensor lives, no other has its id
+            self._maps[key] = made, [given[name] for name in tensors]  # while a tensor lives, no other has its id
             while len(self._maps) > MAPS_KEPT:
                 self._maps.popitem(last=False)
         return bound, made
@@ -244,12 +248,16 @@ def _state(tensor: torch.Tensor) -> Any:
 
     On a device it is the tensor and torch's count of its changes: reading it would wait for the device.
     """
-    if tensor.device.type != "cpu" and not tensor.is_inference():
+    if not _by_content(tensor):
         return id(tensor), tensor._version, tensor.data_ptr()
     content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()
 
 
+def _by_content(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" or tensor.is_inference()
 
-def _tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
+
+def _frozen(tensor: torch.Tensor) -> torch.Tensor:
+    """What a map keeps of a tensor that is told by its content: a copy, which nobody writes to."""
+    return tensor.detach().clone() if _by_content(tensor) else tensor

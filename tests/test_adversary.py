@@ -217,3 +217,18 @@ def test_the_first_planted_difference_is_found():
 
 def reduce_or(parts):
     return parts[0] | parts[1]
+
+
+def test_a_map_of_equal_values_keeps_none_of_them():
+    first, other = two_documents(5), two_documents(20)
+    q = torch.randn(1, 1, 32, 8, generator=torch.Generator().manual_seed(0))
+    attend = fs.compile(fs.document(), backend="reference")
+    wanted = attend(q, q, q, document_id=first)
+    first.copy_(other)
+    assert torch.equal(attend(q, q, q, document_id=two_documents(5)), wanted)
+    bias = fs.Input("bias", dims=("kv_len",), dtype="float")
+    attend = fs.compile(fs.Attention(scores=[fs.score(lambda score, kv: score + bias[kv])]), backend="reference")
+    zeros = [torch.zeros(32, requires_grad=True) for _ in range(2)]
+    for each in zeros:
+        attend(q, q, q, bias=each).pow(2).sum().backward()
+    assert torch.equal(zeros[0].grad, zeros[1].grad)

@@ -29,8 +29,8 @@ dist: $(VENV)/installed
 	rm -rf .venv-wheel && $(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip install --quiet -c constraints.txt "torch>=2.10"
 	.venv-wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
-	cd / && $(CURDIR)/.venv-wheel/bin/flexspec check "causal_window(8)" --against "causal & causal_window(8)" --length 100
-	cd / && $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/examples/01_quickstart.py
+	cd $$(mktemp -d) && $(CURDIR)/.venv-wheel/bin/flexspec check "causal_window(8)" --against "causal & causal_window(8)" \
+		--length 100 && $(CURDIR)/.venv-wheel/bin/python $(CURDIR)/examples/01_quickstart.py
 
 clean:
 	rm -rf $(VENV) .venv-wheel build dist *.egg-info out

@@ -63,10 +63,6 @@ def fold(node: Apply) -> Expr | None:
     return const(value)
 
 
-def _is(node: Expr, value: bool | int) -> bool:
-    return isinstance(node, Const) and node.type <= Type.INT and node.value == value
-
-
 def logic(node: Apply) -> Expr | None:
     """Boolean identities: `x & True`, `x | x`, `~~x`, `~(a < b)`."""
     if node.type is not Type.BOOL:

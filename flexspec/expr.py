@@ -6,7 +6,6 @@ Six kinds: `Const`, `Var` (a position, an axis coordinate, a size or the score),
 
 from __future__ import annotations
 
-import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -215,8 +214,3 @@ def inputs_of(root: Expr) -> dict[str, Input]:
 def params_of(root: Expr) -> dict[str, Param]:
     """The run-time numbers below `root`, in reading order."""
     return {node.name: node for node in walk(root) if isinstance(node, Param)}
-
-
-def is_finite(node: Expr) -> bool:
-    """Is it a constant other than inf and nan?"""
-    return isinstance(node, Const) and math.isfinite(node.value)

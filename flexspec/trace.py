@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from . import torch_calls
 from .captures import tensor_names
 from .errors import FlexSpecError
-from .expr import Expr, Input, apply, const, input_, load, param, var
+from .expr import Expr, Input, apply, const, input_, load, var
 from .narrow import narrow_dtype, narrow_result
 from .ops import NEGATED, OPS, Type
 from .source import Place, raised_at, truth_construct, user_caret, user_place
@@ -358,8 +358,3 @@ def _once(
     if expr is None:
         raise FlexSpecError("FS007", "the predicate returns nothing", fix="add a return statement")
     return expr, session.tensors
-
-
-def parameter(name: str, kind: Type) -> Traced:
-    """A run-time number, usable inside any predicate."""
-    return Traced(param(name, kind))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import flexspec as fs
 from flexspec.errors import CODES, FlexSpecError
-from flexspec.ops import Type
+from flexspec.expr import param
 from flexspec.patterns import (
     CATALOG,
     alibi,
@@ -23,7 +23,7 @@ from flexspec.patterns import (
     softcap,
 )
 from flexspec.text import parse_order, parse_pattern
-from flexspec.trace import parameter
+from flexspec.trace import Traced
 
 VIDEO = fs.Canvas(t=2, h=4, w=6)
 SAME = {
@@ -44,7 +44,7 @@ SAME = {
     "q - kv < window": fs.mask(lambda q, kv, *, window: q - kv < window),
     "abs(q - kv) <= -(-3)": fs.mask(lambda q, kv: abs(q - kv) <= 3),
     "causal_window(2 * 3 - 1)": causal_window(5),
-    "causal_window(w)": causal_window(parameter("w", Type.INT)),
+    "causal_window(w)": causal_window(Traced(param("w"))),
     "softcap(30.0) + alibi": softcap(30.0) + alibi(),
     "softcap(30.0) + alibi()": softcap(30.0) + alibi(),
     "softcap(2.0) + (score * 0.5)": softcap(2.0) + fs.score(lambda score: score * 0.5),

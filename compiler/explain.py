@@ -14,9 +14,9 @@ from flexspec.syntax import formula
 
 from .backends.torch_source import source_of
 from .block_map import BlockMap
-from .classify import BlockKind, contiguous_lists
 from .pipeline import Stages
 from .proof import Proof, every_query_attends, is_causal
+from .runs import BlockKind, contiguous_lists
 
 _LONG = 100
 

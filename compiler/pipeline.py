@@ -1,6 +1,6 @@
 """The way through: spec, expression, simplified expression, blocks, kernel. Read this file first.
 
-    predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify--> BlockMap --lower--> kernel
+predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify--> BlockMap --lower--> kernel
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from flexspec.source import user_caret
 from .backends.torch_source import function_of
 from .block_map import BlockMap
 from .bounds import Bounds, Grid
-from .classify import Runs, Trail, classify
+from .classify import Trail, classify
 from .intervals import FAR
 from .points import Array
 from .simplify import as_array, specialise
+from .tables import Tables
 
 BlockSize = int | tuple[int, int]
 MAX_BLOCKS = 1 << 23
@@ -89,9 +90,9 @@ def map_of(
         check_range(expr, tensors)
         exprs = specialise_each(expr, bound, tensors)
     with stages.timed("BLOCKS"):
-        trail = Trail()
+        trail, tables = Trail(), Tables(tensors)
         unique = list(dict.fromkeys(exprs.reshape(-1)))
-        maps: list[Runs] = [classify(each, grid, tensors, trail) for each in unique]
+        maps = [classify(each, grid, tables, trail) for each in unique]
         index = np.array([unique.index(each) for each in exprs.reshape(-1)]).reshape(exprs.shape)
     stages.results |= {"EXPR": expr, "SIMPLIFIED": unique, "BLOCKS": trail}
     mask_mod = function_of(expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
@@ -159,7 +160,7 @@ def needs_64_bits(expr: Expr, bound: Bound, grid: Grid) -> bool:
     """May the expression compute an integer past 32 bits, which are a kernel's own?"""
     tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
     each = {*specialise_each(expr, bound, tensors).reshape(-1)}
-    return any(Bounds(one, grid, tensors).largest() >= 2**31 for one in each)
+    return any(Bounds(one, grid, Tables(tensors)).largest() >= 2**31 for one in each)
 
 
 def create_block_mask(

@@ -36,11 +36,11 @@ def evaluate_at(
 
     with np.errstate(all="ignore"):
         for node in needed(expr, columns):
-            if isinstance(node, Var):
-                done[node] = positions[node.name]
-            elif node in columns:
+            if node in columns:
                 side, values = columns[node]
                 done[node] = values[positions[side]]
+            elif isinstance(node, Var):
+                done[node] = positions[node.name]
             elif isinstance(node, Load):
                 index = tuple(convert(part, Type.INT) for part in node.index)
                 done[node] = _load(node, tensors[node.input.name], index)

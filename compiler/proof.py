@@ -13,8 +13,9 @@ from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 
 from .block_map import BlockMap
-from .classify import CHUNK, BlockKind
+from .leaves import CHUNK
 from .pipeline import Stages, map_of
+from .runs import BlockKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler
 if TYPE_CHECKING:
     from .compiler.attend import CompiledAttention, compile
     from .compiler.block_map import BlockMap
-    from .compiler.classify import BlockKind
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.proof import Proof, equals
     from .compiler.reference import reference_attention
+    from .compiler.runs import BlockKind
 
 __all__ = [
     "Attention",

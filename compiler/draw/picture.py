@@ -27,17 +27,13 @@ COLORS = {
     Shade.SOLID: "#0B4272",
 }
 MOST_CELLS = 640  # per side: about as many as a page can show
-SMALL = (
-    64  # tokens per side up to which a whole map is drawn pair by pair, and lines are drawn between tokens
-)
+SMALL = 64  # tokens per side up to which a whole map is drawn pair by pair, and lines are drawn between tokens
 SIDE = 5.4  # inches of the longer axis
 THINNEST = 0.2  # of the longer axis: what a single query's row is stretched to
 MARGIN = {"left": 1.0, "right": 0.35, "axis": 0.58, "legend": 0.5, "line": 0.2}  # inches
 
 
-def save(
-    block_map: BlockMap, path: str | Path, *, b: int = 0, h: int = 0, region: Region | None = None
-) -> Path:
+def save(block_map: BlockMap, path: str | Path, *, b: int = 0, h: int = 0, region: Region | None = None) -> Path:
     """Draw batch `b`, head `h` of the map into a .png, .svg or .pdf file; returns its path.
 
     Without a region the whole map is drawn by blocks (by pairs where it has at most 64 x 64 tokens).
@@ -90,13 +86,9 @@ def _laid_out(block_map: BlockMap, cells: Cells, head: str) -> Any:
     axes = made.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
     _fill(axes, block_map, cells)
     style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False}
-    made.text(
-        0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style
-    )
+    made.text(0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style)
     below = 0.16 + 0.235 * len(title)
-    made.text(
-        0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style
-    )
+    made.text(0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style)
     _legend(made, cells)
     return made
 
@@ -123,9 +115,7 @@ def _fill(axes: Any, block_map: BlockMap, cells: Cells) -> None:
     rows, columns = cells.shades.shape
     # A last cell that covers fewer tokens is cut off at the map's edge, not squeezed.
     right, bottom = kv_start + columns * cells.cell_kv, q_start + rows * cells.cell_q
-    axes.imshow(
-        palette[cells.shades], extent=(kv_start, right, bottom, q_start), interpolation="none", aspect="auto"
-    )
+    axes.imshow(palette[cells.shades], extent=(kv_start, right, bottom, q_start), interpolation="none", aspect="auto")
     axes.set_xlim(kv_start, kv_stop)
     axes.set_ylim(q_stop, q_start)
     _lines(axes, block_map, cells)
@@ -188,11 +178,7 @@ def _lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
 
 def _title(label: str, columns: int) -> list[str]:
     lines = textwrap.wrap(label, columns, break_long_words=True) or [""]
-    return (
-        lines
-        if len(lines) <= 3
-        else [*lines[:2], textwrap.shorten(" ".join(lines[2:]), columns, placeholder=" …")]
-    )
+    return lines if len(lines) <= 3 else [*lines[:2], textwrap.shorten(" ".join(lines[2:]), columns, placeholder=" …")]
 
 
 def _notes(block_map: BlockMap, cells: Cells, head: str, columns: int) -> list[str]:

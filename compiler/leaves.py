@@ -1,0 +1,171 @@
+"""Settle single blocks that bounds leave open: by witnesses, then by boxes inside the block, last pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flexspec.expr import Expr, Var
+
+from .bounds import Grid, spread
+from .points import Array, Columns, evaluate_at, needed, one_sided
+from .runs import BlockKind
+from .tables import Tables, pairs
+
+CHUNK = 1 << 17
+"""Pairs or boxes that are worked on at once: their arrays stay in the processor's cache."""
+_LEAF = 8
+"""Side of the boxes inside a block that are evaluated pair by pair."""
+_BLOCKS = 1024
+_ROUNDS = 3
+
+
+@dataclass(slots=True)
+class Settled:
+    """What is known of some blocks: does one pair of it stay, does one go?"""
+
+    kept: Array
+    dropped: Array
+
+    def kinds(self) -> Array:
+        """uint8 of BlockKind, once every block is known."""
+        some = np.where(self.dropped, np.uint8(BlockKind.PARTIAL), np.uint8(BlockKind.FULL))
+        return np.where(self.kept, some, np.uint8(BlockKind.EMPTY))
+
+    def open(self) -> Array:
+        return ~(self.kept & self.dropped)
+
+
+class Leaves:
+    """Single blocks of one expression on one grid."""
+
+    def __init__(self, expr: Expr, grid: Grid, tables: Tables) -> None:
+        self.expr, self.grid, self.tables = expr, grid, tables
+        self._columns: Columns = {}
+
+    def settle(self, q_block: Array, kv_block: Array) -> tuple[Array, int]:
+        """The kinds of blocks, uint8 [n], and how many of them needed more than witnesses."""
+        seen = Settled(*np.zeros((2, len(q_block)), bool))
+        columns = self._known_columns(len(q_block))
+        left = np.arange(len(q_block))
+        for places in _witnesses():
+            for at in chunks(len(left), places.shape[1]):
+                some = left[at]
+                where = {"q": self._at("q", q_block[some], places[0]), "kv": self._at("kv", kv_block[some], places[1])}
+                stays = _evaluate(self.expr, self.tables.tensors, where, columns)
+                seen.kept[some] |= stays.any(0)
+                seen.dropped[some] |= ~stays.all(0)
+            left = left[seen.open()[left]]
+        left = left[np.argsort(q_block[left], kind="stable")]
+        for at in chunks(len(left), CHUNK // _BLOCKS):
+            some = left[at]
+            found = _Inside(self.expr, self.grid, self.tables, q_block[some], kv_block[some]).settle()
+            seen.kept[some], seen.dropped[some] = found.kept, found.dropped
+        return seen.kinds(), len(left)
+
+    def _known_columns(self, blocks: int) -> Columns:
+        """One side's values at every position beforehand, once so many blocks are looked at that it pays."""
+        grid = self.grid
+        if not self._columns and blocks * 8 > grid.q_len + grid.kv_len:
+            where = {name: {name: np.arange(grid.side(name)[0])} for name in ("q", "kv")}
+            for node, side in one_sided(self.expr).items():
+                self._columns[node] = (side, evaluate_at(node, where[side], self.tables.tensors))
+        return self._columns
+
+    def _at(self, name: str, block: Array, places: Array) -> Array:
+        """Positions [places, blocks]."""
+        length, size = self.grid.side(name)
+        low = block * size
+        last = np.minimum(low + size, length) - 1
+        return low + np.rint(places[:, None] * (last - low)).astype(np.int64)
+
+
+def _witnesses() -> list[Array]:
+    """Places inside a block as fractions, [2, places] a round: corners and centre, then a fixed random scatter."""
+    corners = np.array([[0.0, 0.0, 1.0, 1.0, 0.5], [0.0, 1.0, 0.0, 1.0, 0.5]])
+    scatter = np.random.default_rng(0).random((_ROUNDS - 1, 2, 6))
+    return [corners, *scatter]
+
+
+def _evaluate(expr: Expr, tensors: Mapping[str, Array], at: Mapping[str, Array], columns: Columns) -> Array:
+    kept = evaluate_at(expr, at, tensors, columns)
+    return np.broadcast_to(kept, np.broadcast_shapes(*(each.shape for each in at.values())))
+
+
+def chunks(count: int, size: int) -> list[slice]:
+    step = max(1, CHUNK // size)
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+class _Inside:
+    """The boxes inside some blocks, each halved on both sides from level to level, down to `_LEAF`.
+
+    What depends on one side only is known at every position there, and so are its least and greatest values in
+    every box. A block's positions are stretched to a power of two by repeating its last one.
+    """
+
+    def __init__(self, expr: Expr, grid: Grid, tables: Tables, q_block: Array, kv_block: Array) -> None:
+        self.expr, self.tables = expr, tables
+        self.side = one_sided(expr)
+        self.order = needed(expr, self.side)
+        self.side |= {node: node.name for node in self.order if isinstance(node, Var)}
+        self.block, self.leaf, self.halvings = {}, {}, {}
+        where = {}
+        for name, blocks in (("q", q_block), ("kv", kv_block)):
+            length, size = grid.side(name)
+            stretched = 1 << (size - 1).bit_length()
+            self.leaf[name] = min(_LEAF, stretched)
+            self.halvings[name] = (stretched // self.leaf[name]).bit_length() - 1
+            unique, self.block[name] = np.unique(blocks, return_inverse=True)
+            inside = np.minimum(np.arange(stretched), size - 1)
+            where[name] = {name: np.minimum(unique[:, None] * size + inside, length - 1).reshape(-1)}
+        self.columns: Columns = {
+            node: (name, evaluate_at(node, where[name], tables.tensors)) for node, name in self.side.items()
+        }
+
+    def settle(self) -> Settled:
+        top = max(self.halvings.values())
+        extremes = self._extremes(top)
+        box, owner = self.block, np.arange(len(self.block["q"]))
+        seen = Settled(*np.zeros((2, len(owner)), bool))
+        for level in range(top, -1, -1):
+            known = {node: (lo[box[name]], hi[box[name]]) for node, name, lo, hi in extremes[level]}
+            surely, possibly = spread(self.order, known, self.tables.over)[self.expr]
+            seen.kept[owner[surely]] = True
+            seen.dropped[owner[~possibly]] = True
+            left = possibly & ~surely & seen.open()[owner]
+            box, owner = {name: at[left] for name, at in box.items()}, owner[left]
+            if level:
+                box, owner = self._halves(level, box, owner)
+        self._pair_by_pair(box, owner, seen)
+        return seen
+
+    def _extremes(self, top: int) -> list[list[tuple[Expr, str, Array, Array]]]:
+        """Of each level, finest first: the least and greatest value of each one-sided node in every box."""
+        levels: list[list[tuple[Expr, str, Array, Array]]] = [[] for _ in range(top + 1)]
+        for node, (name, values) in self.columns.items():
+            parts = values.reshape(-1, self.leaf[name])
+            lo, hi = parts.min(1), parts.max(1)
+            for level in range(top + 1):
+                if 0 < level <= self.halvings[name]:
+                    lo, hi = pairs(np.minimum, lo), pairs(np.maximum, hi)
+                levels[level].append((node, name, lo, hi))
+        return levels
+
+    def _halves(self, level: int, box: dict[str, Array], owner: Array) -> tuple[dict[str, Array], Array]:
+        for name, halvings in self.halvings.items():
+            if level <= halvings:
+                other = "kv" if name == "q" else "q"
+                halved = (2 * box[name][:, None] + np.arange(2)).reshape(-1)
+                box, owner = {name: halved, other: np.repeat(box[other], 2)}, np.repeat(owner, 2)
+        return box, owner
+
+    def _pair_by_pair(self, box: dict[str, Array], owner: Array, seen: Settled) -> None:
+        for at in chunks(len(owner), self.leaf["q"] * self.leaf["kv"]):
+            some = np.flatnonzero(seen.open()[owner[at]]) + at.start
+            q, kv = (box[name][some] * self.leaf[name] + np.arange(self.leaf[name])[:, None] for name in ("q", "kv"))
+            stays = _evaluate(self.expr, self.tables.tensors, {"q": q[:, None], "kv": kv[None]}, self.columns)
+            seen.kept[owner[some[stays.any((0, 1))]]] = True
+            seen.dropped[owner[some[~stays.all((0, 1))]]] = True

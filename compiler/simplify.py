@@ -14,6 +14,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.expr import Apply, Const, Expr, Load, apply, const, params_of, substitute, transform, walk
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
+from .limits import limits
 from .points import Array, evaluate_at
 
 Rule = Callable[[Apply], Expr | None]
@@ -129,6 +130,29 @@ def arithmetic(node: Apply) -> Expr | None:
         inner = _by_constant(x, "mod")
         return apply("mod", inner[0], c) if inner and inner[1] % c.value == 0 else None
     return None
+
+
+def digits(node: Apply) -> Expr | None:
+    """`(6 * a + b) // 6` and `(6 * a + b) % 6`: multiples of the divisor leave, and `b` goes where it fits below it."""
+    if node.type is not Type.INT or node.op not in ("floordiv", "mod"):
+        return None
+    x, c = node.args
+    if not isinstance(c, Const) or c.value <= 0:
+        return None
+    divisor = int(c.value)
+    terms, constant = linear(x)
+    whole = {term: count // divisor for term, count in terms.items() if count % divisor == 0}
+    rest = {term: count for term, count in terms.items() if count % divisor}
+    left = from_linear(rest, constant % divisor)
+    lo, hi = limits(left)
+    fits = lo >= 0 and hi < divisor
+    if not (fits or whole or constant // divisor) or not _fits(terms, constant):
+        return None
+    if node.op == "mod":
+        return left if fits else apply("mod", left, c)
+    if not fits:
+        whole[_visit(apply("floordiv", left, c))] = 1
+    return from_linear(whole, constant // divisor)
 
 
 def _by_constant(x: Expr, op: str) -> tuple[Expr, int] | None:
@@ -254,7 +278,7 @@ def compare(node: Apply) -> Expr | None:
     return apply(op, from_linear(terms, 0), const(right))
 
 
-RULES: tuple[Rule, ...] = (fold, casts, logic, choose, arithmetic, sums, compare)
+RULES: tuple[Rule, ...] = (fold, casts, logic, choose, arithmetic, digits, sums, compare)
 
 
 def as_array(value: object) -> Array:

@@ -15,6 +15,9 @@ from flexspec.expr import Expr, Load
 from .intervals import Interval
 from .points import Array, evaluate_at
 
+KEPT = 64
+"""Tables by block that are kept; parameters that change inside an index make a new one each."""
+
 
 @dataclass(slots=True)
 class Tables:
@@ -28,6 +31,8 @@ class Tables:
         """Least and greatest value of a one-sided expression in every block of its side, exact."""
         key = (node, side, length, block)
         if key not in self._blocks:
+            if len(self._blocks) >= KEPT:
+                self._blocks.clear()
             values = evaluate_at(node, {side: np.arange(length)}, self.tensors)
             whole = length // block * block
             parts = values[:whole].reshape(-1, block)

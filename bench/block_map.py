@@ -1,7 +1,7 @@
 """Block maps against torch's compiled `create_block_mask`, in one run: `python bench/block_map.py [--quick]`.
 
-Each figure comes from a process of its own. "first" is the first call after the imports (for torch, with its compilation
-from an empty cache); "warm" is the median of later calls; MiB is the peak above the imports.
+Each figure comes from a process of its own. "first" is the first call after the imports (for torch, with its
+compilation from an empty cache); "warm" is the median of later calls; MiB is the peak above the imports.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -46,10 +46,15 @@ class BlockMap:
     index: Array
     tensors: Mapping[str, Array]
     order: Order | None
-    mask_mod: Any
+    print_mask_mod: Callable[[], Any]
     device: torch.device
     lists: dict[Any, Any] = field(default_factory=dict, repr=False)
     """torch's index lists, once they are made."""
+
+    @cached_property
+    def mask_mod(self) -> Any:
+        """The mask as a FlexAttention mask_mod over memory positions."""
+        return self.print_mask_mod()
 
     @property
     def q_len(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from flexspec.expr import Expr, Var
 
 from .bounds import Grid, spread
-from .points import Array, Columns, evaluate_at, needed, one_sided
+from .points import Array, Columns, along, evaluate_at, needed, one_sided
 from .runs import BlockKind
 from .tables import Tables, pairs
 
@@ -71,9 +71,8 @@ class Leaves:
         """One side's values at every position beforehand, once so many blocks are looked at that it pays."""
         grid = self.grid
         if not self._columns and blocks * 8 > grid.q_len + grid.kv_len:
-            where = {name: {name: np.arange(grid.side(name)[0])} for name in ("q", "kv")}
             for node, side in one_sided(self.expr).items():
-                self._columns[node] = (side, evaluate_at(node, where[side], self.tables.tensors))
+                self._columns[node] = (side, along(node, side, grid.side(side)[0], self.tables.tensors))
         return self._columns
 
     def _at(self, name: str, block: Array, places: Array) -> Array:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,9 @@ def map_of(
         maps = [classify(each, grid, tables, trail, exact=exact) for each in unique]
         index = np.array([unique.index(each) for each in exprs.reshape(-1)]).reshape(exprs.shape)
     stages.results |= {"EXPR": expr, "SIMPLIFIED": unique, "BLOCKS": trail}
-    mask_mod = function_of(expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
-    return BlockMap(mask.label, grid, tuple(maps), tuple(unique), index, tables.tensors, order, mask_mod, device)
+    values = {**bound.all_numbers(), **bound.tensors}
+    printed = partial(function_of, expr, values, kind="mask_mod", device=device)
+    return BlockMap(mask.label, grid, tuple(maps), tuple(unique), index, tables.tensors, order, printed, device)
 
 
 def tables_of(bound: Bound) -> Tables:

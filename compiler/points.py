@@ -53,6 +53,15 @@ def evaluate_at(
         return convert(expr, expr.type)
 
 
+def along(node: Expr, side: str, length: int, tensors: Mapping[str, Array]) -> Array:
+    """Values of a one-sided expression at every position of its side."""
+    if isinstance(node, Load) and [getattr(part, "name", None) for part in node.index] == [side]:
+        tensor = tensors[node.input.name]
+        if len(tensor) >= length:
+            return tensor[:length].astype(node.type.numpy, copy=False)
+    return evaluate_at(node, {side: np.arange(length)}, tensors)
+
+
 def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:
     for axis, part in enumerate(index):
         size = tensor.shape[axis]

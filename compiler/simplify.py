@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -27,16 +27,27 @@ def simplify(expr: Expr) -> Expr:
 
 def specialise(expr: Expr, values: Mapping[str, int | float | bool], tensors: Mapping[str, Array]) -> Expr:
     """`expr` with parameters, sizes or positions fixed to `values`, loads at fixed places read, and simplified."""
-    kinds = {name: node.type for name, node in params_of(expr).items()}
-    filled = substitute(expr, {name: _constant(value, kinds.get(name)) for name, value in values.items()})
+    told = tuple((name, value, repr(value)) for name, value in values.items() if name in expr.names)
+    filled = _filled(expr, told)
+
+    def fixed(node: Expr) -> bool:
+        held = isinstance(node, Load) and node.input.name in tensors
+        return held and all(isinstance(part, Const) for part in node.children)
 
     def visit(node: Expr) -> Expr:
-        held = isinstance(node, Load) and node.input.name in tensors
-        if held and all(isinstance(part, Const) for part in node.children):
-            return _constant(evaluate_at(node, {}, tensors).item(), node.type)
-        return _visit(node)
+        return _constant(evaluate_at(node, {}, tensors).item(), node.type) if fixed(node) else _visit(node)
 
-    return transform(filled, visit)
+    return transform(filled, visit) if any(map(fixed, walk(filled))) else filled
+
+
+@lru_cache(512)
+def _filled(expr: Expr, values: tuple[tuple[str, int | float | bool, str], ...]) -> Expr:
+    """`expr` with these values, simplified. Kept, as a mask meets new lengths more often than new numbers.
+
+    The third of each value is its text: 1, 1.0 and True are equal keys, and so are 0.0 and -0.0.
+    """
+    kinds = {name: node.type for name, node in params_of(expr).items()}
+    return simplify(substitute(expr, {name: _constant(value, kinds.get(name)) for name, value, _ in values}))
 
 
 def _constant(value: bool | int | float, kind: Type | None) -> Const:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flexspec.expr import Expr, Load
+from flexspec.expr import Expr, Load, substitute, var
 
 from .intervals import Interval
-from .points import Array, evaluate_at
+from .points import Array, along
 
 KEPT = 64
 """Tables by block that are kept; parameters that change inside an index make a new one each."""
@@ -24,16 +24,16 @@ class Tables:
     """Minimum and maximum tables of `tensors`, made when they are first asked for."""
 
     tensors: Mapping[str, Array]
-    _blocks: dict[tuple[Expr, str, int, int], Interval] = field(default_factory=dict)
+    _blocks: dict[tuple[Expr, int, int], Interval] = field(default_factory=dict)
     _pyramids: dict[str, list[Interval]] = field(default_factory=dict)
 
     def by_block(self, node: Expr, side: str, length: int, block: int) -> Interval:
         """Least and greatest value of a one-sided expression in every block of its side, exact."""
-        key = (node, side, length, block)
+        key = (substitute(node, {side: var("q")}), length, block)  # what both sides read is read once
         if key not in self._blocks:
             if len(self._blocks) >= KEPT:
                 self._blocks.clear()
-            values = evaluate_at(node, {side: np.arange(length)}, self.tensors)
+            values = along(node, side, length, self.tensors)
             whole = length // block * block
             parts = values[:whole].reshape(-1, block)
             lo, hi = parts.min(1), parts.max(1)

@@ -76,7 +76,8 @@ class Bounds:
         fresh[0] = True
         for node in mine:
             lo, hi = self._of_side(node, 0)
-            fresh[1:] |= ~((lo[1:] == hi[1:]) & (lo[1:] == lo[:-1]) & (hi[1:] == hi[:-1]))
+            same = (lo[1:] == hi[1:]) & (lo[1:] == lo[:-1]) & (hi[1:] == hi[:-1])
+            fresh[1:] |= ~(same & (lo[1:] != 0)) if node.type > Type.INT else ~same  # 0.0 and -0.0 are equal
         first = np.flatnonzero(fresh)
         for node in mine:
             lo, hi = self._known[node, 0]
@@ -85,14 +86,18 @@ class Bounds:
 
     def over(self, level: int, q_box: Array, kv_box: Array) -> Interval:
         """The interval of the expression on each box: `q_box`, `kv_box` int64, box numbers at `level`, broadcast."""
+        lo, hi = self.all_over(level, q_box, kv_box)[self.expr]
+        shape = np.broadcast_shapes(q_box.shape, kv_box.shape)
+        return np.broadcast_to(lo, shape), np.broadcast_to(hi, shape)
+
+    def all_over(self, level: int, q_box: Array, kv_box: Array) -> dict[Expr, Interval]:
+        """As `over`, for every node that is bounded, in shapes that broadcast."""
         boxes = {"q": q_box, "kv": kv_box}
         known = {}
         for node, name in self._side.items():
             lo, hi = self._of_side(node, level)
             known[node] = (lo[boxes[name]], hi[boxes[name]])
-        lo, hi = spread(self._order, known, self.tables.over)[self.expr]
-        shape = np.broadcast_shapes(q_box.shape, kv_box.shape)
-        return np.broadcast_to(lo, shape), np.broadcast_to(hi, shape)
+        return spread(self._order, known, self.tables.over)
 
     def largest(self) -> int:
         """An upper limit of the size of any integer that the expression computes on the whole grid."""

@@ -45,7 +45,7 @@ def classify(expr: Expr, grid: Grid, tables: Tables, trail: Trail | None = None,
 class _Search:
     def __init__(self, bounds: Bounds, trail: Trail, exact: bool) -> None:
         self.bounds, self.trail, self.exact = bounds, trail, exact
-        self.leaves = Leaves(bounds.expr, bounds.grid, bounds.tables)
+        self.leaves = Leaves(bounds)
         self.starts = bounds.starts
         self.size = {name: len(starts) - 1 for name, starts in self.starts.items()}
         self.found: list[Found] = []
@@ -94,7 +94,7 @@ class _Search:
         """The kinds of undecided cells: the same for all blocks of one."""
         if not self.exact or not len(q_cell):
             return np.full(len(q_cell), BlockKind.PARTIAL, np.uint8)
-        kinds, evaluated = self.leaves.settle(self.starts["q"][q_cell], self.starts["kv"][kv_cell])
+        kinds, evaluated = self.leaves.settle(q_cell, kv_cell)
         self.trail.witnessed += len(kinds) - evaluated
         self.trail.evaluated += evaluated
         return kinds

@@ -9,7 +9,8 @@ import numpy as np
 
 from flexspec.expr import Expr, Var
 
-from .bounds import Grid, spread
+from .alike import Alike
+from .bounds import Bounds, Grid, spread
 from .points import Array, Columns, along, evaluate_at, needed, one_sided
 from .runs import BlockKind
 from .tables import Tables, pairs
@@ -19,6 +20,8 @@ CHUNK = 1 << 17
 _LEAF = 8
 """Side of the boxes inside a block that are evaluated pair by pair."""
 _BLOCKS = 1024
+_FEW = 64
+"""From so many open blocks on it pays to look for blocks that are alike."""
 _ROUNDS = 3
 _STEPS = (0.7548776662466927, 0.5698402909980532)
 """Multiples of these, modulo 1, spread evenly over a square (the R2 sequence, Martin Roberts 2018)."""
@@ -41,14 +44,15 @@ class Settled:
 
 
 class Leaves:
-    """Single blocks of one expression on one grid."""
+    """Single cells of one expression on one grid: the first block of a cell stands for all."""
 
-    def __init__(self, expr: Expr, grid: Grid, tables: Tables) -> None:
-        self.expr, self.grid, self.tables = expr, grid, tables
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds, self.expr, self.grid, self.tables = bounds, bounds.expr, bounds.grid, bounds.tables
         self._columns: Columns = {}
 
-    def settle(self, q_block: Array, kv_block: Array) -> tuple[Array, int]:
-        """The kinds of blocks, uint8 [n], and how many of them needed more than witnesses."""
+    def settle(self, q_cell: Array, kv_cell: Array) -> tuple[Array, int]:
+        """The kinds of cells, uint8 [n], and how many of them needed more than witnesses."""
+        q_block, kv_block = self.bounds.starts["q"][q_cell], self.bounds.starts["kv"][kv_cell]
         seen = Settled(*np.zeros((2, len(q_block)), bool))
         columns = self._known_columns(len(q_block))
         left = np.arange(len(q_block))
@@ -60,12 +64,27 @@ class Leaves:
                 seen.kept[some] |= stays.any(0)
                 seen.dropped[some] |= ~stays.all(0)
             left = left[seen.open()[left]]
-        left = left[np.argsort(q_block[left], kind="stable")]
-        for at in chunks(len(left), CHUNK // _BLOCKS):
-            some = left[at]
+        one, like = self._alike(q_cell[left], kv_cell[left])
+        chosen = left[one]
+        for at in chunks(len(chosen), CHUNK // _BLOCKS):
+            some = chosen[at]
             found = _Inside(self.expr, self.grid, self.tables, q_block[some], kv_block[some]).settle()
             seen.kept[some], seen.dropped[some] = found.kept, found.dropped
-        return seen.kinds(), len(left)
+        seen.kept[left], seen.dropped[left] = seen.kept[chosen[like]], seen.dropped[chosen[like]]
+        return seen.kinds(), len(chosen)
+
+    def _alike(self, q_cell: Array, kv_cell: Array) -> tuple[Array, Array]:
+        """One cell of each class of cells that are alike, and for each cell which of them."""
+        if len(q_cell) < _FEW:
+            return np.arange(len(q_cell)), np.arange(len(q_cell))
+        corner, sizes = {}, []
+        for name, cell in (("q", q_cell), ("kv", kv_cell)):
+            length, size = self.grid.side(name)
+            corner[name] = self.bounds.starts[name][cell] * size
+            sizes.append(np.minimum(length - corner[name], size))
+        classes = Alike(corner, self.bounds.all_over(0, q_cell, kv_cell)).classes(self.expr, sizes)
+        _, one, like = np.unique(classes, return_index=True, return_inverse=True)
+        return one, like
 
     def _known_columns(self, blocks: int) -> Columns:
         """One side's values at every position beforehand, once so many blocks are looked at that it pays."""

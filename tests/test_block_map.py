@@ -56,6 +56,7 @@ def small_steps(monkeypatch):
     for module, name, value in ((classify, "_FIRST", 2), (classify, "_FINER", 1), (leaves, "_LEAF", 2)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(leaves, "CHUNK", 64)
+    monkeypatch.setattr(leaves, "_FEW", 2)
     monkeypatch.setattr(leaves, "_BLOCKS", 16)
     monkeypatch.setattr(leaves, "_witnesses", lambda: [np.array([[0.0, 1.0], [1.0, 0.0]])])
 

@@ -67,7 +67,8 @@ class _Search:
             q_box, kv_box = (np.concatenate([part[side] for part in parts] or [q_box]) for side in (0, 1))
         kinds = self._settle(q_box, kv_box)
         for kind in (BlockKind.PARTIAL, BlockKind.FULL):
-            self._found(0, q_box[kinds == kind], kv_box[kinds == kind], kind)
+            chosen = kinds == kind
+            self._found(0, q_box[chosen], kv_box[chosen], kv_box[chosen], kind)
         return merged(self.found, self.bounds.grid.q_blocks, self.bounds.grid.kv_blocks)
 
     def _boxes(self, name: str, level: int) -> int:
@@ -80,15 +81,16 @@ class _Search:
         surely, possibly = self.bounds.over(level, q, kv)
         exists = (q_box < q_count)[:, None] & (kv_box < kv_count)[None]
         self.trail.boxes.append(int(exists.sum()))
-        self._found(level, *_chosen(q, kv, surely & exists), BlockKind.FULL)
+        self._found(level, *_joined(q, kv, surely & exists), BlockKind.FULL)
         return _chosen(q, kv, possibly & ~surely & exists)
 
-    def _found(self, level: int, q_box: Array, kv_box: Array, kind: BlockKind) -> None:
-        self.found.append(of_boxes(self._blocks("q", level, q_box), self._blocks("kv", level, kv_box), kind))
-
-    def _blocks(self, name: str, level: int, box: Array) -> tuple[Array, Array]:
-        starts = self.starts[name]
-        return starts[box << level], starts[np.minimum((box + 1) << level, self.size[name])]
+    def _found(self, level: int, q_box: Array, kv_first: Array, kv_last: Array, kind: BlockKind) -> None:
+        ends = ((q_box, q_box, "q"), (kv_first, kv_last, "kv"))
+        q, kv = (
+            (self.starts[name][first << level], self.starts[name][np.minimum((last + 1) << level, self.size[name])])
+            for first, last, name in ends
+        )
+        self.found.append(of_boxes(q, kv, kind))
 
     def _settle(self, q_cell: Array, kv_cell: Array) -> Array:
         """The kinds of undecided cells: the same for all blocks of one."""
@@ -115,3 +117,13 @@ class _Search:
 
 def _chosen(q: Array, kv: Array, chosen: Array) -> tuple[Array, Array]:
     return np.broadcast_to(q, chosen.shape)[chosen], np.broadcast_to(kv, chosen.shape)[chosen]
+
+
+def _joined(q: Array, kv: Array, chosen: Array) -> tuple[Array, Array, Array]:
+    """Chosen boxes, neighbours along kv joined: q box, first and last kv box."""
+    first, last = chosen.copy(), chosen.copy()
+    first[:, 1:] &= ~chosen[:, :-1]
+    last[:, :-1] &= ~chosen[:, 1:]
+    along = (0, 2, 1)  # with kv last, the ends come in pairs
+    q, kv, first, last = (np.broadcast_to(part, chosen.shape).transpose(along) for part in (q, kv, first, last))
+    return q[first], kv[first], kv[last]

@@ -91,7 +91,8 @@ class Leaves:
         grid = self.grid
         if not self._columns and blocks * 8 > grid.q_len + grid.kv_len:
             for node, side in one_sided(self.expr).items():
-                self._columns[node] = (side, along(node, side, grid.side(side)[0], self.tables.tensors))
+                values = along(node, side, grid.side(side)[0], self.tables.tensors)
+                self._columns[node] = (side, _small(values))
         return self._columns
 
     def _at(self, name: str, block: Array, places: Array) -> Array:
@@ -100,6 +101,17 @@ class Leaves:
         low = block * size
         last = np.minimum(low + size, length) - 1
         return low + np.rint(places[:, None] * (last - low)).astype(np.int64)
+
+
+def _small(values: Array) -> Array:
+    """Integers in the least type that holds them: they are picked at random places, from the cache if they fit."""
+    if values.dtype != np.int64:
+        return values
+    least, most = values.min(), values.max()
+    fits = (
+        kind for kind in (np.int8, np.int16, np.int32) if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max
+    )
+    return values.astype(next(fits, np.int64), copy=False)
 
 
 def _witnesses() -> list[Array]:

@@ -1,0 +1,174 @@
+"""What is known by blocks of a relation between tokens ("this query sees this key"), as packed bits, and its product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from .block_map import BlockMap
+from .classify import BlockKind
+from .points import Array
+
+_AT_ONCE = 1 << 22
+"""Words that a product holds at once."""
+
+
+class Runs(NamedTuple):
+    """The set bits of a boolean matrix as runs: rows that have any, the first run of each, each run's start and stop."""
+
+    rows: Array
+    first: Array
+    start: Array
+    stop: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Relation:
+    """A relation on tokens that holds each token with itself, by blocks: packed bits, uint64 [blocks, words].
+
+    some: false only where no pair of the block is related. The others are true only where it is sure: `rows` that each
+    row of the block has a related pair, `columns` that each column has one, `full` that all pairs are related; and
+    `triangle`, bool [blocks], that all pairs of a diagonal block with `kv <= q` are.
+    """
+
+    some: Array
+    rows: Array
+    columns: Array
+    full: Array
+    triangle: Array
+
+    @property
+    def exact(self) -> bool:
+        """Are all four the same, as with blocks of one token?"""
+        return self.some is self.rows is self.columns is self.full
+
+    @cached_property
+    def runs(self) -> dict[int, Runs]:
+        """The runs of each matrix, by its id; made once, as a layer is often a left factor."""
+        each = {id(matrix): matrix for matrix in (self.some, self.rows, self.columns, self.full)}
+        return {name: _runs(unpack(matrix)) for name, matrix in each.items()}
+
+    def after(self, earlier: Relation) -> Relation:
+        """The product: `q` sees `kv` through some token that it sees here and that sees `kv` in `earlier`.
+
+        Sound, for a block (i, j) through a block m. No pair of (i, j) is related unless some m has a pair on both
+        sides: `some`. If each row of (i, m) has a pair, and each row of (m, j), then each row of (i, j); so for
+        columns. All of (i, j) are related if all of (i, m) are and each column of (m, j) has a pair: a key's own token
+        in m is seen by every query. The same with rows: every query sees a token of m, which sees every key. Each
+        token is related to itself on both sides, so that the product holds whatever a factor holds.
+        """
+        if self.exact and earlier.exact:
+            some = self._through("some", earlier.some)
+            return Relation(some, some, some, some, self.triangle)
+        full = self._through("full", earlier.columns) | self._through("rows", earlier.full)
+        rows = self._through("rows", earlier.rows) | full
+        columns = self._through("columns", earlier.columns) | full
+        some = self._through("some", earlier.some)
+        return Relation(some, rows, columns, full, self.triangle | earlier.triangle | _diagonal(full))
+
+    def _through(self, left: str, right: Array) -> Array:
+        return _product(self.runs[id(getattr(self, left))], right)
+
+    def possibly_all_before(self) -> bool:
+        """May every query see everything up to its own position?"""
+        return not (_before(len(self.some), 0) & ~self.some).any()
+
+    def surely_all_before(self) -> bool:
+        """Does every query surely see everything up to its own position?"""
+        return bool(self.triangle.all()) and not (_before(len(self.some), -1) & ~self.full).any()
+
+    def same(self, other: Relation) -> bool:
+        """Is the same known of both?"""
+        names = ("some",) if self.exact and other.exact else ("some", "rows", "columns", "full", "triangle")
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
+
+
+def identity(sizes: Array) -> Relation:
+    """Each token with itself; sizes: the tokens of each block, int64 [blocks]."""
+    diagonal = np.eye(len(sizes), dtype=bool)
+    some, alone = pack(diagonal), sizes == 1
+    full = some if alone.all() else pack(diagonal & alone)
+    return Relation(some, some, some, full, alone)
+
+
+def relation(block_map: BlockMap) -> Relation:
+    """The pairs that a map of one (batch, head) keeps, and each token with itself. Partial blocks are evaluated."""
+    kinds = block_map.maps[0].dense(block_map.kv_blocks)
+    some, full = kinds > BlockKind.EMPTY, kinds == BlockKind.FULL
+    own = np.eye(len(kinds), dtype=bool)
+    if block_map.block_q == 1:
+        matrix = pack(some | own)
+        return Relation(matrix, matrix, matrix, matrix, np.ones(len(kinds), bool))
+    rows, columns = full | own, full | own
+    triangle = full.diagonal() | (np.minimum(block_map.block_q, block_map.q_len - _starts(block_map)) == 1)
+    order = np.tril(np.ones((block_map.block_q, block_map.block_kv), bool), -1)
+    for kind, q, kv in block_map.blocks(0):
+        if kind is BlockKind.PARTIAL and len(q):
+            kept = block_map.pairs(0, q, kv)
+            no_q, no_kv = (np.arange(block_map.block_q) >= at[:, 1:] - at[:, :1] for at in (q, kv))
+            at = q[:, 0] // block_map.block_q, kv[:, 0] // block_map.block_kv
+            rows[at] |= (kept.any(2) | no_q).all(1)
+            columns[at] |= (kept.any(1) | no_kv).all(1)
+            same = np.flatnonzero(at[0] == at[1])
+            triangle[at[0][same]] |= (kept[same] | ~order | no_q[same][:, :, None]).all((1, 2))
+    return Relation(pack(some | own), pack(rows), pack(columns), pack(full), triangle)
+
+
+def _starts(block_map: BlockMap) -> Array:
+    return np.arange(block_map.q_blocks) * block_map.block_q
+
+
+def pack(matrix: Array) -> Array:
+    """bool [n, n] as uint64 [n, words]."""
+    bits = np.packbits(matrix, axis=1)
+    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+
+
+def unpack(packed: Array) -> Array:
+    """uint64 [n, words] as bool [n, n]."""
+    return np.unpackbits(packed.view(np.uint8), axis=1, count=len(packed)).view(bool)
+
+
+def _before(blocks: int, offset: int) -> Array:
+    return pack(np.tri(blocks, k=offset, dtype=bool))
+
+
+def _diagonal(packed: Array) -> Array:
+    at = np.arange(len(packed))
+    return (packed.view(np.uint8)[at, at // 8] >> (7 - at % 8) & 1).astype(bool)
+
+
+def _runs(matrix: Array) -> Runs:
+    change = np.diff(np.pad(matrix, ((0, 0), (1, 1))).view(np.int8), axis=1)
+    row, start = np.nonzero(change == 1)
+    _, stop = np.nonzero(change == -1)
+    rows, first = np.unique(row, return_index=True)
+    return Runs(rows, np.append(first, len(row)), start, stop)
+
+
+def _product(left: Runs, right: Array) -> Array:
+    """The boolean product: each row of `left` joins the rows of `right` at its set bits.
+
+    Rows `i` to `i + 2**k` of `right` are joined beforehand, for each k, so that a run of any length costs two rows.
+    """
+    out = np.zeros_like(right)
+    level = np.frexp(left.stop - left.start)[1] - 1
+    joined = [right]
+    for k in range(int(level.max(initial=0))):
+        joined.append(joined[-1][: -(1 << k)] | joined[-1][1 << k :])
+    most, done = max(1, _AT_ONCE // right.shape[1]), 0
+    while done < len(left.rows):
+        # At least one row, and as many more as fit.
+        end = max(done + 1, int(np.searchsorted(left.first, left.first[done] + most, "right")) - 1)
+        span = slice(left.first[done], left.first[end])
+        start, stop, of_level = left.start[span], left.stop[span], level[span]
+        part = np.empty((len(start), right.shape[1]), np.uint64)
+        for k in np.unique(of_level):
+            at = np.flatnonzero(of_level == k)
+            part[at] = joined[k][start[at]] | joined[k][stop[at] - (1 << k)]
+        out[left.rows[done:end]] = np.bitwise_or.reduceat(part, left.first[done:end] - span.start, axis=0)
+        done = end
+    return out

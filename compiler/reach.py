@@ -110,7 +110,7 @@ class Reach:
         if least is None:
             return "never everything before a query"
         count = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
-        return f"everything before a query after {count} layers"
+        return f"everything before a query after {count} layer{'' if count == '1' else 's'}"
 
     def show(self, path: str | Path) -> Path:
         """Draw when each block is first reached, and how the last query's reach grows; the file's path. FS054."""
@@ -205,7 +205,8 @@ def _history(
     for at, test in enumerate(tests):
         if full[at] is None and (more := _until(test, seen, made[turn:] + made[:turn])) is not None:
             full[at] = layers + more
-    return possible, sure, (full[0], full[1])
+    least, most = full
+    return possible, sure, (least or int(length > 1) if least is not None else None, most)
 
 
 def _until(test: Callable[[Relation], bool], seen: Relation, made: list[Relation]) -> int | None:

@@ -142,11 +142,13 @@ def _diagonal(packed: Array) -> Array:
 
 
 def _runs(matrix: Array) -> Runs:
-    change = np.diff(np.pad(matrix, ((0, 0), (1, 1))).view(np.int8), axis=1)
-    row, start = np.nonzero(change == 1)
-    _, stop = np.nonzero(change == -1)
+    width = matrix.shape[1] + 1
+    flat = np.pad(matrix, ((0, 0), (1, 0))).reshape(-1)  # a false column keeps rows apart
+    edges = np.flatnonzero(flat != np.append(flat[1:], False)) + 1
+    start, stop = edges[::2], edges[1::2]
+    row = start // width
     rows, first = np.unique(row, return_index=True)
-    return Runs(rows, np.append(first, len(row)), start, stop)
+    return Runs(rows, np.append(first, len(row)), start - row * width - 1, stop - row * width - 1)
 
 
 def _product(left: Runs, right: Array) -> Array:

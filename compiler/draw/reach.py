@@ -13,7 +13,7 @@ from .scale import ticks
 if TYPE_CHECKING:
     from ..reach import Reach
 
-WIDTH, HEIGHT = 2 * SIDE + 2.6, SIDE + 1.5  # inches
+WIDTH, HEIGHT = 2 * SIDE + 2.6, SIDE + 1.15  # inches
 LINE, BAND = "#0B4272", "#E69F00"
 
 
@@ -34,10 +34,10 @@ def figure(reach: Reach) -> Any:
 
     made = Figure(figsize=(WIDTH, HEIGHT), dpi=150)
     FigureCanvasAgg(made)
-    down, bottom = SIDE / HEIGHT, 0.4 / HEIGHT
-    field = made.add_axes((0.85 / WIDTH, bottom, SIDE / WIDTH, down * 0.93))
-    scale = made.add_axes(((SIDE + 1.0) / WIDTH, bottom, 0.14 / WIDTH, down * 0.93))
-    growth = made.add_axes(((SIDE + 2.45) / WIDTH, bottom, (SIDE - 0.2) / WIDTH, down * 0.93))
+    down, bottom = 0.93 * SIDE / HEIGHT, 0.5 / HEIGHT
+    field = made.add_axes((0.85 / WIDTH, bottom, SIDE / WIDTH, down))
+    scale = made.add_axes(((SIDE + 1.0) / WIDTH, bottom, 0.14 / WIDTH, down))
+    growth = made.add_axes(((SIDE + 2.45) / WIDTH, bottom, (SIDE - 0.2) / WIDTH, down))
     _field(field, scale, reach)
     _growth(growth, reach)
     style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False}
@@ -81,6 +81,7 @@ def _field(axes: Any, scale: Any, reach: Reach) -> None:
     step = -(-(reach.layers + 1) // 12)
     bar = axes.figure.colorbar(ScalarMappable(norm, colormaps["viridis"]), cax=scale)
     bar.set_ticks(np.arange(0, reach.layers + 1, step))
+    bar.minorticks_off()
     bar.set_label("first layer that may reach it (white: none of these)", fontsize=8.5)
     _quiet(scale)
 

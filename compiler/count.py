@@ -1,13 +1,14 @@
 """How many pairs a mask of one sequence keeps, as a formula in its length `n` (q_len = kv_len = n), with a proof.
 
-Take a mask whose integers are sums of positions with rational factors and of parts that repeat: constants, `% c`, the
-fraction that `// c` drops. With a period `p` of all those parts, and comparisons of `q` with a constant, of `kv` with
-one, or of `q - kv` with one, there are two numbers, `edge` and `near`, such that whether a pair is kept depends only on
-the residues of `q` and `kv` modulo p; on `q` itself where `q < edge`, on `kv` itself where `kv < edge`; and on `q - kv`
-where it is at most `near` on either side, else on its sign. The pairs of one such class in the square n x n are those of
-a point, a line or a triangle of a lattice. When n grows by p, a line gains one pair, and a triangle gains a number that
-itself grows by one each time, once `n > edge + near`. So for such n of one residue the count is a quadratic polynomial,
-and three exact counts of each residue determine it.
+Take a mask whose integers are sums of positions with rational factors and of parts that repeat (constants, `% c`, the
+fraction that `// c` drops), with a common period p, and whose comparisons are of `q`, of `kv` or of `q - kv` with such
+a part. Then there are two numbers, `edge` and `near`, such that whether a pair is kept depends only on the residues of
+`q` and `kv` modulo p; on `q` itself where `q < edge`, on `kv` itself where `kv < edge`; and on `q - kv` itself where
+that is at most `near` on either side, else on its sign.
+
+The pairs of one such class in the square n x n are those of a lattice on a point, a line or a triangle. Once
+`n > edge + near`, a line gains one pair when n grows by p, and a triangle gains a number that itself grows by one each
+time. So the count is a quadratic polynomial for such n of one residue, and three exact counts determine it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from flexspec.ops import NEGATED, Type
 from .points import Array, evaluate_at
 from .simplify import simplify
 
-BUDGET = 1 << 26
-"""Most pairs that are evaluated for one formula; a chunk of thousands of tokens needs more."""
+BUDGET = 1 << 25
+"""Most pairs that are evaluated for one formula: a chunk of 4,096 tokens, one on each side of a pair."""
 _AT_ONCE = 1 << 22
 _PIECES = 6
 _BRANCHES = 16
@@ -87,11 +88,13 @@ def pairs_formula(expr: Expr) -> Pairs | None:
         return None
     start = shape.edge + shape.near + 1
     lengths = start + 3 * shape.period
-    if (shape.period + shape.edge) * lengths > BUDGET:
+    if shape.period * (shape.near + 1 + shape.period) + shape.edge * lengths > BUDGET:
         return None
     counts = _counts(expr, shape, lengths)
     period = shape.period
-    terms = [_through(counts[at : at + 3 * period : period].tolist(), at, period) for at in range(start, start + period)]
+    terms = [
+        _through(counts[at : at + 3 * period : period].tolist(), at, period) for at in range(start, start + period)
+    ]
     terms = _shortest([terms[(at - start) % period] for at in range(period)])  # by n % period
     formula = _formula(terms)
     return None if formula is None else Pairs(formula, _holds_from(terms, counts, start))
@@ -231,24 +234,26 @@ def _shift(by: _Branch) -> int:
 def _counts(expr: Expr, shape: _Shape, lengths: int) -> Array:
     """int64 [lengths]: the kept pairs of squares of side 0, 1, ..., by what each side's last row and column add.
 
-    Before `edge` every pair is evaluated; past it, a pair stands for all of its residues and distance.
+    Before `edge` every pair is evaluated; past it, a pair stands for all of its residues and distance, and past `near`
+    the distances repeat.
     """
-    edge, period = shape.edge, shape.period
+    edge, near, period = shape.edge, shape.near, shape.period
     added = np.zeros(lengths, np.int64)
-    far = -(-(lengths + edge) // period) * period
+    far = -(-(near + 1 + period + edge) // period) * period
     for last, other, own in (("q", "kv", 1), ("kv", "q", 0)):  # the corner of a square belongs to its row
         before = np.arange(edge)
         for rows in _chunks(lengths, edge):
             at = np.arange(lengths)[rows, None]
             added[rows] += (_kept(expr, {last: at, other: before}) & (before < at + own)).sum(1)
-        for residues in _chunks(period, lengths):
+        for residues in _chunks(period, near + 1 + period):
             at = np.arange(far, far + period)[residues, None]
-            kept = _kept(expr, {last: at, other: at - np.arange(lengths)})
+            kept = _kept(expr, {last: at, other: at - np.arange(near + 1 + period)})
             kept[:, 0] &= bool(own)
-            total = np.cumsum(kept, axis=1)
+            total = np.cumsum(kept, axis=1, dtype=np.int32)
             ends = np.arange(edge, lengths)
             ends = ends[(ends % period >= residues.start) & (ends % period < residues.stop)]
-            added[ends] += total[ends % period - residues.start, ends - edge]
+            row, turns = ends % period - residues.start, np.maximum(0, ends - edge - near) // period
+            added[ends] += total[row, ends - edge - turns * period] + turns * (total[row, -1] - total[row, near])
     return np.concatenate([[0], np.cumsum(added)])
 
 

@@ -147,7 +147,9 @@ everything before a query after 64 to 74 layers)
     """
     several = list(masks) if isinstance(masks, Sequence) else [masks]
     if not several:
-        raise FlexSpecError("FS030", "there are no masks", fix="give one mask, or one for each layer", where=user_caret())
+        raise FlexSpecError(
+            "FS030", "there are no masks", fix="give one mask, or one for each layer", where=user_caret()
+        )
     length, layers, block_size = _checked(length, layers, block_size)
     each = [from_mask_mod(mask) for mask in several]
     known = [mask.expr.names | mask.defaults.keys() for mask in each]

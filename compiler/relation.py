@@ -1,4 +1,4 @@
-"""What is known by blocks of a relation between tokens ("this query sees this key"), as packed bits, and its product."""
+"""What is known by blocks of a relation between tokens ("this query sees this key"): packed bits, and a product."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AT_ONCE = 1 << 22
 
 
 class Runs(NamedTuple):
-    """The set bits of a boolean matrix as runs: rows that have any, the first run of each, each run's start and stop."""
+    """The set bits of a boolean matrix: the rows that have any, the first run of each, every run's start and stop."""
 
     rows: Array
     first: Array

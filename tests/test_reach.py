@@ -14,7 +14,7 @@ import flexspec as fs
 
 
 def by_tokens(kept, layers):
-    """bool [layers + 1, length, length]: what each query has seen, from dense masks by layer and the residual stream."""
+    """bool [layers + 1, length, length]: what each query has seen, from a dense mask for each layer."""
     length = kept[0].shape[-1]
     own = torch.eye(length, dtype=torch.bool)
     seen = [own]
@@ -64,7 +64,11 @@ def check(made, kept):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.lists(masks, min_size=1, max_size=3), st.integers(1, 33), st.integers(1, 12), st.integers(1, 5), st.integers(0, 9)
+    st.lists(masks, min_size=1, max_size=3),
+    st.integers(1, 33),
+    st.integers(1, 12),
+    st.integers(1, 5),
+    st.integers(0, 9),
 )
 def test_random_masks_of_several_heads_against_powers_of_the_matrix(written, length, block, layers, seed):
     held = tables(max(length, 4), 2, 3, seed)

@@ -87,7 +87,7 @@ def _field(axes: Any, scale: Any, reach: Reach) -> None:
 
 
 def _growth(axes: Any, reach: Reach) -> None:
-    layers = np.arange(reach.layers + 1)
+    layers = range(reach.layers + 1)
     least, most = np.array([reach.last_query(layer) for layer in layers]).T
     if (least == most).all():
         axes.plot(layers, most, color=LINE, marker="o", markersize=3.5, label="keys")

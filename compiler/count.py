@@ -43,7 +43,13 @@ class Pairs(NamedTuple):
     least: int
 
     def __str__(self) -> str:
-        return f"{self.formula}  (n >= {self.least:,})" if self.least > 1 else str(self.formula)
+        import sympy  # slow to import
+
+        text, notes = self.formula, [f"n >= {self.least:,}"] if self.least > 1 else []
+        for residue in self.formula.atoms(sympy.Mod):  # at most one
+            text = text.xreplace({residue: sympy.Symbol("r")})
+            notes = [f"r = n % {residue.args[1]}", *notes]
+        return f"{text}  ({', '.join(notes)})" if notes else str(text)
 
 
 class _Unknown(Exception):
@@ -79,7 +85,7 @@ def pairs_formula(expr: Expr) -> Pairs | None:
     >>> print(pairs_formula(fs.parse("(q >= kv) & (q - kv < 256)")))
     256*n - 32640  (n >= 255)
     >>> print(pairs_formula(fs.parse("q // 512 == kv // 512")))
-    512*n + Mod(n, 512)**2 - 512*Mod(n, 512)
+    512*n + r**2 - 512*r  (r = n % 512)
     """
     expr = simplify(expr)
     try:

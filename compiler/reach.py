@@ -140,8 +140,8 @@ def reach(
 
     >>> import flexspec as fs
     >>> fs.reach(fs.causal_window(1024), 65_536, layers=4)
-    Reach(causal_window(window=1024): 65,536 tokens in blocks of 128, 5.26% to 6.24% of pairs after 4 layers, \
-everything before a query after 64 to 74 layers)
+    Reach(causal_window(window=1024): 65,536 tokens in blocks of 128, 5.32% to 6.24% of pairs after 4 layers, \
+everything before a query after 64 to 73 layers)
     >>> fs.reach(fs.power_window(window=1, block=1), 64, layers=3, block_size=1).last_query()
     (42, 42)
     """

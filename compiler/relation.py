@@ -8,9 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from flexspec.expr import apply, param, substitute, var
+
 from .block_map import BlockMap
-from .classify import BlockKind
+from .classify import CHUNK, BlockKind
 from .points import Array
+from .simplify import simplify
 
 _AT_ONCE = 1 << 22
 """Words that a product holds at once."""
@@ -103,22 +106,49 @@ def relation(block_map: BlockMap) -> Relation:
         matrix = pack(some | own)
         return Relation(matrix, matrix, matrix, matrix, np.ones(len(kinds), bool))
     rows, columns = full | own, full | own
-    triangle = full.diagonal() | (np.minimum(block_map.block_q, block_map.q_len - _starts(block_map)) == 1)
-    order = np.tril(np.ones((block_map.block_q, block_map.block_kv), bool), -1)
-    for kind, q, kv in block_map.blocks(0):
-        if kind is BlockKind.PARTIAL and len(q):
-            kept = block_map.pairs(0, q, kv)
-            no_q, no_kv = (np.arange(block_map.block_q) >= at[:, 1:] - at[:, :1] for at in (q, kv))
-            at = q[:, 0] // block_map.block_q, kv[:, 0] // block_map.block_kv
-            rows[at] |= (kept.any(2) | no_q).all(1)
-            columns[at] |= (kept.any(1) | no_kv).all(1)
-            same = np.flatnonzero(at[0] == at[1])
-            triangle[at[0][same]] |= (kept[same] | ~order | no_q[same][:, :, None]).all((1, 2))
+    sizes = np.minimum(block_map.block_q, block_map.q_len - block_map.block_q * np.arange(len(kinds)))
+    triangle = full.diagonal() | (sizes == 1)
+    q, kv = (np.concatenate(side) for side in zip(*_partial(block_map), strict=True))
+    one, of_one = _alike(block_map, q, kv)
+    each = _covered(block_map, q[one], kv[one])
+    at = q[:, 0] // block_map.block_q, kv[:, 0] // block_map.block_kv
+    rows[at] |= each[0, of_one]
+    columns[at] |= each[1, of_one]
+    triangle[at[0][at[0] == at[1]]] |= each[2, of_one][at[0] == at[1]]
     return Relation(pack(some | own), pack(rows), pack(columns), pack(full), triangle)
 
 
-def _starts(block_map: BlockMap) -> Array:
-    return np.arange(block_map.q_blocks) * block_map.block_q
+def _partial(block_map: BlockMap) -> list[tuple[Array, Array]]:
+    none = np.zeros((0, 2), np.int64)
+    return [(none, none), *((q, kv) for kind, q, kv in block_map.blocks(0) if kind is BlockKind.PARTIAL)]
+
+
+def _alike(block_map: BlockMap, q: Array, kv: Array) -> tuple[Array, Array]:
+    """Which blocks to look at, and for every block which of these has the same pairs: all that are as far from the
+    diagonal, where the mask depends on `q - kv` alone."""
+    far = apply("add", var("kv"), param("distance"))
+    if "kv" in simplify(substitute(block_map.exprs[0], {"q": far})).names:
+        return np.arange(len(q)), np.arange(len(q))
+    kind = np.stack([q[:, 0] - kv[:, 0], q[:, 1] - q[:, 0], kv[:, 1] - kv[:, 0]], 1)
+    _, one, of_one = np.unique(kind, axis=0, return_index=True, return_inverse=True)
+    return one, of_one.reshape(-1)
+
+
+def _covered(block_map: BlockMap, q: Array, kv: Array) -> Array:
+    """bool [3, n]: of blocks given by ranges [n, 2], does each row have a pair, each column, and are all with
+    `kv <= q` kept, or `kv == q` (if the block is on the diagonal)?"""
+    side = block_map.block_q
+    later = ~np.tri(side, k=-1, dtype=bool)
+    out = np.empty((3, len(q)), bool)
+    step = max(1, CHUNK // (side * side))
+    for start in range(0, len(q), step):
+        some = slice(start, start + step)
+        kept = block_map.pairs(0, q[some], kv[some])
+        no_q, no_kv = (np.arange(side) >= at[some, 1:] - at[some, :1] for at in (q, kv))
+        out[0, some] = (kept.any(2) | no_q).all(1)
+        out[1, some] = (kept.any(1) | no_kv).all(1)
+        out[2, some] = (kept | later | no_q[:, :, None]).all((1, 2))
+    return out
 
 
 def pack(matrix: Array) -> Array:

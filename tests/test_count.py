@@ -47,12 +47,12 @@ PATTERNS = {
     "7*n - 48  (n >= 12)": fs.dilated_window(3, 4),
     "6*n - 9  (n >= 3)": fs.global_tokens(3),
     "n**2/2 + n/2 + 10  (n >= 5)": fs.prefix_lm(5),
-    "7*n + (Mod(n, 7))**2 - 7*Mod(n, 7)": fs.chunked(7),
-    "n**2/2 + 2*n + (Mod(n, 4))**2/2 - 2*Mod(n, 4)": fs.chunk_causal(4),
-    "n**2/10 + 9*n/2 - (Mod(n, 5))**2/10 + (Mod(n, 5))/2 - 10  (n >= 4)": fs.strided(5),
-    "n**2/5 + 2*n + 3*(Mod(n, 5))**2/10 - 3*Mod(n, 5)/2": fs.fixed(stride=5, summary=2),
-    "n**2/6 + 3*n/2 + (Mod(n, 3))**2/3 - Mod(n, 3)": fs.hidden_decoding(3),
-    "4*n + (Mod(n, 7))**2/2 - 7*Mod(n, 7)/2": fs.chunked(7) & fs.causal(),
+    "7*n + r**2 - 7*r  (r = n % 7)": fs.chunked(7),
+    "n**2/2 + 2*n + r**2/2 - 2*r  (r = n % 4)": fs.chunk_causal(4),
+    "n**2/10 + 9*n/2 - r**2/10 + r/2 - 10  (r = n % 5, n >= 4)": fs.strided(5),
+    "n**2/5 + 2*n + 3*r**2/10 - 3*r/2  (r = n % 5)": fs.fixed(stride=5, summary=2),
+    "n**2/6 + 3*n/2 + r**2/3 - r  (r = n % 3)": fs.hidden_decoding(3),
+    "4*n + r**2/2 - 7*r/2  (r = n % 7)": fs.chunked(7) & fs.causal(),
     "13*n - 42  (n >= 6)": fs.sliding_window(4) | fs.global_tokens(2),
 }
 

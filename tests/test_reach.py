@@ -5,6 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 import torch
+from flexspec.compiler.draw import reach as drawing
 from flexspec.compiler.relation import Relation, pack, relation, unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -203,3 +204,33 @@ def test_mistakes(code, call):
     with pytest.raises(fs.FlexSpecError) as caught:
         call()
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("blocks, most", [(1, 4), (7, 3), (12, 4), (5, 640)])
+def test_a_coarse_cell_has_its_earliest_layer(blocks, most):
+    first = np.random.default_rng(0).integers(0, 9, (blocks, blocks)).astype(np.uint16)
+    step = -(-blocks // most)
+    at = range(0, blocks, step)
+    wanted = [[first[i : i + step, j : j + step].min() for j in at] for i in at]
+    assert drawing.earliest(first, most).tolist() == wanted
+
+
+def test_the_picture_shows_layers_and_growth():
+    made = fs.reach(fs.causal_window(300), 5000, 4)
+    figure = drawing.figure(made)
+    field, _, growth = figure.axes
+    shown = field.images[0].get_array()
+    assert np.array_equal(shown.filled(99), np.where(made.outer(), made.possible, 99))
+    most, least = (line.get_ydata().tolist() for line in growth.lines[:2])
+    assert list(zip(least, most, strict=True)) == [made.last_query(layer) for layer in range(5)]
+    title, facts = (text.get_text() for text in figure.texts)
+    assert title == made.label and made.full_text() in facts and "5,000 tokens" in facts
+    assert field.get_xlim() == (0, 5000) and field.get_ylim() == (5000, 0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "b/a.svg", "a.pdf"])
+@pytest.mark.parametrize("mask", [[fs.causal(), fs.chunked(9)], fs.nothing()])
+def test_pictures_are_written(name, mask, tmp_path):
+    for length, block in ((1, 128), (100, 1), (1000, 128)):
+        path = fs.reach(mask, length, 3, block_size=block).show(tmp_path / name)
+        assert path == tmp_path / name and path.stat().st_size > 2000

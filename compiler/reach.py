@@ -175,11 +175,12 @@ def _checked(length: int, layers: int, block_size: int) -> tuple[int, int, int]:
 
 def _any_head(found: BlockMap, b: int) -> BlockMap:
     """The map of the pairs that any head keeps, in the sequence `b` of the batch."""
-    found.of(b)  # FS030
+    runs = found.of(b)
     heads = list(dict.fromkeys(found.exprs[which] for which in found.index[b if found.batch > 1 else 0]))
-    while len(heads) > 1:  # in pairs, so that the depth grows slowly
-        heads = [reduce(_either, heads[at : at + 2]) for at in range(0, len(heads), 2)]
-    runs = classify(simplify(heads[0]), found.grid, found.tensors)
+    if len(heads) > 1:
+        while len(heads) > 1:  # in pairs, so that the depth grows slowly
+            heads = [reduce(_either, heads[at : at + 2]) for at in range(0, len(heads), 2)]
+        runs = classify(simplify(heads[0]), found.grid, found.tensors)
     return replace(found, maps=(runs,), exprs=(heads[0],), index=np.zeros((1, 1), np.int64), lists={})
 
 

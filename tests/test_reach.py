@@ -91,6 +91,7 @@ NAMED = {
     "chunked": fs.chunked(8),
     "nothing": fs.nothing(),
     "everything": fs.everything(),
+    "all but the one before": fs.mask(lambda q, kv: (q >= kv) & (q - kv != 1)),
 }
 
 

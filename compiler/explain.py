@@ -14,9 +14,11 @@ from flexspec.syntax import formula
 
 from .backends.torch_source import source_of
 from .block_map import BlockMap
+from .count import pairs_formula
 from .pipeline import Stages
 from .proof import Proof, every_query_attends, is_causal
 from .runs import BlockKind, contiguous_lists
+from .simplify import specialise
 
 _LONG = 100
 
@@ -117,6 +119,10 @@ def _spec(report: Report) -> list[str]:
 
 def _expr(report: Report, latex: bool) -> list[str]:
     lines = [f"keep   {report.mask_formula}"]
+    square = report.bound.sizes.q_len == report.bound.sizes.kv_len
+    pairs = pairs_formula(specialise(report.spec.kept.expr, report.bound.numbers, {})) if square else None
+    if pairs is not None:
+        lines.append(f"pairs  {pairs}")
     if report.score is not var("score"):
         lines.append(f"score  {formula(report.spec.formula.expr.children[1])}")
     if latex:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .compiler.block_map import BlockMap
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.proof import Proof, equals
+    from .compiler.reach import Reach, reach
     from .compiler.reference import reference_attention
     from .compiler.runs import BlockKind
 
@@ -43,6 +44,7 @@ __all__ = [
     "Order",
     "Param",
     "Proof",
+    "Reach",
     "ScoreMod",
     "axes",
     "block_map",
@@ -55,6 +57,7 @@ __all__ = [
     "mask",
     "parse",
     "parse_pattern",
+    "reach",
     "reference_attention",
     "row_major",
     "score",
@@ -69,10 +72,12 @@ _COMPILER = {
     "BlockMap": "block_map",
     "CompiledAttention": "attend",
     "Proof": "proof",
+    "Reach": "reach",
     "block_map": "pipeline",
     "compile": "attend",
     "create_block_mask": "pipeline",
     "equals": "proof",
+    "reach": "reach",
     "reference_attention": "reference",
 }
 

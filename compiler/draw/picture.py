@@ -45,11 +45,21 @@ def save(block_map: BlockMap, path: str | Path, *, b: int = 0, h: int = 0, regio
     >>> save(block_map, "mask.png", region=(0, 512, 0, 512))  # doctest: +SKIP
     PosixPath('mask.png')
     """
+    path = writable(path)
+    return write(figure(block_map, b=b, h=h, region=region), path)
+
+
+def writable(path: str | Path) -> Path:
+    """The path, if its suffix is one that a picture is written as. FS054."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         message = f"a picture cannot be written as {path.suffix or 'a file without a suffix'}: {path}"
         raise FlexSpecError("FS054", message, fix=f"end its name in {choices(SUFFIXES)}")
-    made = figure(block_map, b=b, h=h, region=region)
+    return path
+
+
+def write(made: Any, path: Path) -> Path:
+    """A figure into a file that says nothing of when or by what it was written; its path. FS054."""
     stamp = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

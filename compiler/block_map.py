@@ -191,14 +191,22 @@ class BlockMap:
         parts = (row_ptr, columns.astype(np.int32), kinds)
         return BSR(*(torch.from_numpy(part).to(self.device) for part in parts))
 
-    def to_flex(self, mask_mod: Any = None) -> Any:
-        """torch's `BlockMask` with the lists that `create_block_mask` makes, kv and q sides built directly.
+    def to_flex(self, mask_mod: Any = None, *, compact: bool = True) -> Any:
+        """torch's `BlockMask` for `torch.compile(flex_attention)`, kv and q sides made straight from the runs.
 
-        mask_mod: what its partial blocks evaluate; default: the mask's own.
+        mask_mod: what its partial blocks evaluate; default: the mask's own. compact: index lists as wide as the
+        fullest row needs, int32 [batch, heads, rows, width], where torch has a column for every block. On the CPU they
+        are views with torch's shape whose rows overlap in memory. The result's `to_dense`, `str` and slices take only
+        lists as torch makes them, which `compact=False` gives: field by field those of `create_block_mask`.
+
+        >>> import flexspec as fs
+        >>> lists = fs.block_map(fs.causal_window(1024), 65_536).to_flex()
+        >>> lists.kv_indices.shape[-1], lists.kv_indices.stride(), lists.kv_indices.untyped_storage().nbytes()
+        (512, (3584, 3584, 7, 1), 16356)
         """
         from .flex_lists import to_flex
 
-        return to_flex(self, mask_mod or self.mask_mod)
+        return to_flex(self, mask_mod or self.mask_mod, compact=compact)
 
     def show(
         self,

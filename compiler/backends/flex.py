@@ -31,6 +31,11 @@ ONE_QUERY_ROWS = 16
 """On CPU, one query against 512 keys or more is wrong or broken in torch: the query is repeated to this many rows."""
 
 
+DENSE_BYTES = 1 << 26
+"""Index lists up to this size are as wide as torch's: a new width or row stride compiles the kernel again, and a window
+or documents must not. Past it they are compact, so that long sequences fit."""
+
+
 class FlexBackend:
     """Runs through `torch.compile(flex_attention)`, never eager."""
 
@@ -72,7 +77,7 @@ class FlexBackend:
         score_mod = None
         if call.score is not var("score"):
             score_mod = function_of(call.score, values, kind="score_mod", **options)
-        block_mask = to_flex(block_map, mask_mod)
+        block_mask = to_flex(block_map, mask_mod, compact=_dense_bytes(block_map) > DENSE_BYTES)
         if one_query:
             block_mask.seq_lengths = (q.shape[2], block_mask.seq_lengths[1])
         facts = contiguous_lists(block_map.kinds()) if q.device.type != "cpu" else {}
@@ -89,6 +94,11 @@ class FlexBackend:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             result = function(q, call.k, call.v, score_mod, block_mask)
         return (result[0], result[1].lse) if call.return_lse else (result, None)
+
+
+def _dense_bytes(block_map: BlockMap) -> int:
+    """Bytes of torch's four index lists."""
+    return 16 * block_map.index.size * block_map.q_blocks * block_map.kv_blocks
 
 
 def _fix_sizes(call: Call) -> list[tuple[int, ...]]:

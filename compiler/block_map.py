@@ -153,14 +153,18 @@ class BlockMap:
     def blocks(self, which: int) -> Iterator[tuple[BlockKind, Array, Array]]:
         """The non-empty blocks of one map, in chunks of one kind: their q and kv ranges, int64 [n, 2]."""
         rows, columns, kinds = self.maps[which].blocks()
-        step = max(1, CHUNK // (self.block_q * self.block_kv))
         for kind in (BlockKind.FULL, BlockKind.PARTIAL):
             chosen = np.flatnonzero(kinds == kind)
-            for start in range(0, len(chosen), step):
-                at = chosen[start : start + step]
+            for some in self.chunks(len(chosen)):
+                at = chosen[some]
                 q = np.stack([rows[at] * self.block_q, np.minimum((rows[at] + 1) * self.block_q, self.q_len)], 1)
                 end = np.minimum((columns[at] + 1) * self.block_kv, self.kv_len)
                 yield kind, q, np.stack([columns[at] * self.block_kv, end], 1)
+
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Slices of `count` blocks, each of so many that their pairs fit at once."""
+        step = max(1, CHUNK // (self.block_q * self.block_kv))
+        return (slice(start, start + step) for start in range(0, count, step))
 
     def pairs(self, which: int, q: Array, kv: Array) -> Array:
         """bool [n, block_q, block_kv]: the pairs of blocks given by ranges [n, 2]; False past their ends."""
@@ -182,6 +186,25 @@ class BlockMap:
         where = {"q": np.arange(q_start, q_stop)[:, None], "kv": np.arange(kv_start, kv_stop)[None, :]}
         kept = evaluate_at(self.exprs[self._which(b, h)], where, self.tensors)
         return torch.from_numpy(np.broadcast_to(kept, (q_stop - q_start, kv_stop - kv_start)).copy())
+
+    def slice(self, q: tuple[int, int] | None = None, *, kv_len: int | None = None) -> BlockMap:
+        """Part of this map, for decoding and chunked prefill: made once at the longest length, and never rebuilt.
+
+        q: (start, stop) in tokens, all queries where left out; start is a multiple of `block_q`, or all of them are in
+        one block of queries. kv_len: how many keys there are so far. The result is the map of these queries, counted
+        from 0, against these keys: exact, its `mask_mod` shifted by a captured tensor, so that the next chunk compiles
+        no new kernel. Sizes that the mask itself reads (`q_len`, `kv_len`) stay those of this map. Under an order, q
+        and kv_len count memory positions. FS030.
+
+        >>> import flexspec as fs
+        >>> whole = fs.block_map(fs.causal_window(256), 131_072)
+        >>> token = whole.slice(q=(1000, 1001), kv_len=1001)
+        >>> token.runs(0), token.kept_pairs
+        ([(5, 6, <BlockKind.PARTIAL: 1>), (6, 8, <BlockKind.FULL: 2>)], 256)
+        """
+        from .slices import slice_map
+
+        return slice_map(self, q, kv_len)
 
     def to_bsr(self, *, b: int = 0, h: int = 0) -> BSR:
         """Block sparse rows of one (batch, head), as kernels take them."""

@@ -16,16 +16,17 @@ from torch.nn.attention.flex_attention import BlockMask
 from flexspec.errors import FlexSpecError
 from flexspec.source import user_caret
 
+from .block_map import BlockMap
 from .bounds import Grid
 from .classify import BlockKind, Runs
 from .points import Array
 
 if TYPE_CHECKING:
-    from .block_map import BlockMap
+    from .on_device import DeviceMap
 
 
 def to_flex(
-    block_map: BlockMap,
+    block_map: BlockMap | DeviceMap,
     mask_mod: Any,
     batch: int | None = None,
     heads: int | None = None,
@@ -42,10 +43,12 @@ def to_flex(
     """
     key = "compact" if compact else (batch, heads, separate_full_blocks)
     if key not in block_map.lists:
-        made = _compact_lists(block_map) if compact else _dense_lists(block_map, batch, heads, separate_full_blocks)
-        block_map.lists[key] = made
-    sizes = (block_map.block_q, block_map.block_kv)
-    lengths = (block_map.q_len, block_map.kv_len)
+        if compact and isinstance(block_map, BlockMap):
+            block_map.lists[key] = _compact_lists(block_map)
+        else:
+            block_map.lists[key] = _dense_lists(block_map, batch, heads, separate_full_blocks)
+    grid = block_map.grid
+    sizes, lengths = (grid.block_q, grid.block_kv), (grid.q_len, grid.kv_len)
     made = BlockMask(lengths, *block_map.lists[key], BLOCK_SIZE=sizes, mask_mod=mask_mod)
     if compute_dq_write_order:
         compute = getattr(flex_attention, "_compute_dq_write_order_from_block_mask", None)
@@ -57,13 +60,13 @@ def to_flex(
 
 
 def _dense_lists(
-    block_map: BlockMap, batch: int | None, heads: int | None, separate_full_blocks: bool
+    block_map: BlockMap | DeviceMap, batch: int | None, heads: int | None, separate_full_blocks: bool
 ) -> list[torch.Tensor | None]:
     """Counts and columns of partial and full blocks of the kv side, then of the q side."""
-    kinds = block_map.kinds()
-    if block_map.q_len % block_map.block_q:
+    kinds, grid = block_map.kinds(), block_map.grid
+    if grid.q_len % grid.block_q:
         kinds[:, :, -1].clamp_(max=int(BlockKind.PARTIAL))
-    if block_map.kv_len % block_map.block_kv:
+    if grid.kv_len % grid.block_kv:
         kinds[..., -1].clamp_(max=int(BlockKind.PARTIAL))
     kinds = kinds.expand(batch or kinds.shape[0], heads or kinds.shape[1], -1, -1)
     partial, full = kinds == BlockKind.PARTIAL, kinds == BlockKind.FULL

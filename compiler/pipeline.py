@@ -172,18 +172,30 @@ def create_block_mask(
     BLOCK_SIZE: BlockSize = 128,
     _compile: bool = False,
     separate_full_blocks: bool = True,
+    *,
+    exact: bool = True,
     **write_order: bool,
 ) -> Any:
     """Drop-in for torch's `create_block_mask`: the same arguments, the same lists, derived and not evaluated.
 
     A mask that depends on the batch or the head and is given none is an error (FS031): torch takes index 0 silently.
-    write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
+    exact: with False nothing waits for the device, even where the mask reads tensors there; blocks that their bounds
+    leave open are listed as partial. write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
     Raises what `from_mask_mod` and `block_map` raise.
     """
     from .flex_lists import to_flex  # torch's flex_attention is slow to import and only needed from here on
+    from .on_device import DeviceMap, map_on_device
 
     mask = from_mask_mod(mask_mod)
     target = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
-    made = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
-    own = made.mask_mod if isinstance(mask_mod, Mask) else mask_mod
+    made: BlockMap | DeviceMap
+    if exact:
+        made = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
+        own = made.mask_mod
+    else:
+        bound = mask.bind(make_sizes(Q_LEN, KV_LEN, B, H), {})
+        made = map_on_device(mask, bound, BLOCK_SIZE, None, target)
+        expr = in_memory(mask.expr, None, mask.canvas, Q_LEN, KV_LEN)
+        own = function_of(expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=target)
+    own = own if isinstance(mask_mod, Mask) else mask_mod
     return to_flex(made, own, B or 1, H or 1, separate_full_blocks=separate_full_blocks, **write_order)

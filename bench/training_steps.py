@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
-    rows, data = [], []
+    rows, data, busy = [], [], os.getloadavg()[0]
     for case in ("documents", "windows", "lengths"):
         found = in_cold_process(case, given.tokens, given.steps)
         data.append({"case": case, "tokens": given.tokens, **found})
@@ -109,6 +109,7 @@ def main() -> None:
     columns = ["fresh each step", "steps", "equal lists", "ours first", "ours median", "ours total"]
     columns += ["torch first", "torch median", "torch total", "torch compiles at steps", "ratio median", "ratio total"]
     command = f"python bench/training_steps.py --tokens {given.tokens} --steps {given.steps}"
+    command += f" (load average {busy:.1f} at the start)"
     report("training_steps", command, columns, rows, data)
 
 

@@ -220,7 +220,8 @@ class BlockMap:
         mask_mod: what its partial blocks evaluate; default: the mask's own. compact: index lists as wide as the
         fullest row needs, int32 [batch, heads, rows, width], where torch has a column for every block. On the CPU they
         are views with torch's shape whose rows overlap in memory. The result's `to_dense`, `str` and slices take only
-        lists as torch makes them, which `compact=False` gives: field by field those of `create_block_mask`.
+        lists as torch makes them, which `compact=False` gives: field by field those of `create_block_mask`. A new width
+        compiles a kernel again, up to a few times in all; with `compact=False` a new mask of the same lengths does not.
 
         >>> import flexspec as fs
         >>> lists = fs.block_map(fs.causal_window(1024), 65_536).to_flex()

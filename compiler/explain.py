@@ -15,9 +15,10 @@ from flexspec.syntax import formula
 from .backends.torch_source import source_of
 from .block_map import BlockMap
 from .count import pairs_formula
+from .flex_lists import contiguous_lists
 from .pipeline import Stages
 from .proof import Proof, every_query_attends, is_causal
-from .runs import BlockKind, contiguous_lists
+from .runs import BlockKind
 from .simplify import specialise
 
 _LONG = 100
@@ -166,7 +167,7 @@ def _kernel(report: Report) -> list[str]:
         lines += source_of(report.score, kind="score_mod").splitlines()
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")
-    facts = contiguous_lists(report.block_map.kinds())
+    facts = contiguous_lists(report.block_map)
     if facts:
         lines.append(f"proven (each row's blocks are one run), and passed on to CUDA kernels: {', '.join(facts)}")
     return lines

@@ -127,6 +127,23 @@ def _of_both_kinds(runs: Runs, grid: Grid) -> list[_Rows]:
     return [_Rows(row[at], start[at], stop[at]) for at in (kind == BlockKind.PARTIAL, kind == BlockKind.FULL)]
 
 
+def contiguous_lists(block_map: BlockMap) -> dict[str, bool]:
+    """What FlexAttention's CUDA kernels may take as true of these lists, by the names of their options.
+
+    Forward (lists of a row) and backward (lists of a column): is each list of partial and of full blocks one run? A
+    ragged last block counts as partial, as it is listed.
+    """
+    facts = {"fwd_BLOCKS_ARE_CONTIGUOUS": True, "bwd_BLOCKS_ARE_CONTIGUOUS": True}
+    for runs in block_map.maps:
+        for rows in _of_both_kinds(runs, block_map.grid):
+            gaps = (rows.row[1:] == rows.row[:-1]) & (rows.start[1:] != rows.stop[:-1])
+            column, row = _transposed(*rows.blocks(), block_map.grid)
+            below = (column[1:] == column[:-1]) & (row[1:] != row[:-1] + 1)
+            facts["fwd_BLOCKS_ARE_CONTIGUOUS"] &= not gaps.any()
+            facts["bwd_BLOCKS_ARE_CONTIGUOUS"] &= not below.any()
+    return {name: True for name, holds in facts.items() if holds}
+
+
 def _transposed(rows: Array, columns: Array, grid: Grid) -> tuple[Array, Array]:
     """Blocks in order of their columns. Numbers of 16 bits are sorted by counting."""
     order = np.argsort(columns.astype(np.min_scalar_type(grid.kv_blocks)), kind="stable")

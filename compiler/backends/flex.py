@@ -82,7 +82,7 @@ class FlexBackend:
         block_mask = to_flex(block_map, mask_mod, compact=exact and _dense_bytes(block_map) > DENSE_BYTES)
         if one_query:
             block_mask.seq_lengths = (q.shape[2], block_mask.seq_lengths[1])
-        facts = contiguous_lists(block_map) if exact and q.device.type != "cpu" else {}
+        facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and q.device.type != "cpu" else {}
         texts = [source_of(expr, kind="x", wide=options["wide"]) for expr in (mask, call.score)]
         layout = (q.dtype, q.shape[1] // call.k.shape[1], q.shape[3], call.v.shape[3], one_query)
         lists = (block_map.batch > 1, block_map.heads > 1)

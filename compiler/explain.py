@@ -16,7 +16,7 @@ from .backends.torch_source import source_of
 from .block_map import BlockMap
 from .classify import BlockKind, contiguous_lists
 from .pipeline import Stages
-from .proof import Proof, ahead, attends, never
+from .proof import Proof, ahead, lonely, never
 
 _LONG = 100
 
@@ -43,8 +43,8 @@ class Report:
     def proofs(self) -> dict[str, Proof]:
         """What is known of the mask at these lengths (in logical positions; padding of an order left out)."""
         return {
-            "causal": never(self.spec.kept, [ahead(self.spec.kept)], self.bound),
-            "every query attends": attends(self.spec.kept, self.bound),
+            "causal": never(self.spec.kept, ahead(self.spec.kept), self.bound),
+            "every query attends": never(self.spec.kept, self.spec.kept.expr, self.bound, lonely),
         }
 
     def flops(self) -> tuple[int, float]:

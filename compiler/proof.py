@@ -5,7 +5,7 @@ Every question asks whether some expression keeps nothing: `a` implies `b` where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,11 @@ from flexspec.source import user_caret
 
 from .classify import Trail
 from .pipeline import check_range, specialise_each
-from .search import first_lonely, first_pair
+from .search import first_difference, first_lonely, first_pair
 from .simplify import as_array
 
 MaskLike = Mask | Callable[..., Any]
+Find = Callable[..., tuple[int, int | None] | None]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,7 +61,7 @@ def implies(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | N
     """
     pair = _pair(a, b)
     left, right = pair.expr.children
-    return _asked(pair, [without(left, right)], length, kv_len, given)
+    return _asked(pair, without(left, right), length, kv_len, given)
 
 
 def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
@@ -71,8 +72,7 @@ def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | No
     Proof(holds=False, counterexample=(0, 0, 4, 0))
     """
     pair = _pair(a, b)
-    left, right = pair.expr.children
-    return _asked(pair, [without(left, right), without(right, left)], length, kv_len, given)
+    return _asked(pair, pair.expr, length, kv_len, given, first_difference)
 
 
 def is_causal(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
@@ -83,7 +83,7 @@ def is_causal(a: MaskLike, length: int | None = None, kv_len: int | None = None,
     Proof(holds=False, counterexample=(0, 0, 0, 1))
     """
     mask = from_mask_mod(a)
-    return _asked(mask, [ahead(mask)], length, kv_len, given)
+    return _asked(mask, ahead(mask), length, kv_len, given)
 
 
 def is_empty(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
@@ -94,7 +94,7 @@ def is_empty(a: MaskLike, length: int | None = None, kv_len: int | None = None, 
     True
     """
     mask = from_mask_mod(a)
-    return _asked(mask, [mask.expr], length, kv_len, given)
+    return _asked(mask, mask.expr, length, kv_len, given)
 
 
 def every_query_attends(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
@@ -105,17 +105,13 @@ def every_query_attends(a: MaskLike, length: int | None = None, kv_len: int | No
     Proof(holds=False, counterexample=(0, 0, 0, None))
     """
     mask = from_mask_mod(a)
-    return attends(mask, mask.bind(sizes_of(mask, length, kv_len, given), given))
+    return _asked(mask, mask.expr, length, kv_len, given, lonely)
 
 
-def attends(mask: Mask, bound: Bound) -> Proof:
-    """`every_query_attends`, with values that are bound already."""
-
-    def lonely(expr: Expr, q_len: int, kv_len: int, tensors: Any, trail: Trail) -> tuple[int, None] | None:
-        query = first_lonely(expr, q_len, kv_len, tensors, trail)
-        return None if query is None else (query, None)
-
-    return never(mask, [mask.expr], bound, lonely)
+def lonely(*where: Any) -> tuple[int, None] | None:
+    """The first query without a key, as a place (q, kv) that `never` takes."""
+    query = first_lonely(*where)
+    return None if query is None else (query, None)
 
 
 def without(a: Expr, b: Expr) -> Expr:
@@ -133,8 +129,10 @@ def _pair(a: MaskLike, b: MaskLike) -> Mask:
     return from_mask_mod(a) ^ from_mask_mod(b)
 
 
-def _asked(mask: Mask, exprs: Sequence[Expr], length: int | None, kv_len: int | None, given: dict[str, Any]) -> Proof:
-    return never(mask, exprs, mask.bind(sizes_of(mask, length, kv_len, given), given))
+def _asked(
+    mask: Mask, expr: Expr, length: int | None, kv_len: int | None, given: dict[str, Any], find: Find = first_pair
+) -> Proof:
+    return never(mask, expr, mask.bind(sizes_of(mask, length, kv_len, given), given), find)
 
 
 def sizes_of(mask: Mask, length: int | None, kv_len: int | None, given: dict[str, Any]) -> Sizes:
@@ -150,24 +148,17 @@ def sizes_of(mask: Mask, length: int | None, kv_len: int | None, given: dict[str
     return make_sizes(length, kv_len, given.pop("batch", None), given.pop("heads", None))
 
 
-def never(mask: Mask, exprs: Sequence[Expr], bound: Bound, find: Callable[..., Any] = first_pair) -> Proof:
-    """Does `find` find nothing in any of `exprs`, in any batch and head? Names are the mask's."""
+def never(mask: Mask, expr: Expr, bound: Bound, find: Find = first_pair) -> Proof:
+    """Does `find` find nothing in `expr`, in any batch and head? Names in it are the mask's."""
     q_len, kv_len = bound.sizes.q_len, bound.sizes.kv_len
     tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
-    each = []
-    for expr in exprs:
-        expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
-        check_range(expr, tensors)
-        each.append(specialise_each(expr, bound, tensors))
+    expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
+    check_range(expr, tensors)
     trail = Trail()
-    known: dict[Expr, Any] = {}
-    for b, h in np.ndindex(np.broadcast_shapes(*(part.shape for part in each))):
-        found = []
-        for part in each:
-            expr = part[b % part.shape[0], h % part.shape[1]]
-            if expr not in known:
-                known[expr] = find(expr, q_len, kv_len, tensors, trail)
-            found += [known[expr]] if known[expr] is not None else []
-        if found:
-            return Proof(False, (b, h, *min(found)), sum(trail.boxes))
+    seen: set[Expr] = set()
+    for (b, h), each in np.ndenumerate(specialise_each(expr, bound, tensors)):
+        found = find(each, q_len, kv_len, tensors, trail) if each not in seen else None
+        seen.add(each)
+        if found is not None:
+            return Proof(False, (b, h, *found), sum(trail.boxes))
     return Proof(True, None, sum(trail.boxes))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from flexspec.expr import Const, Expr, apply, const, substitute, var
+from flexspec.expr import Apply, Const, Expr, apply, const, substitute, var, walk
 
 from .assume import reduced
 from .bounds import Grid
@@ -18,7 +18,7 @@ from .classify import CHUNK, BlockKind, Runs, Trail, classify
 from .points import Array, evaluate_at
 from .simplify import simplify
 
-BLOCK = 128
+BLOCK = 32
 _FIRST_ROWS, _GROWTH = 1024, 8
 Tensors = Mapping[str, Array]
 
@@ -35,6 +35,21 @@ def first_pair(expr: Expr, q_len: int, kv_len: int, tensors: Tensors, trail: Tra
             q, kv = _first_in_row(part, grid, tensors, runs, int(rows[0]))
             return start + q, kv
     return None
+
+
+def first_difference(expr: Expr, q_len: int, kv_len: int, tensors: Tensors, trail: Trail) -> tuple[int, int] | None:
+    """`first_pair` of `a ^ b`: of `a & ~b` and of `b & ~a`, where their parts say that these are simpler."""
+    if isinstance(expr, Apply) and expr.op == "xor":
+        a, b = expr.args
+        sides = [simplify(apply("and", x, apply("not", y))) for x, y in ((a, b), (b, a))]
+        if any(_size(reduced(side)) < _size(side) for side in sides):
+            found = [first_pair(side, q_len, kv_len, tensors, trail) for side in sides]
+            return min((pair for pair in found if pair is not None), default=None)
+    return first_pair(expr, q_len, kv_len, tensors, trail)
+
+
+def _size(expr: Expr) -> int:
+    return sum(1 for _ in walk(expr))
 
 
 def _parts(expr: Expr, start: int, q_len: int, kv_len: int) -> Iterator[tuple[int, Grid, Expr]]:
@@ -70,9 +85,7 @@ def _first_in_row(expr: Expr, grid: Grid, tensors: Tensors, runs: Runs, row: int
 
 
 def _evaluate(expr: Expr, q: Array, kv: Array, tensors: Tensors) -> Array:
-    return np.broadcast_to(
-        evaluate_at(expr, {"q": q, "kv": kv}, tensors), np.broadcast_shapes(q.shape, kv.shape)
-    )
+    return np.broadcast_to(evaluate_at(expr, {"q": q, "kv": kv}, tensors), np.broadcast_shapes(q.shape, kv.shape))
 
 
 def first_lonely(expr: Expr, q_len: int, kv_len: int, tensors: Tensors, trail: Trail) -> int | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .compiler.block_map import BlockMap
     from .compiler.classify import BlockKind
     from .compiler.pipeline import block_map, create_block_mask
-    from .compiler.proof import Proof, equals
+    from .compiler.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.reference import reference_attention
 
 __all__ = [
@@ -49,8 +49,12 @@ __all__ = [
     "compile",
     "create_block_mask",
     "equals",
+    "every_query_attends",
     "from_mask_mod",
     "from_score_mod",
+    "implies",
+    "is_causal",
+    "is_empty",
     "load",
     "mask",
     "parse",
@@ -73,6 +77,10 @@ _COMPILER = {
     "compile": "attend",
     "create_block_mask": "pipeline",
     "equals": "proof",
+    "every_query_attends": "proof",
+    "implies": "proof",
+    "is_causal": "proof",
+    "is_empty": "proof",
     "reference_attention": "reference",
 }
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .compiler.attend import CompiledAttention, compile
     from .compiler.block_map import BlockMap
     from .compiler.classify import BlockKind
+    from .compiler.diff import Diff, diff
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.reference import reference_attention
@@ -36,6 +37,7 @@ __all__ = [
     "BlockMap",
     "Canvas",
     "CompiledAttention",
+    "Diff",
     "FlexSpecError",
     "FlexSpecWarning",
     "Input",
@@ -48,6 +50,7 @@ __all__ = [
     "block_map",
     "compile",
     "create_block_mask",
+    "diff",
     "equals",
     "every_query_attends",
     "from_mask_mod",
@@ -72,10 +75,12 @@ _COMPILER = {
     "BlockKind": "classify",
     "BlockMap": "block_map",
     "CompiledAttention": "attend",
+    "Diff": "diff",
     "Proof": "proof",
     "block_map": "pipeline",
     "compile": "attend",
     "create_block_mask": "pipeline",
+    "diff": "diff",
     "equals": "proof",
     "every_query_attends": "proof",
     "implies": "proof",

@@ -52,7 +52,7 @@ class Questions:
         """Does every query keep a key? A counterexample is the first that keeps none, with kv None.
 
         >>> import flexspec as fs
-        >>> fs.padding(torch.tensor([700])).every_query_attends(1000)
+        >>> fs.padding([700]).every_query_attends(1000)
         Proof(holds=False, counterexample=(0, 0, 700, None))
         """
         return _ask("every_query_attends", self, length=length, **given)

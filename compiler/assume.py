@@ -32,10 +32,12 @@ def reduced(expr: Expr) -> Expr:
     while left:
         part, *left = left
         new = conjuncts(_under(part, done + left))
+        if any(isinstance(each, Const) for each in new):
+            return const(False)
         if new == [part]:
             done.append(part)
         else:  # shorter than before, so this ends; what was done may now say more
-            done, left = [], list(dict.fromkeys([*new, *done, *left]))
+            done, left = [], list(dict.fromkeys([*done, *new, *left]))
     if not done:
         return const(True)
     whole = done[0]

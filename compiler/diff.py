@@ -86,7 +86,7 @@ class Diff:
         ):
             at = dict(zip(("b", "h", "q", "kv"), first or (), strict=bool(first)))
             where = ", the first at " + ", ".join(f"{key}={value:,}" for key, value in at.items()) if at else ""
-            lines += [f"  {name}  {mask.label}", f"     only here: {count:,} pairs{where}"]
+            lines += [f"  {name}  {mask.label}", f"     only here: {counted(count)}{where}"]
         lines += [f"  {region}" for region in self.regions]
         more = self.region_count - len(self.regions)
         return "\n".join(lines + ([f"  ... and {more:,} smaller regions"] if more else []))
@@ -161,6 +161,10 @@ def diff(
     largest = sorted((region for some, _ in regions for region in some), key=lambda region: -region.area)
     shared = (both, bound, block_size)
     return Diff(a, b, *counts, *firsts, tuple(largest[:MOST_REGIONS]), total, *maps, shared)
+
+
+def counted(pairs: int) -> str:
+    return f"{pairs:,} pair{'' if pairs == 1 else 's'}"
 
 
 def _kept(pair: Mask, expr: Expr) -> Mask:

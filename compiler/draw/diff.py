@@ -52,7 +52,7 @@ def figure(found: Diff, *, b: int = 0, h: int = 0, region: Region | None = None)
     facts = [f"{made.q_len:,} queries × {made.kv_len:,} keys", f"blocks of {made.block_q} × {made.block_kv}"]
     if cells.region != whole(made):
         facts.append("region q {:,}–{:,}, kv {:,}–{:,}".format(*cells.region))
-    facts += [f"only a {found.only_a:,} pairs", f"only b {found.only_b:,} pairs", *_head(found, b, h)]
+    facts += [f"only a {found.only_a:,}", f"only b {found.only_b:,} pairs", *_head(found, b, h)]
     label = f"a: {found.a.label}   b: {found.b.label}"
     entries = [(COLORS[side], text) for side, text in TEXTS.items()]
     drawn = picture.laid_out(made, cells, label, facts, [COLORS[side] for side in Side], entries)

@@ -15,11 +15,13 @@ import flexspec as fs
 from flexspec.errors import FlexSpecError
 
 from . import cli_values
+from .draw import diff as diff_drawing
 from .draw import terminal
 from .draw.scale import index_of
 
 if TYPE_CHECKING:
     from .block_map import BlockMap
+    from .diff import Diff
 
 app = typer.Typer(
     help="Attention patterns: draw them, explain them, compare them. A PATTERN is text such as "
@@ -259,22 +261,38 @@ def check(
             "q_len": q_len,
             "kv_len": kv_len or q_len,
         }
+        difference = None
         if not proof.holds:
             pair = proof.counterexample
-            kept = [cli_values.keeps(mask, pair, q_len, kv_len, given) for mask in masks]
+            difference = fs.diff(*masks, q_len, kv_len, **given)
             found |= {"counterexample": dict(zip(("b", "h", "q", "kv"), pair, strict=True))}
-            found |= {"kept_by": (pattern, against)[kept.index(True)]}
+            found |= {"kept_by": pattern if pair == difference.first_a else against}
             found |= {"region": cli_values.region_around(pair, q_len, kv_len or q_len)}
+            found |= _counts(difference)
         if as_json:
             _print_json(found)
         else:
-            print(_verdict(found))
+            print(_verdict(found, difference))
     raise typer.Exit(0 if proof.holds else 1)
 
 
-def _verdict(found: dict[str, Any]) -> str:
+PAIRS = (("pattern", "against"), ("against", "pattern"))
+
+
+def _counts(difference: Diff) -> dict[str, Any]:
+    regions = [region._asdict() for region in difference.regions]
+    return {
+        "pattern_implies_against": not difference.only_a,
+        "against_implies_pattern": not difference.only_b,
+        "only_pattern": difference.only_a,
+        "only_against": difference.only_b,
+        "regions": [part | {"only": {"a": "pattern", "b": "against"}[part["only"]]} for part in regions],
+    }
+
+
+def _verdict(found: dict[str, Any], difference: Diff | None) -> str:
     size = f"{found['q_len']:,} queries x {found['kv_len']:,} keys"
-    if found["equal"]:
+    if difference is None:
         return f"equal: both keep the same pairs of {size}"
     at = ", ".join(f"{name}={value:,}" for name, value in found["counterexample"].items())
     left, right = found["pattern"], found["against"]
@@ -282,11 +300,18 @@ def _verdict(found: dict[str, Any]) -> str:
     size_options = f"--length {found['q_len']}"
     if found["kv_len"] != found["q_len"]:
         size_options += f" --kv-length {found['kv_len']}"
-    return (
-        f"different at {at}, of {size}\n"
-        f"  kept by      {found['kept_by']}\n"
-        f"  not kept by  {other}\n"
-        f"see: flexspec show {cli_values.quoted(left)} {size_options} -o mask.png --region {found['region']}"
+    head = {name: found["counterexample"][name] for name in ("b", "h")}
+    a_in_b, b_in_a = ("yes" if found[f"{name}_implies_{of}"] else "no" for name, of in PAIRS)
+    return "\n".join(
+        [
+            f"different at {at}, of {size}",
+            f"  kept by      {found['kept_by']}",
+            f"  not kept by  {other}",
+            f"  a implies b: {a_in_b}, b implies a: {b_in_a}",
+            *str(difference).splitlines()[1:],
+            diff_drawing.draw(difference, **head, width=cli_values.terminal_width()),
+            f"see: flexspec show {cli_values.quoted(left)} {size_options} -o mask.png --region {found['region']}",
+        ]
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from flexspec.order import flatten
 
 from .assume import reduced
 from .block_map import BlockMap
-from .classify import CHUNK, BlockKind, Runs
+from .classify import BlockKind, Runs
 from .pipeline import BlockSize, Stages, map_of
 from .points import Array
 from .proof import MaskLike, never, sizes_of, without
+from .search import PAIRS
 from .simplify import simplify
 
 MOST_REGIONS = 8
@@ -52,9 +54,9 @@ class Region(NamedTuple):
 class Diff:
     """Where two masks differ; true when they do, as a list of differences is. Made by `fs.diff`.
 
-    only_a, only_b: pairs that only one keeps, over all batches and heads that the masks tell apart. first_a, first_b:
-    the first such (b, h, q, kv) in reading order, or None. regions: rectangles of blocks that hold all of them, the
-    largest first; at most 8 of `region_count`. blocks_a, blocks_b: the block maps of `a - b` and `b - a`.
+    only_a, only_b: pairs that only one keeps, in all batches if the masks depend on b, in all heads if on h. first_a,
+    first_b: the first such (b, h, q, kv) in reading order, or None. regions: rectangles of blocks that hold all of
+    them, the largest first; at most 8 of `region_count`. blocks_a, blocks_b: the block maps of `a - b` and `b - a`.
     """
 
     a: Mask
@@ -150,17 +152,18 @@ def diff(
     left, right = pair.expr.children
     bound = pair.bind(sizes_of(pair, length, kv_len, given), given)
     sides = [without(left, right), without(right, left)]
-    maps = [map_of(_kept(pair, side), bound, block_size, None, torch.device("cpu"), Stages()) for side in sides]
-    counts = [pairs_in(each) for each in maps]
-    firsts = [
-        never(pair, side, bound).counterexample if count else None for side, count in zip(sides, counts, strict=True)
-    ]
-    regions = [region for name, each in zip("ab", maps, strict=True) for region in _regions(name, each)]
+    made = [map_of(_kept(pair, side), bound, block_size, None, torch.device("cpu"), Stages()) for side in sides]
+    sizes = (("b", bound.sizes.batch or 1), ("h", bound.sizes.heads or 1))
+    copies = prod(size for name, size in sizes if name in pair.expr.names)
+    only_a, only_b = (pairs_in(each) * (copies // each.index.size) for each in made)
+    first_a, first_b = (cast(Place | None, never(pair, side, bound).counterexample) for side in sides)
+    parts = [part for name, each in zip("ab", made, strict=True) for part in _regions(name, each)]
     both = replace(pair, expr=apply("and", left, right), label=f"{a.label} and {b.label}")
-    total = sum(number for _, number in regions)
-    largest = sorted((region for some, _ in regions for region in some), key=lambda region: -region.area)
+    total = sum(number for _, number in parts)
+    largest = sorted((region for some, _ in parts for region in some), key=lambda region: -region.area)
+    regions = tuple(largest[:MOST_REGIONS])
     shared = (both, bound, block_size)
-    return Diff(a, b, *counts, *firsts, tuple(largest[:MOST_REGIONS]), total, *maps, shared)
+    return Diff(a, b, only_a, only_b, first_a, first_b, regions, total, made[0], made[1], shared)
 
 
 def counted(pairs: int) -> str:
@@ -193,7 +196,7 @@ def _partial_pairs(which: int, block_map: BlockMap) -> int:
     runs = block_map.maps[which]
     partial = np.flatnonzero(runs.kind == BlockKind.PARTIAL)
     rows = np.repeat(np.arange(block_map.q_blocks), np.diff(runs.first))[partial]
-    total, most = 0, max(1, CHUNK // (block_map.block_q * block_map.block_kv))
+    total, most = 0, max(1, PAIRS // (block_map.block_q * block_map.block_kv))
     for row, column in _blocks(rows, runs.start[partial], runs.stop[partial], most):
         q = np.stack([row * block_map.block_q, np.minimum((row + 1) * block_map.block_q, block_map.q_len)], 1)
         kv_stop = np.minimum((column + 1) * block_map.block_kv, block_map.kv_len)

@@ -14,11 +14,13 @@ from flexspec.expr import Apply, Const, Expr, apply, const, substitute, var, wal
 
 from .assume import reduced
 from .bounds import Grid
-from .classify import CHUNK, BlockKind, Runs, Trail, classify
+from .classify import BlockKind, Runs, Trail, classify
 from .points import Array, evaluate_at
 from .simplify import simplify
 
 BLOCK = 32
+PAIRS = 1 << 22
+"""Pairs that are evaluated at once."""
 _FIRST_ROWS, _GROWTH = 1024, 8
 Tensors = Mapping[str, Array]
 
@@ -78,7 +80,7 @@ def _first_in_row(expr: Expr, grid: Grid, tensors: Tensors, runs: Runs, row: int
             if len(hits):
                 best = min(best, (int(q[hits[0]]), int(kv[kept[hits[0]].argmax()])))
                 q = q[: hits[0]]  # blocks further right come first only with an earlier query
-            start, step = start + step, min(2 * step, CHUNK // BLOCK**2)
+            start, step = start + step, min(2 * step, PAIRS // BLOCK**2)
         if not len(q):
             break
     return best
@@ -119,13 +121,13 @@ def _lonely_in(expr: Expr, grid: Grid, tensors: Tensors, runs: Runs, queries: Ar
     queries = queries[: without[0]] if len(without) else queries
     for run, block in ((runs.first[:-1], runs.start), (runs.first[1:] - 1, runs.stop - 1)):
         for place in (None, 0, BLOCK - 1):  # in its first and last block: the diagonal, the first key, the last key
-            left = block[run[queries // BLOCK]].astype(np.int64) * BLOCK
-            at = left + (queries % BLOCK if place is None else place)
+            corner = block[run[queries // BLOCK]].astype(np.int64) * BLOCK
+            at = corner + (queries % BLOCK if place is None else place)
             queries = queries[~_evaluate(expr, queries, np.minimum(at, grid.kv_len - 1), tensors)]
     for number in np.unique(queries // BLOCK):
         left = queries[queries // BLOCK == number]
-        for run in range(int(runs.first[number]), int(runs.first[number + 1])):
-            left = _unserved(expr, grid, tensors, left, int(runs.start[run]), int(runs.stop[run]))
+        for each in range(int(runs.first[number]), int(runs.first[number + 1])):
+            left = _unserved(expr, grid, tensors, left, int(runs.start[each]), int(runs.stop[each]))
         if len(left):
             return int(left[0])
     return end
@@ -133,7 +135,7 @@ def _lonely_in(expr: Expr, grid: Grid, tensors: Tensors, runs: Runs, queries: Ar
 
 def _unserved(expr: Expr, grid: Grid, tensors: Tensors, queries: Array, start: int, stop: int) -> Array:
     """Those of `queries` that keep no key in a run of blocks."""
-    step = CHUNK // BLOCK**2
+    step = PAIRS // BLOCK**2
     for block in range(start, stop, step):
         kv = np.arange(block * BLOCK, min(min(stop, block + step) * BLOCK, grid.kv_len))
         if len(queries):

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from flexspec.compiler.assume import reduced
 from flexspec.compiler.simplify import simplify
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from random_masks import make_mask, masks, tables, truth
 
 import flexspec as fs
@@ -175,9 +174,9 @@ def test_sizes_and_text():
     assert repr(fs.causal().is_causal(length=9)) == "Proof(holds=True, boxes=0)"
     assert repr(fs.everything().is_causal(q_len=9)) == "Proof(holds=False, counterexample=(0, 0, 0, 1))"
     assert fs.causal().implies(lambda b, h, q_idx, kv_idx: q_idx >= kv_idx - 1, 1000)
-    for code, given in (("FS020", {}), ("FS021", {"length": 9, "q_len": 9}), ("FS030", {"length": 0})):
+    for code, wrong in (("FS020", {}), ("FS021", {"length": 9, "q_len": 9}), ("FS030", {"length": 0})):
         with pytest.raises(fs.FlexSpecError) as caught:
-            fs.causal().is_empty(**given)
+            fs.causal().is_empty(**wrong)
         assert caught.value.code == code
     with pytest.raises(fs.FlexSpecError) as caught:
         fs.mask(lambda h, q, kv: q > kv + h).is_causal(9)

@@ -24,7 +24,7 @@ from .pipeline import BlockSize, Stages, map_of
 from .points import Array
 from .proof import MaskLike, never, sizes_of, without
 from .search import PAIRS
-from .simplify import simplify
+from .simplify import specialise
 
 MOST_REGIONS = 8
 Place = tuple[int, int, int, int]
@@ -152,7 +152,9 @@ def diff(
     left, right = pair.expr.children
     bound = pair.bind(sizes_of(pair, length, kv_len, given), given)
     sides = [without(left, right), without(right, left)]
-    made = [map_of(_kept(pair, side), bound, block_size, None, torch.device("cpu"), Stages()) for side in sides]
+    made = [
+        map_of(_shortened(pair, side, bound), bound, block_size, None, torch.device("cpu"), Stages()) for side in sides
+    ]
     sizes = (("b", bound.sizes.batch or 1), ("h", bound.sizes.heads or 1))
     copies = prod(size for name, size in sizes if name in pair.expr.names)
     only_a, only_b = (pairs_in(each) * (copies // each.index.size) for each in made)
@@ -170,9 +172,10 @@ def counted(pairs: int) -> str:
     return f"{pairs:,} pair{'' if pairs == 1 else 's'}"
 
 
-def _kept(pair: Mask, expr: Expr) -> Mask:
-    short = reduced(simplify(flatten(expr, pair.canvas)))
-    return replace(pair, expr=short, canvas=None, predicate=None)
+def _shortened(pair: Mask, expr: Expr, bound: Bound) -> Mask:
+    """A side of the difference with its values filled in, and without what its own parts rule out."""
+    filled = specialise(flatten(expr, pair.canvas), bound.all_numbers(), {})
+    return replace(pair, expr=reduced(filled), canvas=None, predicate=None)
 
 
 def pairs_in(block_map: BlockMap) -> int:

@@ -15,10 +15,12 @@ from flexspec.syntax import formula
 from .backends.torch_source import source_of
 from .block_map import BlockMap
 from .classify import BlockKind, contiguous_lists
-from .pipeline import Stages
+from .pipeline import Stages, needs_64_bits
 from .proof import Proof, ahead, lonely, never
 
 _LONG = 100
+RUNS = {"kv side": "fwd_BLOCKS_ARE_CONTIGUOUS", "q side": "bwd_BLOCKS_ARE_CONTIGUOUS"}
+SMALL = "integers fit 32 bits"
 
 
 @dataclass
@@ -46,6 +48,13 @@ class Report:
             "causal": never(self.spec.kept, ahead(self.spec.kept), self.bound),
             "every query attends": never(self.spec.kept, self.spec.kept.expr, self.bound, lonely),
         }
+
+    @cached_property
+    def relied_on(self) -> dict[str, bool]:
+        """What the flex backend passes on to CUDA kernels where it is true; taken wrongly, results would be wrong."""
+        contiguous = contiguous_lists(self.block_map.kinds())
+        facts = {option: option in contiguous for option in RUNS.values()}
+        return facts | {SMALL: not needs_64_bits(self.mask, self.bound, self.block_map.grid)}
 
     def flops(self) -> tuple[int, float]:
         """Forward FLOPs over the blocks that are not empty (2 matrix products), and their share of dense."""
@@ -77,6 +86,7 @@ class Report:
                 name: {"holds": proof.holds, "counterexample": proof.counterexample}
                 for name, proof in self.proofs.items()
             },
+            "relied_on": self.relied_on,
             "seconds": self.stages.seconds,
         }
 
@@ -155,10 +165,16 @@ def _kernel(report: Report) -> list[str]:
         lines += source_of(report.score, kind="score_mod").splitlines()
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")
-    facts = contiguous_lists(report.block_map.kinds())
-    if facts:
-        lines.append(f"proven (each row's blocks are one run), and passed on to CUDA kernels: {', '.join(facts)}")
+    if report.backend != "reference":
+        facts = report.relied_on
+        options = [name for name in facts if name.endswith("CONTIGUOUS") and facts[name]]
+        options += [] if facts[SMALL] else ["64-bit positions"]
+        lines.append(f"on CUDA, by the proofs below: {', '.join(options) or 'no kernel options'}")
     return lines
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 def _proofs(report: Report) -> list[str]:
@@ -169,6 +185,10 @@ def _proofs(report: Report) -> list[str]:
         else:
             at = dict(zip(("b", "h", "q", "kv"), proof.counterexample or (), strict=True))
             lines.append(f"{name}: no, e.g. {', '.join(f'{k} = {x}' for k, x in at.items() if x is not None)}")
+    if report.backend != "reference":
+        runs = [f"{side} {_yes(report.relied_on[option])}" for side, option in RUNS.items()]
+        lines.append(f"each list of blocks is one run: {', '.join(runs)}")
+        lines.append(f"{SMALL}: {_yes(report.relied_on[SMALL])}")
     for name, size in (("batch", report.block_map.batch), ("head", report.block_map.heads)):
         lines.append(f"differs by {name} at these values: {f'yes, {size} maps' if size > 1 else 'no'}")
     return lines

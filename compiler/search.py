@@ -21,7 +21,6 @@ from .simplify import simplify
 BLOCK = 32
 PAIRS = 1 << 22
 """Pairs that are evaluated at once."""
-_FIRST_ROWS, _GROWTH = 1024, 8
 Tensors = Mapping[str, Array]
 
 
@@ -56,12 +55,12 @@ def _size(expr: Expr) -> int:
 
 def _parts(expr: Expr, start: int, q_len: int, kv_len: int) -> Iterator[tuple[int, Grid, Expr]]:
     """Rows from `start` on, more and more at once: the first one, their grid, and `expr` counted from there."""
-    rows = _FIRST_ROWS
+    rows = BLOCK
     while start < q_len:
         stop = min(q_len, start + rows)
         moved = substitute(expr, {"q": apply("add", var("q"), const(start))}) if start else expr
         yield start, Grid(stop - start, kv_len, BLOCK, BLOCK), simplify(moved)
-        start, rows = stop, rows * _GROWTH
+        start, rows = stop, 8 * rows
 
 
 def _first_in_row(expr: Expr, grid: Grid, tensors: Tensors, runs: Runs, row: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from flexspec.expr import Expr, apply
+from flexspec.expr import Expr, apply, const
 from flexspec.inputs import Bound
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import flatten
@@ -152,13 +152,14 @@ def diff(
     left, right = pair.expr.children
     bound = pair.bind(sizes_of(pair, length, kv_len, given), given)
     sides = [without(left, right), without(right, left)]
+    first_a, first_b = (cast(Place | None, never(pair, side, bound).counterexample) for side in sides)
     made = [
-        map_of(_shortened(pair, side, bound), bound, block_size, None, torch.device("cpu"), Stages()) for side in sides
+        _blocks_of(pair, side if first else const(False), bound, block_size)
+        for side, first in zip(sides, (first_a, first_b), strict=True)
     ]
     sizes = (("b", bound.sizes.batch or 1), ("h", bound.sizes.heads or 1))
     copies = prod(size for name, size in sizes if name in pair.expr.names)
     only_a, only_b = (pairs_in(each) * (copies // each.index.size) for each in made)
-    first_a, first_b = (cast(Place | None, never(pair, side, bound).counterexample) for side in sides)
     parts = [part for name, each in zip("ab", made, strict=True) for part in _regions(name, each)]
     both = replace(pair, expr=apply("and", left, right), label=f"{a.label} and {b.label}")
     total = sum(number for _, number in parts)
@@ -172,10 +173,11 @@ def counted(pairs: int) -> str:
     return f"{pairs:,} pair{'' if pairs == 1 else 's'}"
 
 
-def _shortened(pair: Mask, expr: Expr, bound: Bound) -> Mask:
-    """A side of the difference with its values filled in, and without what its own parts rule out."""
+def _blocks_of(pair: Mask, expr: Expr, bound: Bound, block_size: BlockSize) -> BlockMap:
+    """The block map of a side: values are filled in first, and what its own parts rule out is left out."""
     filled = specialise(flatten(expr, pair.canvas), bound.all_numbers(), {})
-    return replace(pair, expr=reduced(filled), canvas=None, predicate=None)
+    side = replace(pair, expr=reduced(filled), canvas=None, predicate=None)
+    return map_of(side, bound, block_size, None, torch.device("cpu"), Stages())
 
 
 def pairs_in(block_map: BlockMap) -> int:

@@ -29,7 +29,7 @@ for name, proof in {
 }.items():
     print(f"{name}: {proof}")
 
-difference = old.diff(new, LENGTH)
+difference = old.diff(new, 100_000)
 print(difference)
 assert difference and difference.only_a == 0
 first = old.diff(new, 2048, block_size=64)

@@ -56,7 +56,7 @@ def implies(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | N
     Raises FS020 to FS035.
 
     >>> import flexspec as fs
-    >>> fs.implies(fs.sink_window(sink=4), fs.causal(), 1_000_000)
+    >>> fs.implies(fs.sink_window(sink=4), fs.causal(), 1_000_000, window=512)
     Proof(holds=True, boxes=0)
     """
     pair = _pair(a, b)

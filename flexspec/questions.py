@@ -61,8 +61,8 @@ class Questions:
         """Does the mask keep no pair at all? A counterexample is the first pair that it keeps.
 
         >>> import flexspec as fs
-        >>> (fs.causal() - fs.causal_window(64)).is_empty(64)
-        Proof(holds=True, boxes=1)
+        >>> bool((fs.causal() - fs.causal_window(64)).is_empty(64))
+        True
         """
         return _ask("is_empty", self, length=length, **given)
 

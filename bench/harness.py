@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import platform
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
@@ -48,14 +50,20 @@ def _peak() -> float:
 
 
 def _measure(make: Callable[[], Callable[[], Any]], at_least: int, send: Any) -> None:
-    run = make()
+    with tempfile.TemporaryDirectory() as empty:  # nothing compiled in an earlier run
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+        send.send(_times(make(), at_least))
+
+
+def _times(run: Callable[[], Any], at_least: int) -> dict[str, float]:
     before = _peak()
     start = time.perf_counter()
     run()
     first = time.perf_counter() - start
     peak = _peak() - before
     times = sorted(seconds(run, at_least))
-    send.send({"first": first, "warm": times[len(times) // 2], "best": times[0], "peak_mib": peak, "runs": len(times)})
+    warm = times[len(times) // 2]
+    return {"first": first, "warm": warm, "best": times[0], "peak_mib": peak, "runs": len(times)}
 
 
 def in_fresh_process(make: Callable[[], Callable[[], Any]], at_least: int = 3) -> dict[str, float]:

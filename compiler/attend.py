@@ -24,8 +24,9 @@ from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
 from .block_map import BlockMap
 from .explain import Report, explain
-from .pipeline import BlockSize, Stages, make_grid, map_of
+from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
 from .reference import check_qkv
+from .tables import Tables
 
 MAPS_KEPT = 32
 """Block maps that one compiled attention keeps, the latest used."""
@@ -61,6 +62,7 @@ class CompiledAttention:
         if order is not None and not isinstance(order, Order):
             make_grid(Sizes(1, 1), block_size, order)
         self._maps: OrderedDict[Any, tuple[BlockMap, list[Any]]] = OrderedDict()
+        self._tables: tuple[Any, Tables] | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
 
@@ -136,13 +138,17 @@ class CompiledAttention:
         tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
         numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
         given = {**self.spec.formula.tensors, **values}
-        key = (bound.sizes, device, tuple((name, _state(given[name])) for name in tensors), tuple(numbers))
+        states = tuple((name, _state(given[name])) for name in tensors)
+        key = (bound.sizes, device, states, tuple(numbers))
         with self._lock:
             if key in self._maps and stages is None:
                 self._maps.move_to_end(key)
                 return bound, self._maps[key][0]
         own = replace(bound, tensors={name: _frozen(x) for name, x in bound.tensors.items()})
-        made = map_of(kept, own, self.block_size, self.order, device, stages or Stages())
+        latest = self._tables
+        tables = latest[1] if latest and latest[0] == states else tables_of(own)
+        made = map_of(kept, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
+        self._tables = states, tables
         with self._lock:
             self._maps[key] = made, [given[name] for name in tensors]  # while a tensor lives, no other has its id
             while len(self._maps) > MAPS_KEPT:

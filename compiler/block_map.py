@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,9 @@ from flexspec.order import Order
 from flexspec.source import user_caret
 
 from .bounds import Grid
-from .classify import CHUNK, BlockKind, Runs
+from .leaves import CHUNK
 from .points import Array, evaluate_at
+from .runs import BlockKind, Runs
 
 
 class BSR(NamedTuple):
@@ -45,10 +46,15 @@ class BlockMap:
     index: Array
     tensors: Mapping[str, Array]
     order: Order | None
-    mask_mod: Any
+    print_mask_mod: Callable[[], Any]
     device: torch.device
     lists: dict[Any, Any] = field(default_factory=dict, repr=False)
     """torch's index lists, once they are made."""
+
+    @cached_property
+    def mask_mod(self) -> Any:
+        """The mask as a FlexAttention mask_mod over memory positions."""
+        return self.print_mask_mod()
 
     @property
     def q_len(self) -> int:
@@ -171,9 +177,7 @@ class BlockMap:
         where["kv"] = np.minimum(at_kv, self.kv_len - 1)[:, None, :]
         return evaluate_at(self.exprs[which], where, self.tensors) & inside
 
-    def tokens(
-        self, q_start: int, q_stop: int, kv_start: int, kv_stop: int, *, b: int = 0, h: int = 0
-    ) -> torch.Tensor:
+    def tokens(self, q_start: int, q_stop: int, kv_start: int, kv_stop: int, *, b: int = 0, h: int = 0) -> torch.Tensor:
         """The pairs of a region themselves: bool [q, kv]. FS030 for a region outside the lengths."""
         sides = ((q_start, q_stop, self.q_len), (kv_start, kv_stop, self.kv_len))
         if not all(0 <= start < stop <= length for start, stop, length in sides):

@@ -33,26 +33,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Pattern = Annotated[
-    str, typer.Argument(help="Pattern text, a spec file, or file.py:name.", show_default=False)
-]
+Pattern = Annotated[str, typer.Argument(help="Pattern text, a spec file, or file.py:name.", show_default=False)]
 Length = Annotated[int | None, typer.Option(help="Queries, in tokens. A canvas' own size where left out.")]
 KvLength = Annotated[int | None, typer.Option(help="Keys, in tokens. As many as queries where left out.")]
 BlockSize = Annotated[str, typer.Option(help="Tokens in a block: N, or QxKV such as 128x64.")]
 OrderText = Annotated[
     str | None, typer.Option("--order", help="Where tokens lie in memory, e.g. 'tiled(t=6, h=8, w=8)'.")
 ]
-Heads = Annotated[
-    int | None, typer.Option(help="How many heads there are, where the pattern depends on them.")
-]
-Batch = Annotated[
-    int | None, typer.Option(help="How many batch entries there are, where it depends on them.")
-]
+Heads = Annotated[int | None, typer.Option(help="How many heads there are, where the pattern depends on them.")]
+Batch = Annotated[int | None, typer.Option(help="How many batch entries there are, where it depends on them.")]
 Values = Annotated[
     list[str] | None,
-    typer.Option(
-        "-p", "--set", metavar="NAME=VALUE", help="A run-time value: 7, 0.5, true, 0,0,1,1 or ids.npy."
-    ),
+    typer.Option("-p", "--set", metavar="NAME=VALUE", help="A run-time value: 7, 0.5, true, 0,0,1,1 or ids.npy."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, also for a mistake.")]
 

@@ -50,9 +50,7 @@ def _object_in(path: Path, name: str) -> Any:
     own = [
         key
         for key, value in vars(module).items()
-        if isinstance(value, kinds)
-        or getattr(value, "__module__", None) == module.__name__
-        and callable(value)
+        if isinstance(value, kinds) or getattr(value, "__module__", None) == module.__name__ and callable(value)
     ]
     message = f"{path} has no `{name}`" if name else f"{path} is named without one of its patterns"
     raise FlexSpecError("FS051", message, fix=f"give {path}:NAME with {choices(own)}")
@@ -127,9 +125,7 @@ def region(text: str) -> tuple[int, int, int, int]:
 def region_around(pair: Sequence[int], q_len: int, kv_len: int) -> str:
     """A region with the pair (b, h, q, kv) in its middle, as `--region` takes it."""
     _, _, q, kv = pair
-    return ",".join(
-        f"{max(0, at - AROUND)}:{min(length, at + AROUND)}" for at, length in ((q, q_len), (kv, kv_len))
-    )
+    return ",".join(f"{max(0, at - AROUND)}:{min(length, at + AROUND)}" for at, length in ((q, q_len), (kv, kv_len)))
 
 
 def inputs(texts: Sequence[str] | None, *read_by: Formula) -> dict[str, Any]:
@@ -139,9 +135,7 @@ def inputs(texts: Sequence[str] | None, *read_by: Formula) -> dict[str, Any]:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name.strip().isidentifier() or not value.strip():
-            raise FlexSpecError(
-                "FS050", f"{text!r} is no value", fix="give -p window=512 or -p document_id=0,0,1"
-            )
+            raise FlexSpecError("FS050", f"{text!r} is no value", fix="give -p window=512 or -p document_id=0,0,1")
         node = nodes.get(name.strip())
         found[name.strip()] = _tensor(value, node) if node else _number(name, value)
     return found

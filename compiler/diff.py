@@ -19,10 +19,10 @@ from flexspec.order import flatten
 
 from .assume import reduced
 from .block_map import BlockMap
-from .classify import BlockKind, Runs
 from .pipeline import BlockSize, Stages, map_of
 from .points import Array
 from .proof import MaskLike, never, sizes_of, without
+from .runs import BlockKind, Runs
 from .search import PAIRS
 from .simplify import specialise
 

@@ -14,9 +14,11 @@ from flexspec.syntax import formula
 
 from .backends.torch_source import source_of
 from .block_map import BlockMap
-from .classify import BlockKind, contiguous_lists
+from .count import pairs_formula
 from .pipeline import Stages, needs_64_bits
 from .proof import Proof, ahead, lonely, never
+from .runs import BlockKind, contiguous_lists
+from .simplify import specialise
 
 _LONG = 100
 RUNS = {"kv side": "fwd_BLOCKS_ARE_CONTIGUOUS", "q side": "bwd_BLOCKS_ARE_CONTIGUOUS"}
@@ -122,6 +124,10 @@ def _spec(report: Report) -> list[str]:
 
 def _expr(report: Report, latex: bool) -> list[str]:
     lines = [f"keep   {report.mask_formula}"]
+    square = report.bound.sizes.q_len == report.bound.sizes.kv_len
+    pairs = pairs_formula(specialise(report.spec.kept.expr, report.bound.numbers, {})) if square else None
+    if pairs is not None:
+        lines.append(f"pairs  {pairs}")
     if report.score is not var("score"):
         lines.append(f"score  {formula(report.spec.formula.expr.children[1])}")
     if latex:

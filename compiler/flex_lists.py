@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from flexspec.errors import FlexSpecError
 from flexspec.source import user_caret
 
-from .classify import BlockKind
+from .runs import BlockKind
 
 if TYPE_CHECKING:
     from .block_map import BlockMap

@@ -59,6 +59,8 @@ def _far(x: Interval) -> Array:
 
 def _hide(bad: Array, x: Interval) -> Interval:
     """`x`, but any integer, or nan, where `bad`."""
+    if not bad.any():
+        return x
     if _is_int(x):
         return np.where(bad, _LEAST, x[0]), np.where(bad, _MOST, x[1])
     lost = x[0].dtype.type(np.nan)

@@ -1,6 +1,6 @@
 """The way through: spec, expression, simplified expression, blocks, kernel. Read this file first.
 
-    predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify--> BlockMap --lower--> kernel
+predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify--> BlockMap --lower--> kernel
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,11 @@ from flexspec.source import user_caret
 from .backends.torch_source import function_of
 from .block_map import BlockMap
 from .bounds import Bounds, Grid
-from .classify import Runs, Trail, classify
+from .classify import Trail, classify
 from .intervals import FAR
 from .points import Array
 from .simplify import as_array, specialise
+from .tables import Tables
 
 BlockSize = int | tuple[int, int]
 MAX_BLOCKS = 1 << 23
@@ -59,13 +61,15 @@ def block_map(
     block_size: BlockSize = 128,
     order: Order | None = None,
     device: torch.device | str = "cpu",
+    exact: bool = True,
     **inputs: Any,
 ) -> BlockMap:
     """Which blocks of a mask are empty, partial or full: exact, derived from the expression.
 
     q_len, kv_len: tokens (kv_len defaults to q_len). batch, heads: needed where the mask depends on them and no input
     says it. block_size: tokens, one number or (query, key). order: where tokens lie in memory; the map is over
-    memory positions, padding included. device: of the tensors that the map gives. inputs: run-time values by name.
+    memory positions, padding included. device: of the tensors that the map gives. exact: False leaves a block PARTIAL
+    that bounds alone do not decide, which is correct and may be quicker. inputs: run-time values by name.
     Raises FS020 to FS035.
 
     >>> import flexspec as fs
@@ -74,28 +78,46 @@ def block_map(
     """
     mask = from_mask_mod(mask)
     sizes = make_sizes(q_len, kv_len, batch, heads)
-    return map_of(mask, mask.bind(sizes, inputs), block_size, order, torch.device(device), Stages())
+    bound = mask.bind(sizes, inputs)
+    return map_of(mask, bound, block_size, order, torch.device(device), Stages(), exact=exact)
 
 
 def map_of(
-    mask: Mask, bound: Bound, block_size: BlockSize, order: Order | None, device: torch.device, stages: Stages
+    mask: Mask,
+    bound: Bound,
+    block_size: BlockSize,
+    order: Order | None,
+    device: torch.device,
+    stages: Stages,
+    *,
+    tables: Tables | None = None,
+    exact: bool = True,
 ) -> BlockMap:
-    """The pipeline from a mask and its values to its block map; every stage's result is kept in `stages`."""
+    """The pipeline from a mask and its values to its block map; every stage's result is kept in `stages`.
+
+    tables: of the same tensors, if a caller keeps them.
+    """
     grid = make_grid(bound.sizes, block_size, order)
     with stages.timed("EXPR"):
         expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     with stages.timed("SIMPLIFIED"):
-        tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
-        check_range(expr, tensors)
-        exprs = specialise_each(expr, bound, tensors)
+        tables = tables or tables_of(bound)
+        check_range(expr, tables.tensors)
+        exprs = specialise_each(expr, bound, tables.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
         unique = list(dict.fromkeys(exprs.reshape(-1)))
-        maps: list[Runs] = [classify(each, grid, tensors, trail) for each in unique]
+        maps = [classify(each, grid, tables, trail, exact=exact) for each in unique]
         index = np.array([unique.index(each) for each in exprs.reshape(-1)]).reshape(exprs.shape)
     stages.results |= {"EXPR": expr, "SIMPLIFIED": unique, "BLOCKS": trail}
-    mask_mod = function_of(expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
-    return BlockMap(mask.label, grid, tuple(maps), tuple(unique), index, tensors, order, mask_mod, device)
+    values = {**bound.all_numbers(), **bound.tensors}
+    printed = partial(function_of, expr, values, kind="mask_mod", device=device)
+    return BlockMap(mask.label, grid, tuple(maps), tuple(unique), index, tables.tensors, order, printed, device)
+
+
+def tables_of(bound: Bound) -> Tables:
+    """The tensors of a binding as arrays, with tables of what they hold."""
+    return Tables({name: as_array(tensor) for name, tensor in bound.tensors.items()})
 
 
 def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
@@ -157,9 +179,9 @@ _WRAPPING = {"add", "sub", "mul", "neg", "abs", "lshift", "floordiv"}
 
 def needs_64_bits(expr: Expr, bound: Bound, grid: Grid) -> bool:
     """May the expression compute an integer past 32 bits, which are a kernel's own?"""
-    tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
-    each = {*specialise_each(expr, bound, tensors).reshape(-1)}
-    return any(Bounds(one, grid, tensors).largest() >= 2**31 for one in each)
+    tables = tables_of(bound)
+    each = {*specialise_each(expr, bound, tables.tensors).reshape(-1)}
+    return any(Bounds(one, grid, tables).largest() >= 2**31 for one in each)
 
 
 def create_block_mask(

@@ -36,11 +36,11 @@ def evaluate_at(
 
     with np.errstate(all="ignore"):
         for node in needed(expr, columns):
-            if isinstance(node, Var):
-                done[node] = positions[node.name]
-            elif node in columns:
+            if node in columns:
                 side, values = columns[node]
                 done[node] = values[positions[side]]
+            elif isinstance(node, Var):
+                done[node] = positions[node.name]
             elif isinstance(node, Load):
                 index = tuple(convert(part, Type.INT) for part in node.index)
                 done[node] = _load(node, tensors[node.input.name], index)
@@ -51,6 +51,15 @@ def evaluate_at(
                     raise FlexSpecError("FS035", f"an integer is divided by zero in `{OPS[node.op].symbol}`")
                 done[node] = OPS[node.op].numpy(*args)
         return convert(expr, expr.type)
+
+
+def along(node: Expr, side: str, length: int, tensors: Mapping[str, Array]) -> Array:
+    """Values of a one-sided expression at every position of its side."""
+    if isinstance(node, Load) and [getattr(part, "name", None) for part in node.index] == [side]:
+        tensor = tensors[node.input.name]
+        if len(tensor) >= length:
+            return tensor[:length].astype(node.type.numpy, copy=False)
+    return evaluate_at(node, {side: np.arange(length)}, tensors)
 
 
 def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:

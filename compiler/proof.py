@@ -22,6 +22,7 @@ from .classify import Trail
 from .pipeline import check_range, specialise_each
 from .search import first_difference, first_lonely, first_pair
 from .simplify import as_array
+from .tables import Tables
 
 MaskLike = Mask | Callable[..., Any]
 Find = Callable[..., tuple[int, int | None] | None]
@@ -154,10 +155,10 @@ def never(mask: Mask, expr: Expr, bound: Bound, find: Find = first_pair) -> Proo
     tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
     expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
     check_range(expr, tensors)
-    trail = Trail()
+    trail, tables = Trail(), Tables(tensors)
     seen: set[Expr] = set()
     for (b, h), each in np.ndenumerate(specialise_each(expr, bound, tensors)):
-        found = find(each, q_len, kv_len, tensors, trail) if each not in seen else None
+        found = find(each, q_len, kv_len, tables, trail) if each not in seen else None
         seen.add(each)
         if found is not None:
             return Proof(False, (b, h, *found), sum(trail.boxes))

@@ -14,39 +14,41 @@ from flexspec.expr import Apply, Const, Expr, apply, const, substitute, var, wal
 
 from .assume import reduced
 from .bounds import Grid
-from .classify import BlockKind, Runs, Trail, classify
+from .classify import Trail, classify
 from .points import Array, evaluate_at
+from .runs import BlockKind, Runs
 from .simplify import simplify
+from .tables import Tables
 
-BLOCK = 32
+BLOCK = 128
 PAIRS = 1 << 22
 """Pairs that are evaluated at once."""
 Tensors = Mapping[str, Array]
 
 
-def first_pair(expr: Expr, q_len: int, kv_len: int, tensors: Tensors, trail: Trail) -> tuple[int, int] | None:
+def first_pair(expr: Expr, q_len: int, kv_len: int, tables: Tables, trail: Trail) -> tuple[int, int] | None:
     """The first (q, kv) in reading order at which `expr` is true, or None."""
     expr = reduced(expr)
     if isinstance(expr, Const) and not expr.value:
         return None
     for start, grid, part in _parts(expr, 0, q_len, kv_len):
-        runs = classify(part, grid, tensors, trail)
+        runs = classify(part, grid, tables, trail)
         rows = np.flatnonzero(np.diff(runs.first))
         if len(rows):
-            q, kv = _first_in_row(part, grid, tensors, runs, int(rows[0]))
+            q, kv = _first_in_row(part, grid, tables.tensors, runs, int(rows[0]))
             return start + q, kv
     return None
 
 
-def first_difference(expr: Expr, q_len: int, kv_len: int, tensors: Tensors, trail: Trail) -> tuple[int, int] | None:
+def first_difference(expr: Expr, q_len: int, kv_len: int, tables: Tables, trail: Trail) -> tuple[int, int] | None:
     """`first_pair` of `a ^ b`: of `a & ~b` and of `b & ~a`, where their parts say that these are simpler."""
     if isinstance(expr, Apply) and expr.op == "xor":
         a, b = expr.args
         sides = [simplify(apply("and", x, apply("not", y))) for x, y in ((a, b), (b, a))]
         if any(_size(reduced(side)) < _size(side) for side in sides):
-            found = [first_pair(side, q_len, kv_len, tensors, trail) for side in sides]
+            found = [first_pair(side, q_len, kv_len, tables, trail) for side in sides]
             return min((pair for pair in found if pair is not None), default=None)
-    return first_pair(expr, q_len, kv_len, tensors, trail)
+    return first_pair(expr, q_len, kv_len, tables, trail)
 
 
 def _size(expr: Expr) -> int:
@@ -89,7 +91,7 @@ def _evaluate(expr: Expr, q: Array, kv: Array, tensors: Tensors) -> Array:
     return np.broadcast_to(evaluate_at(expr, {"q": q, "kv": kv}, tensors), np.broadcast_shapes(q.shape, kv.shape))
 
 
-def first_lonely(expr: Expr, q_len: int, kv_len: int, tensors: Tensors, trail: Trail) -> int | None:
+def first_lonely(expr: Expr, q_len: int, kv_len: int, tables: Tables, trail: Trail) -> int | None:
     """The first query that keeps no key, or None.
 
     Likely keys come first: its own, its neighbours', the first, the last. Blocks are asked about the queries left.
@@ -97,13 +99,13 @@ def first_lonely(expr: Expr, q_len: int, kv_len: int, tensors: Tensors, trail: T
     queries = np.arange(q_len)
     for key in (queries, queries - 1, queries + 1, 0 * queries, 0 * queries + kv_len - 1):
         at = np.clip(key[queries], 0, kv_len - 1)
-        queries = queries[~_evaluate(expr, queries, at, tensors)]
+        queries = queries[~_evaluate(expr, queries, at, tables.tensors)]
     if not len(queries):
         return None
     for start, grid, part in _parts(expr, int(queries[0]) // BLOCK * BLOCK, q_len, kv_len):
         mine = queries[(queries >= start) & (queries < start + grid.q_len)] - start
         if len(mine):
-            lonely = _lonely_in(part, grid, tensors, classify(part, grid, tensors, trail), mine)
+            lonely = _lonely_in(part, grid, tables.tensors, classify(part, grid, tables, trail), mine)
             if lonely is not None:
                 return start + lonely
     return None

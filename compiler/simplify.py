@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import lru_cache, reduce
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.expr import Apply, Const, Expr, Load, apply, const, params_of, substitute, transform, walk
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
+from .limits import limits
 from .points import Array, evaluate_at
 
 Rule = Callable[[Apply], Expr | None]
@@ -26,16 +27,27 @@ def simplify(expr: Expr) -> Expr:
 
 def specialise(expr: Expr, values: Mapping[str, int | float | bool], tensors: Mapping[str, Array]) -> Expr:
     """`expr` with parameters, sizes or positions fixed to `values`, loads at fixed places read, and simplified."""
-    kinds = {name: node.type for name, node in params_of(expr).items()}
-    filled = substitute(expr, {name: _constant(value, kinds.get(name)) for name, value in values.items()})
+    told = tuple((name, value, repr(value)) for name, value in values.items() if name in expr.names)
+    filled = _filled(expr, told)
+
+    def fixed(node: Expr) -> bool:
+        held = isinstance(node, Load) and node.input.name in tensors
+        return held and all(isinstance(part, Const) for part in node.children)
 
     def visit(node: Expr) -> Expr:
-        held = isinstance(node, Load) and node.input.name in tensors
-        if held and all(isinstance(part, Const) for part in node.children):
-            return _constant(evaluate_at(node, {}, tensors).item(), node.type)
-        return _visit(node)
+        return _constant(evaluate_at(node, {}, tensors).item(), node.type) if fixed(node) else _visit(node)
 
-    return transform(filled, visit)
+    return transform(filled, visit) if any(map(fixed, walk(filled))) else filled
+
+
+@lru_cache(512)
+def _filled(expr: Expr, values: tuple[tuple[str, int | float | bool, str], ...]) -> Expr:
+    """`expr` with these values, simplified. Kept, as a mask meets new lengths more often than new numbers.
+
+    The third of each value is its text: 1, 1.0 and True are equal keys, and so are 0.0 and -0.0.
+    """
+    kinds = {name: node.type for name, node in params_of(expr).items()}
+    return simplify(substitute(expr, {name: _constant(value, kinds.get(name)) for name, value, _ in values}))
 
 
 def _constant(value: bool | int | float, kind: Type | None) -> Const:
@@ -129,6 +141,29 @@ def arithmetic(node: Apply) -> Expr | None:
         inner = _by_constant(x, "mod")
         return apply("mod", inner[0], c) if inner and inner[1] % c.value == 0 else None
     return None
+
+
+def digits(node: Apply) -> Expr | None:
+    """`(6 * a + b) // 6` and `(6 * a + b) % 6`: multiples of the divisor leave, and `b` goes where it fits below it."""
+    if node.type is not Type.INT or node.op not in ("floordiv", "mod"):
+        return None
+    x, c = node.args
+    if not isinstance(c, Const) or c.value <= 0:
+        return None
+    divisor = int(c.value)
+    terms, constant = linear(x)
+    whole = {term: count // divisor for term, count in terms.items() if count % divisor == 0}
+    rest = {term: count for term, count in terms.items() if count % divisor}
+    left = from_linear(rest, constant % divisor)
+    lo, hi = limits(left)
+    fits = lo >= 0 and hi < divisor
+    if not (fits or whole or constant // divisor) or not _fits(terms, constant):
+        return None
+    if node.op == "mod":
+        return left if fits else apply("mod", left, c)
+    if not fits:
+        whole[_visit(apply("floordiv", left, c))] = 1
+    return from_linear(whole, constant // divisor)
 
 
 def _by_constant(x: Expr, op: str) -> tuple[Expr, int] | None:
@@ -254,7 +289,7 @@ def compare(node: Apply) -> Expr | None:
     return apply(op, from_linear(terms, 0), const(right))
 
 
-RULES: tuple[Rule, ...] = (fold, casts, logic, choose, arithmetic, sums, compare)
+RULES: tuple[Rule, ...] = (fold, casts, logic, choose, arithmetic, digits, sums, compare)
 
 
 def as_array(value: object) -> Array:

@@ -25,11 +25,12 @@ if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler
 if TYPE_CHECKING:
     from .compiler.attend import CompiledAttention, compile
     from .compiler.block_map import BlockMap
-    from .compiler.classify import BlockKind
     from .compiler.diff import Diff, diff
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
+    from .compiler.reach import Reach, reach
     from .compiler.reference import reference_attention
+    from .compiler.runs import BlockKind
 
 __all__ = [
     "Attention",
@@ -45,6 +46,7 @@ __all__ = [
     "Order",
     "Param",
     "Proof",
+    "Reach",
     "ScoreMod",
     "axes",
     "block_map",
@@ -62,6 +64,7 @@ __all__ = [
     "mask",
     "parse",
     "parse_pattern",
+    "reach",
     "reference_attention",
     "row_major",
     "score",
@@ -77,6 +80,7 @@ _COMPILER = {
     "CompiledAttention": "attend",
     "Diff": "diff",
     "Proof": "proof",
+    "Reach": "reach",
     "block_map": "pipeline",
     "compile": "attend",
     "create_block_mask": "pipeline",
@@ -86,6 +90,7 @@ _COMPILER = {
     "implies": "proof",
     "is_causal": "proof",
     "is_empty": "proof",
+    "reach": "reach",
     "reference_attention": "reference",
 }
 

@@ -18,9 +18,7 @@ from .source import user_caret
 Value: TypeAlias = torch.Tensor | bool | int | float
 
 
-def evaluate(
-    expr: Expr, values: Mapping[str, Value], *, precise: bool = False, checked: bool = True
-) -> torch.Tensor:
+def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False, checked: bool = True) -> torch.Tensor:
     """The value of `expr`, broadcast over the tensors in `values` (positions, parameters, sizes, inputs by name).
 
     Integers are int64, floats float32, or float64 when `precise`. Raises FS024 (an index outside its tensor)

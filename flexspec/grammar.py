@@ -1,7 +1,7 @@
 """The text grammar that expressions and patterns share: characters to a tree of `Node`s, never to code.
 
-    text    : { name ":" type [ "[" dims "]" ] ";" } expr
-    expr    : Python's operators with Python's precedence, calls, dicts `{t: 2}`, indexing and `q.t`
+text    : { name ":" type [ "[" dims "]" ] ";" } expr
+expr    : Python's operators with Python's precedence, calls, dicts `{t: 2}`, indexing and `q.t`
 """
 
 from __future__ import annotations

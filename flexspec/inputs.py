@@ -229,9 +229,7 @@ def _infer(
     return Sizes(sizes.q_len, sizes.kv_len, found["batch"], found["heads"])
 
 
-def _fit(
-    nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes
-) -> dict[str, torch.Tensor]:
+def _fit(nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> dict[str, torch.Tensor]:
     fitted: dict[str, torch.Tensor] = {}
     seen: dict[str, tuple[int, str]] = {}
     for name, tensor in tensors.items():

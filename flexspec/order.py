@@ -229,7 +229,5 @@ def flatten(expr: Expr, canvas: Canvas | None) -> Expr:
     """`expr` with coordinates written as arithmetic on row-major positions."""
     if canvas is None:
         return expr
-    values = {
-        f"{side}.{name}": part for side in ("q", "kv") for name, part in canvas.coordinates(var(side)).items()
-    }
+    values = {f"{side}.{name}": part for side in ("q", "kv") for name, part in canvas.coordinates(var(side)).items()}
     return substitute(expr, values)

@@ -99,9 +99,7 @@ def save(spec: Mask | ScoreMod | Attention, path: str | os.PathLike[str]) -> Non
         text = yaml.dump(document, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
     if len(text.encode()) > MAX_BYTES:
         fix = "make the tensors run-time inputs: fs.Input"
-        raise FlexSpecError(
-            "FS053", f"the file would be larger than {MAX_BYTES:,} bytes", fix=fix, where=user_caret()
-        )
+        raise FlexSpecError("FS053", f"the file would be larger than {MAX_BYTES:,} bytes", fix=fix, where=user_caret())
     _write(target, text)
 
 
@@ -198,9 +196,7 @@ def _fitting(node: Input, item: _Tensor) -> torch.Tensor:
 def _tensor(item: _Tensor) -> torch.Tensor:
     values = [_SPECIAL.get(value, value) if isinstance(value, str) else value for value in item.values]
     legal = {"bool": (bool,), "f": (int, float)}.get("f" if "float" in item.dtype else item.dtype, (int,))
-    wrong = next(
-        (v for v in values if not isinstance(v, legal) or isinstance(v, bool) != (bool in legal)), None
-    )
+    wrong = next((v for v in values if not isinstance(v, legal) or isinstance(v, bool) != (bool in legal)), None)
     if wrong is not None:
         raise FlexSpecError("FS023", f"{wrong!r} is no {item.dtype}")
     dtype = getattr(torch, item.dtype)

@@ -112,9 +112,7 @@ class _Reading:
             value = self.as_formula(node, value)
         if not isinstance(value, (Mask, ScoreMod)):
             message = f"the text is a {_kind(value)}, not a pattern"
-            raise text_error(
-                self.text, node.at, message, "write a mask, a comparison or a score mod", "FS007"
-            )
+            raise text_error(self.text, node.at, message, "write a mask, a comparison or a score mod", "FS007")
         axes = value.canvas.names if value.canvas else ()
         for name in sorted(value.expr.names):
             head, dot, axis = name.partition(".")
@@ -255,9 +253,7 @@ class _Reading:
         fix = "index it, as in ids[b, q]" if isinstance(value, Input) else "write a number or a position"
         if isinstance(value, Formula):
             fix = f"if a number is meant, declare it in front: `{node.value}: int; ...`"
-        raise text_error(
-            self.text, node.at, f"a {_kind(value)} stands where a number is needed", fix, "FS010"
-        )
+        raise text_error(self.text, node.at, f"a {_kind(value)} stands where a number is needed", fix, "FS010")
 
     def made(self, node: Node, make: Callable[..., Any], args: list[Any], given: dict[str, Any]) -> Any:
         """What a constructor makes of values; its errors get a caret into the text."""

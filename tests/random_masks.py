@@ -24,9 +24,7 @@ def _pair(form: str, *parts: Written, python: str | None = None) -> Written:
     return Written(form.format(*(p.ours for p in parts)), (python or form).format(*(p.python for p in parts)))
 
 
-DECLARED = (
-    "sorted_ids: int[_]; ids: int[_]; flags: bool[_]; per_head: int[_]; grid: bool[_, _]; two: int[_, _]; "
-)
+DECLARED = "sorted_ids: int[_]; ids: int[_]; flags: bool[_]; per_head: int[_]; grid: bool[_, _]; two: int[_, _]; "
 
 
 def tables(length: int, batch: int, heads: int, seed: int) -> dict[str, torch.Tensor]:
@@ -87,9 +85,7 @@ def _logic(inner: st.SearchStrategy[Written]) -> st.SearchStrategy[Written]:
     return st.one_of(
         st.tuples(st.sampled_from(["({} & {})", "({} | {})", "({} ^ {})"]), two).map(lambda x: _pair(x[0], *x[1])),
         inner.map(lambda x: _pair("(~{})", x, python="(not {})")),
-        st.tuples(inner, inner, inner).map(
-            lambda x: _pair("where({}, {}, {})", *x, python="({1} if {0} else {2})")
-        ),
+        st.tuples(inner, inner, inner).map(lambda x: _pair("where({}, {}, {})", *x, python="({1} if {0} else {2})")),
     )
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from flexspec.compiler import classify
+from flexspec.compiler import classify, leaves
 from flexspec.compiler.backends.torch_source import function_of
+from flexspec.compiler.runs import contiguous_lists
 from flexspec.compiler.simplify import simplify
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_masks import block_kinds, make_mask, masks, tables, truth
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
@@ -49,6 +50,26 @@ def test_random_masks_at_length_against_dense(written, q_len, kv_len, block, see
     same_as_truth(mask, mask.dense(q_len, kv_len, batch=2, heads=2), q_len, kv_len, block, batch=2, heads=2)
 
 
+@pytest.fixture
+def small_steps(monkeypatch):
+    """Every stage of the search is reached at small sizes."""
+    for module, name, value in ((classify, "_FIRST", 2), (classify, "_FINER", 1), (leaves, "_LEAF", 2)):
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(leaves, "CHUNK", 64)
+    monkeypatch.setattr(leaves, "_FEW", 2)
+    monkeypatch.setattr(leaves, "_BLOCKS", 16)
+    monkeypatch.setattr(leaves, "_witnesses", lambda: [np.array([[0.0, 1.0], [1.0, 0.0]])])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(masks, st.integers(1, 200), st.integers(1, 200), st.integers(1, 20), st.integers(1, 20), st.integers(0, 99))
+def test_random_masks_in_small_steps(small_steps, written, q_len, kv_len, block_q, block_kv, seed):
+    held = tables(max(q_len, kv_len, 4), 2, 2, seed)
+    mask = make_mask(written, held)
+    kept = mask.dense(q_len, kv_len, batch=2, heads=2)
+    same_as_truth(mask, kept, q_len, kv_len, (block_q, block_kv), batch=2, heads=2)
+
+
 @settings(max_examples=150, deadline=None)
 @given(masks, st.integers(0, 9))
 def test_simplify_keeps_the_value(written, seed):
@@ -79,7 +100,11 @@ def test_classification_does_not_need_its_bounds(text, bounded, monkeypatch):
     """Bounds only save work: with every box undecided the answer is the same."""
     mask = fs.Mask(fs.parse(text), text)
     if not bounded:
-        unknown = lambda self, level, q, kv: (np.zeros(len(q), bool), np.ones(len(q), bool))  # noqa: E731
+
+        def unknown(self, level, q, kv):
+            shape = np.broadcast_shapes(q.shape, kv.shape)
+            return np.zeros(shape, bool), np.ones(shape, bool)
+
         monkeypatch.setattr(classify.Bounds, "over", unknown)
     same_as_truth(mask, mask.dense(150, 131), 150, 131, (16, 24))
 
@@ -166,7 +191,7 @@ def test_contiguous_lists_by_looking():
         kinds = fs.block_map(fs.Mask(fs.parse(text), text), 128, block_size=16).kinds()
         for prefix, table in (("fwd", kinds[0, 0]), ("bwd", kinds[0, 0].T)):
             one = all(runs((row == kind).tolist()) <= 1 for row in table for kind in (1, 2))
-            assert (f"{prefix}_BLOCKS_ARE_CONTIGUOUS" in classify.contiguous_lists(kinds)) == one, text
+            assert (f"{prefix}_BLOCKS_ARE_CONTIGUOUS" in contiguous_lists(kinds)) == one, text
 
 
 def test_documents_like_torchs():

@@ -83,9 +83,7 @@ def test_patterns_lists_the_catalog():
 @pytest.mark.parametrize("example", [entry.example for entry in CATALOG.values() if "(" in entry.example])
 def test_every_example_of_the_catalog_is_read(example):
     given = "-p document_id=x" if example == "document()" else ""
-    output = (
-        CliRunner().invoke(app, ["show", example, "--length", "64", "--json", *shlex.split(given)]).output
-    )
+    output = CliRunner().invoke(app, ["show", example, "--length", "64", "--json", *shlex.split(given)]).output
     assert json.loads(output).get("error", {}).get("code") not in ("FS050", "FS051", "FS053")
 
 
@@ -140,9 +138,7 @@ def test_values_are_given_by_name():
 
 
 def test_heads_are_chosen():
-    drawn = [
-        run(f"show mine.py:by_head --length 6 --block-size 1 --heads 2 --head {head}") for head in (0, 1)
-    ]
+    drawn = [run(f"show mine.py:by_head --length 6 --block-size 1 --heads 2 --head {head}") for head in (0, 1)]
     assert drawn[0] != drawn[1] and "head 1 of 2" in drawn[1]
 
 
@@ -272,24 +268,15 @@ def test_a_mistake_shows_the_text_or_the_users_own_line():
     assert "    causal(\n           ^" in CliRunner().invoke(app, ["show", "causal("]).stderr
     chained = CliRunner().invoke(app, shlex.split("show mine.py:chained --length 9")).stderr
     assert "return kv_idx < q_idx < 3\n" in chained and "^^^^" in chained and "mine.py" in chained
-    assert (
-        'File "broken.py", line 2\n    x = 1 / 0' in CliRunner().invoke(app, ["show", "broken.py:x"]).stderr
-    )
+    assert 'File "broken.py", line 2\n    x = 1 / 0' in CliRunner().invoke(app, ["show", "broken.py:x"]).stderr
     absent = CliRunner().invoke(app, ["show", "mine.py:absent"]).stderr
     assert "near" in absent and "mask_mod" in absent and "number" not in absent
 
 
 def test_fixes_are_in_the_words_of_the_command_line():
-    assert (
-        "add --heads <count>"
-        in CliRunner().invoke(app, shlex.split("show mine.py:by_head --length 9")).stderr
-    )
-    assert (
-        "add -p document_id=<" in CliRunner().invoke(app, shlex.split("show 'document()' --length 9")).stderr
-    )
-    assert (
-        "`flexspec patterns` lists all" in CliRunner().invoke(app, shlex.split("show nope --length 9")).stderr
-    )
+    assert "add --heads <count>" in CliRunner().invoke(app, shlex.split("show mine.py:by_head --length 9")).stderr
+    assert "add -p document_id=<" in CliRunner().invoke(app, shlex.split("show 'document()' --length 9")).stderr
+    assert "`flexspec patterns` lists all" in CliRunner().invoke(app, shlex.split("show nope --length 9")).stderr
 
 
 @pytest.mark.parametrize("command", ["", "show", "explain", "check", "patterns"])

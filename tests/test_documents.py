@@ -106,9 +106,7 @@ def test_same_label_against_the_oracle(background):
     def make(labels):
         return p.same_label(labels, background)
 
-    per_sequence(
-        make, lambda q, kv, row: oracle.same_label(q, kv, row, background), numbers(3, 2, 11, -1, 2), q_len=6
-    )
+    per_sequence(make, lambda q, kv, row: oracle.same_label(q, kv, row, background), numbers(3, 2, 11, -1, 2), q_len=6)
 
 
 def test_same_label_for_each_head():
@@ -116,9 +114,7 @@ def test_same_label_for_each_head():
     got, rows_of = p.same_label(data).dense(7).tolist(), data.tolist()
     for b in range(2):
         for h in range(3):
-            assert got[b][h] == oracle.matrix(
-                lambda q, kv, row=rows_of[b][h]: oracle.same_label(q, kv, row), 7
-            )
+            assert got[b][h] == oracle.matrix(lambda q, kv, row=rows_of[b][h]: oracle.same_label(q, kv, row), 7)
     assert p.same_label().dense(7, labels=data[:, 0])[1, 0].tolist() == got[1][0]
 
 
@@ -299,9 +295,7 @@ def test_segments():
         x x x x . .
         x x . . x x
         x x . . x x""")
-    assert repr(kept).startswith(
-        "segments(lengths={'text': 2, 'image': 4}, table={('text', 'text'): causal()"
-    )
+    assert repr(kept).startswith("segments(lengths={'text': 2, 'image': 4}, table={('text', 'text'): causal()")
 
 
 def test_segments_see_their_own_positions_and_lengths():
@@ -361,13 +355,9 @@ def test_segments_with_an_open_input_read_the_tensor_of_their_segment():
 
 
 def test_segments_with_parameters_and_composition():
-    kept = p.segments({"a": 3, "b": 4}, {("b", "b"): p.causal_window}) & p.document(
-        torch.tensor([0] * 5 + [1] * 2)
-    )
+    kept = p.segments({"a": 3, "b": 4}, {("b", "b"): p.causal_window}) & p.document(torch.tensor([0] * 5 + [1] * 2))
     plain = {("b", "b"): lambda q, kv: oracle.causal_window(q, kv, 2)}
-    wanted = oracle.matrix(
-        lambda q, kv: oracle.segments(q, kv, {"a": 3, "b": 4}, plain) and (q < 5) == (kv < 5), 7
-    )
+    wanted = oracle.matrix(lambda q, kv: oracle.segments(q, kv, {"a": 3, "b": 4}, plain) and (q < 5) == (kv < 5), 7)
     assert rows(kept, 7, window=2) == wanted
 
 

@@ -254,9 +254,7 @@ def test_terminal_draws_blocks_where_pairs_do_not_fit():
 def test_terminal_keeps_a_thin_diagonal():
     lines = terminal.draw(fs.block_map(diagonal, 100_000), color=False).splitlines()
     rows = [line.split("│")[1] for line in lines if line.count("│") == 2]
-    assert all("░" in row for row in rows) and all(
-        any(row[i] == "░" for row in rows) for i in range(len(rows[0]))
-    )
+    assert all("░" in row for row in rows) and all(any(row[i] == "░" for row in rows) for i in range(len(rows[0])))
     assert "a cell is" in lines[-1]
 
 

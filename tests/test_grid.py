@@ -146,9 +146,7 @@ def test_neighborhood_on_a_line(length, window):
                     continue
                 kept = p.neighborhood(canvas, window, stride, dilation, causal)
                 wanted = oracle.matrix(
-                    lambda q, kv, s=stride, d=dilation, c=causal: oracle.neighborhood(
-                        q, kv, length, window, s, d, c
-                    ),
+                    lambda q, kv, s=stride, d=dilation, c=causal: oracle.neighborhood(q, kv, length, window, s, d, c),
                     length,
                 )
                 assert rows(kept, canvas) == wanted, kept
@@ -184,9 +182,7 @@ def test_sliding_tile_on_a_line(length, tile):
     canvas = Canvas(x=length)
     for count in (1, 2, 3, 4, 9):
         kept = p.sliding_tile(canvas, window=count * tile, tile=tile)
-        wanted = oracle.matrix(
-            lambda q, kv, n=count: oracle.sliding_tile(q, kv, length, n * tile, tile), length
-        )
+        wanted = oracle.matrix(lambda q, kv, n=count: oracle.sliding_tile(q, kv, length, n * tile, tile), length)
         assert rows(kept, canvas) == wanted, kept
 
 
@@ -219,9 +215,7 @@ def test_windows_against_the_oracle(wrap, shift):
     for sides, size in [({"x": 8}, 4), ({"x": 7}, 3), ({"x": 5}, 9), ({"h": 4, "w": 6}, {"h": 2, "w": 3})]:
         canvas = Canvas(**sides)
         wanted = oracle.canvas_matrix(
-            lambda q, kv, name, sides=sides, size=size: oracle.windows(
-                q, kv, sides[name], of(size, name), shift, wrap
-            ),
+            lambda q, kv, name, sides=sides, size=size: oracle.windows(q, kv, sides[name], of(size, name), shift, wrap),
             sides,
         )
         assert rows(p.windows(canvas, size, shift, wrap), canvas) == wanted
@@ -257,10 +251,7 @@ def test_labels_show_name_and_parameters():
     assert repr(p.neighborhood(canvas, 3, dilation={"h": 2})).endswith("window=3, dilation={'h': 2})")
     assert repr(p.axial(canvas, "h")) == "axial(canvas=canvas(h=4, w=4), axis='h')"
     assert repr(p.sliding_tile(canvas, 2, 1)) == "sliding_tile(canvas=canvas(h=4, w=4), window=2, tile=1)"
-    assert (
-        repr(p.windows(canvas, 2, wrap=True))
-        == "windows(canvas=canvas(h=4, w=4), size=2, shift=0, wrap=True)"
-    )
+    assert repr(p.windows(canvas, 2, wrap=True)) == "windows(canvas=canvas(h=4, w=4), size=2, shift=0, wrap=True)"
 
 
 VIDEO = Canvas(t=4, h=4, w=4)

@@ -68,9 +68,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
 @pytest.mark.parametrize("path", LANGUAGE, ids=name_of)
 def test_nothing_is_run_from_text(path: Path) -> None:
     calls = [node.func for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    assert not [
-        call.id for call in calls if isinstance(call, ast.Name) and call.id in ("eval", "exec", "__import__")
-    ]
+    assert not [call.id for call in calls if isinstance(call, ast.Name) and call.id in ("eval", "exec", "__import__")]
 
 
 HEAVY = ["matplotlib", "typer", "rich", "flexspec.compiler", "torch._inductor.compile_fx"]

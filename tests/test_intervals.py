@@ -70,6 +70,42 @@ def test_every_value_lies_within(op, kinds):
             assert unknown or ((lo[at] <= result) & (result <= hi[at])).all(), (combination, lo[at], hi[at], result)
 
 
+LEAST, MOST = -(2**63), 2**63 - 1
+EDGES = [LEAST, LEAST + 1, -FAR, -3, 0, 1, 2**31, FAR, MOST]
+INT_OPS = [op for op in OPS.values() if op.name in RULES and op.name not in ("where",)]
+
+
+@pytest.mark.parametrize("op", INT_OPS, ids=lambda op: op.name)
+def test_at_the_ends_of_64_bits_bounds_hold_or_refuse(op):
+    """Values wrap as the kernels' do; whatever they become lies within, or the expression is refused (FS034)."""
+    kinds = (Type.INT,) * op.arity
+    try:
+        operand_kinds, _ = op.signature(kinds)
+    except TypeError:
+        return
+    intervals = list(itertools.combinations_with_replacement(EDGES, 2))
+    refused = 0
+    for combination in itertools.product(intervals, repeat=op.arity):
+        ends = [(np.array([lo], np.int64), np.array([hi], np.int64)) for lo, hi in combination]
+        inside = [[x for x in EDGES if lo <= x <= hi] for lo, hi in combination]
+        columns = [np.array(column, np.int64) for column in zip(*itertools.product(*inside), strict=True)]
+        if op.name in ("floordiv", "mod"):
+            columns = [column[columns[1] != 0] for column in columns]
+        if op.name in ("lshift", "rshift"):
+            columns = [column[(columns[1] >= 0) & (columns[1] < 64)] for column in columns]
+        with np.errstate(all="ignore"):
+            try:
+                lo, hi = bound(op.name, ends, kinds)
+            except fs.FlexSpecError as error:
+                assert error.code == "FS034"
+                refused += 1
+                continue
+            result = op.numpy(*(column.astype(kind.numpy) for column, kind in zip(columns, operand_kinds, strict=True)))
+        unknown = lo[0] != lo[0]
+        assert unknown or ((lo <= result) & (result <= hi)).all(), (combination, lo, hi, result)
+    assert refused == 0 or op.name == "mul"
+
+
 def test_products_past_64_bits_are_an_error_and_no_wrong_map():
     with pytest.raises(fs.FlexSpecError) as caught:
         fs.block_map(fs.Mask(fs.parse("q * q * q * q * q >= 0"), "fifth power"), 100_000)

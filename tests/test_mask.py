@@ -88,13 +88,7 @@ def near(q, kv, *, window: Annotated[int, Field(ge=1)] = 2, sink: int = 0):
 
 
 def test_parameters_bound_free_and_at_run_time() -> None:
-    assert (
-        grid(near(window=1))
-        == grid(diagonal)
-        == grid(near, window=1)
-        == grid(near(1, 0))
-        == grid(near(1)(sink=0))
-    )
+    assert grid(near(window=1)) == grid(diagonal) == grid(near, window=1) == grid(near(1, 0)) == grid(near(1)(sink=0))
     assert grid(near) == ["#...", "##..", ".##.", "..##"]
     assert grid(near(sink=1)) == ["#...", "##..", "###.", "#.##"]
     assert grid(near(window=1) | near(window=1)(sink=1)) == ["#...", "##..", "#.#.", "#..#"]
@@ -263,6 +257,4 @@ PAIRS = st.recursive(
 @given(PAIRS, st.integers(1, 7), st.integers(1, 7))
 def test_any_composition_is_pythons(pair, q_len, kv_len) -> None:
     mask, fn = pair
-    assert mask.dense(q_len, kv_len)[0, 0].tolist() == [
-        [fn(q, kv) for kv in range(kv_len)] for q in range(q_len)
-    ]
+    assert mask.dense(q_len, kv_len)[0, 0].tolist() == [[fn(q, kv) for kv in range(kv_len)] for q in range(q_len)]

@@ -28,10 +28,7 @@ def tiled_positions(lengths: tuple[int, ...], tile: tuple[int, ...]) -> list[int
 
 
 SMALL = [
-    lengths
-    for rank in (1, 2, 3)
-    for lengths in product((1, 2, 3, 5), repeat=rank)
-    if rank < 3 or 5 not in lengths
+    lengths for rank in (1, 2, 3) for lengths in product((1, 2, 3, 5), repeat=rank) if rank < 3 or 5 not in lengths
 ]
 NAMES = ("t", "h", "w")
 
@@ -90,9 +87,7 @@ IDS = torch.arange(24) * 5 % 7
 MASKS = {
     "causal": fs.mask(lambda q, kv: q >= kv),
     "captured": fs.from_mask_mod(lambda b, h, q, kv: (IDS[q] == IDS[kv]) | (h == 1)),
-    "axes": fs.mask(canvas=VIDEO)(
-        lambda q, kv: ((q.h - kv.h).abs() <= 1) & (q.w // 2 == kv.w // 2) | (q.t < kv.t)
-    ),
+    "axes": fs.mask(canvas=VIDEO)(lambda q, kv: ((q.h - kv.h).abs() <= 1) & (q.w // 2 == kv.w // 2) | (q.t < kv.t)),
     "positions and axes": fs.mask(canvas=VIDEO)(lambda q, kv: (q >= kv) & (q.w == kv.w)),
     "everything": fs.Mask.constant(True),
 }
@@ -101,9 +96,7 @@ MASKS = {
 @pytest.mark.parametrize("name", ORDERS)
 def test_apply_and_undo(name: str) -> None:
     order = ORDERS[name]
-    x = torch.randn(
-        2, 24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
-    )
+    x = torch.randn(2, 24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     moved = order.apply(x)
     source = order.permutation(24).tolist()
     assert moved.shape == (2, len(source), 3)

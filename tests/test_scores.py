@@ -107,9 +107,7 @@ def test_t5_buckets_as_hugging_face_computes_them():
     assert p.t5_buckets(32, False, 128).equal(torch.where(n < 16, n, large.clamp(max=31)))
 
 
-@pytest.mark.parametrize(
-    "bidirectional, buckets, max_distance", [(True, 8, 6), (False, 7, 8), (True, 32, 128)]
-)
+@pytest.mark.parametrize("bidirectional, buckets, max_distance", [(True, 8, 6), (False, 7, 8), (True, 32, 128)])
 def test_t5_bias(bidirectional, buckets, max_distance):
     table = rounded(buckets, HEADS)
 

@@ -29,6 +29,13 @@ REWRITES = {
     "(q < 3) == (kv < 3)": "~((q < 3) ^ (kv < 3))",
     "q % 0 == 3 % 0": "q % 0 - 3 % 0 == 0",
     "0 * q < 1": "True",
+    "(q // 24 * 6 + q % 12 // 2) // 6 == kv": "q // 24 - kv == 0",
+    "(q // 24 * 6 + q % 12 // 2) % 6 == kv": "q % 12 // 2 - kv == 0",
+    "(q % 5 * 8 + kv + 19) // 8 == 0": "q % 5 + (kv + 3) // 8 == -2",
+    "(8 * q + kv % 7 * 2) // 8 == kv": "q + kv % 7 * 2 // 8 - kv == 0",
+    "(q % 8 - 1) // 8 == kv": "(q % 8 + 7) // 8 - kv == 1",
+    "max(q % 4, 1) // 4 == kv": "kv == 0",
+    "h % 9 % 16 == kv": "h % 9 - kv == 0",
 }
 
 
@@ -36,6 +43,18 @@ REWRITES = {
 def test_rewrites(text):
     assert formula(simplify(fs.parse(text))) == REWRITES[text]
     assert simplify(simplify(fs.parse(text))) is simplify(fs.parse(text))
+
+
+divided = st.tuples(*[st.integers(-9, 9)] * 3, st.integers(1, 9), st.sampled_from(["//", "%"]), st.integers(1, 9))
+
+
+@settings(max_examples=300, deadline=None)
+@given(divided, st.sampled_from(["kv", "kv % 5", "kv // 3 % 4", "min(kv, 3)", "-kv", "int(kv > 2)"]))
+def test_digits_keep_the_value(numbers, part):
+    a, b, c, m, op, n = numbers
+    text = f"({a} * q + {b} * ({part}) + {c}) {op} {m} * 5 - q % 3 * 2 {op} {n} == kv"
+    before, after = fs.Mask(fs.parse(text), "before"), fs.Mask(simplify(fs.parse(text)), "after")
+    assert before.dense(12, 20).equal(after.dense(12, 20))
 
 
 sums = st.recursive(

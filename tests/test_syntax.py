@@ -100,9 +100,7 @@ def test_precedence_is_pythons(left: str, compare: str, right: str, q: int, kv: 
         assert evaluate(parse(str(parse(text))), {"q": q, "kv": kv}).item() == wanted
 
 
-@pytest.mark.parametrize(
-    "text", ["1 << q + 2", "1 << 2 << q", "64 >> 1 >> q", "1 | 2 << q & 7", "-q - -kv", "- -q"]
-)
+@pytest.mark.parametrize("text", ["1 << q + 2", "1 << 2 << q", "64 >> 1 >> q", "1 | 2 << q & 7", "-q - -kv", "- -q"])
 def test_precedence_of_shifts_and_signs(text: str) -> None:
     assert evaluate(parse(text), {"q": 1, "kv": 5}).item() == _python(text, q=1, kv=5)
 
@@ -226,6 +224,4 @@ def test_any_text_is_read_or_refused_with_a_code(text: str) -> None:
 
 
 def test_infix_operators_are_known_by_symbol() -> None:
-    assert {op.name for op in INFIX.values()} == {
-        op.name for op in OPS.values() if op.symbol and op.arity == 2
-    }
+    assert {op.name for op in INFIX.values()} == {op.name for op in OPS.values() if op.symbol and op.arity == 2}

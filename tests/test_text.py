@@ -152,12 +152,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "code", "column", "message", "fix"), MISTAKES, ids=[item[0] for item in MISTAKES]
-)
-def test_a_mistake_gets_a_caret_into_the_text(
-    text: str, code: str, column: int, message: str, fix: str
-) -> None:
+@pytest.mark.parametrize(("text", "code", "column", "message", "fix"), MISTAKES, ids=[item[0] for item in MISTAKES])
+def test_a_mistake_gets_a_caret_into_the_text(text: str, code: str, column: int, message: str, fix: str) -> None:
     with pytest.raises(FlexSpecError) as caught:
         parse_pattern(text)
     error = caught.value

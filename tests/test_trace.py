@@ -49,14 +49,10 @@ MASK_MODS = {
     "where by keywords": lambda b, h, q, kv: torch.where(condition=q > 3, input=q, other=kv) > 4,
     "method where": lambda b, h, q, kv: q.where(q > kv, kv - 3) > 1,
     "tensor's method where": lambda b, h, q, kv: THREE.where(q > kv, kv) > 2,
-    "logical": lambda b, h, q, kv: torch.logical_and(
-        q > 2, torch.logical_not(torch.logical_or(kv > 5, kv < 1))
-    ),
+    "logical": lambda b, h, q, kv: torch.logical_and(q > 2, torch.logical_not(torch.logical_or(kv > 5, kv < 1))),
     "logical on integers": lambda b, h, q, kv: torch.logical_and(q, kv) | q.logical_xor(kv),
     "bit operations": lambda b, h, q, kv: ((q & 3) | (kv ^ 5)) == 7,
-    "bit functions": lambda b, h, q, kv: (
-        torch.bitwise_and(q, 6) == torch.bitwise_xor(kv, torch.bitwise_or(q, 1))
-    ),
+    "bit functions": lambda b, h, q, kv: torch.bitwise_and(q, 6) == torch.bitwise_xor(kv, torch.bitwise_or(q, 1)),
     "bit not": lambda b, h, q, kv: (~q) < -kv,
     "shifts": lambda b, h, q, kv: (q << 1 > kv) & ((1 << q) > kv) | (kv >> 1 == q),
     "reflected shifts": lambda b, h, q, kv: (64 >> q) > (THREE << kv),
@@ -69,16 +65,12 @@ MASK_MODS = {
     "fmod": lambda b, h, q, kv: torch.fmod(q - kv, 3) == -1,
     "fmod of reals": lambda b, h, q, kv: torch.fmod((q - kv) * 0.7, 0.3) < 0.1,
     "rsub": lambda b, h, q, kv: torch.rsub(q, kv) > 1,
-    "isin": lambda b, h, q, kv: (
-        torch.isin(q, torch.tensor([1, 3])) | torch.isin(kv, torch.tensor([0]), invert=True)
-    ),
+    "isin": lambda b, h, q, kv: torch.isin(q, torch.tensor([1, 3])) | torch.isin(kv, torch.tensor([0]), invert=True),
     "power": lambda b, h, q, kv: q**2 > kv**3 - (q + 1.0) ** -1,
     "float base": lambda b, h, q, kv: 2.0**q > kv * 3,
     "square, sign": lambda b, h, q, kv: (torch.square(q - kv) < 5) & (torch.sign(q - kv) >= 0),
     "sqrt, exp": lambda b, h, q, kv: (q + 1).float().sqrt() > torch.exp(-kv * 0.1),
-    "rounding": lambda b, h, q, kv: (
-        torch.round(q / 2) + torch.floor(q / 3) - torch.ceil(kv / 2) > torch.trunc(kv / 3)
-    ),
+    "rounding": lambda b, h, q, kv: torch.round(q / 2) + torch.floor(q / 3) - torch.ceil(kv / 2) > torch.trunc(kv / 3),
     "bool sum": lambda b, h, q, kv: ((q > kv) + (kv > 2)).bool(),
     "bool sum as integers": lambda b, h, q, kv: ((q > kv).int() + (kv > 2)) > 1,
     "bool product": lambda b, h, q, kv: (q > kv) * (kv > 2),
@@ -258,7 +250,5 @@ def test_score_mods_are_torchs() -> None:
 def test_a_param_and_an_input_inside_a_mask_mod() -> None:
     width, ids = fs.Param("width"), fs.Input("ids", dims=("batch", "sequence"))
     made = fs.from_mask_mod(lambda b, h, q, kv: (q - kv < width) & (ids[b, q] == ids[b][kv]))
-    wanted = create_mask(
-        lambda b, h, q, kv: (q - kv < 2) & (IDS[b, q] == IDS[b, kv]), B, 1, 9, 9, device="cpu"
-    )
+    wanted = create_mask(lambda b, h, q, kv: (q - kv < 2) & (IDS[b, q] == IDS[b, kv]), B, 1, 9, 9, device="cpu")
     assert torch.equal(made.dense(9, width=2, ids=IDS), wanted)

@@ -382,9 +382,7 @@ def _docstring(make):
 
 
 def test_the_catalog_lists_every_pattern():
-    assert {name for name in p.__all__ if name not in ("CATALOG", "Entry", "TOKEN_TYPES", "t5_buckets")} == {
-        *p.CATALOG
-    }
+    assert {name for name in p.__all__ if name not in ("CATALOG", "Entry", "TOKEN_TYPES", "t5_buckets")} == {*p.CATALOG}
     for name, entry in p.CATALOG.items():
         assert entry.name == name and entry.make is getattr(p, name)
         assert entry.kind == ("score" if entry.family == "scores" else "mask")

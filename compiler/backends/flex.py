@@ -20,10 +20,10 @@ from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, inputs_of, var
 
 from ..block_map import BlockMap
-from ..classify import contiguous_lists
 from ..flex_lists import to_flex
 from ..pipeline import needs_64_bits
 from ..reference import by_rows
+from ..runs import contiguous_lists
 from . import Call
 from .torch_source import function_of, run_source, source_of
 

@@ -41,7 +41,7 @@ RING = 0.04  # of the picture's side: a smaller region gets a ring around it
 
 def save(found: Diff, path: str | Path, *, b: int = 0, h: int = 0, region: Region | None = None) -> Path:
     """Draw a difference into a .png, .svg or .pdf file; returns its path. Small regions are ringed. FS030, FS054."""
-    path = picture.checked_path(path)
+    path = picture.writable(path)
     return picture.write(figure(found, b=b, h=h, region=region), path)
 
 

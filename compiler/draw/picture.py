@@ -45,12 +45,12 @@ def save(block_map: BlockMap, path: str | Path, *, b: int = 0, h: int = 0, regio
     >>> save(block_map, "mask.png", region=(0, 512, 0, 512))  # doctest: +SKIP
     PosixPath('mask.png')
     """
-    path = checked_path(path)
+    path = writable(path)
     return write(figure(block_map, b=b, h=h, region=region), path)
 
 
-def checked_path(path: str | Path) -> Path:
-    """A path that a picture can be written to, else FS054."""
+def writable(path: str | Path) -> Path:
+    """The path, if its suffix is one that a picture is written as. FS054."""
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         message = f"a picture cannot be written as {path.suffix or 'a file without a suffix'}: {path}"
@@ -59,7 +59,7 @@ def checked_path(path: str | Path) -> Path:
 
 
 def write(made: Any, path: Path) -> Path:
-    """Write a figure without dates and versions, so that the same one is the same file. FS054."""
+    """A figure into a file that says nothing of when or by what it was written; its path. FS054."""
     stamp = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from flexspec.errors import FlexSpecError
 
 if TYPE_CHECKING:
     from ..block_map import BlockMap
-    from ..classify import Runs
+    from ..runs import Runs
 
 Levels = NDArray[np.uint8]
 Region = tuple[int, int, int, int]
@@ -121,9 +121,7 @@ def pair_cells(block_map: BlockMap, b: int, h: int, region: Region, most: tuple[
     window = int(q_block[0]), int(q_block[-1]) + 1, int(kv_block[0]), int(kv_block[-1]) + 1
     inside = coarse_runs(block_map.of(b, h), window, 1, 1)
     by_pair = inside[q_block - q_block[0]][:, kv_block - kv_block[0]]
-    kept = (
-        block_map.tokens(q_start, q_stop, kv_start, kv_stop, b=b, h=h).cpu().numpy().astype(np.uint8) * FULL
-    )
+    kept = block_map.tokens(q_start, q_stop, kv_start, kv_stop, b=b, h=h).cpu().numpy().astype(np.uint8) * FULL
 
     rows, columns = _per_cell(q_stop - q_start, most[0]), _per_cell(kv_stop - kv_start, most[1])
     pairs, blocks = coarse(kept, rows, columns), coarse(by_pair, rows, columns)
@@ -146,12 +144,8 @@ def check_region(block_map: BlockMap, region: Region) -> Region:
         ("kv", kv_start, kv_stop, block_map.kv_len),
     ):
         if not 0 <= start < stop <= length:
-            message = (
-                f"the region has {side} from {start:,} to {stop:,}; the map has {length:,} positions there"
-            )
-            raise FlexSpecError(
-                "FS030", message, fix="give (q_start, q_stop, kv_start, kv_stop) inside the map"
-            )
+            message = f"the region has {side} from {start:,} to {stop:,}; the map has {length:,} positions there"
+            raise FlexSpecError("FS030", message, fix="give (q_start, q_stop, kv_start, kv_stop) inside the map")
         if stop - start > MOST_TOKENS:
             message = f"the region has {stop - start:,} {side} positions; at most {MOST_TOKENS:,} are drawn"
             raise FlexSpecError("FS030", message, fix="give a smaller region, or none to draw all blocks")

@@ -61,10 +61,7 @@ def _cells(block_map: BlockMap, b: int, h: int, side: int) -> Cells:
 
 def _wide(shades: Levels, color: bool) -> list[str]:
     """One line to a row of cells, two characters to a cell: about square."""
-    return [
-        "".join(_inked(CHARACTERS[Shade(shade)] * 2, shade, color) for shade in row)
-        for row in shades.tolist()
-    ]
+    return ["".join(_inked(CHARACTERS[Shade(shade)] * 2, shade, color) for shade in row) for row in shades.tolist()]
 
 
 def _halves(shades: Levels, color: bool) -> list[str]:
@@ -98,11 +95,7 @@ def _ruler(block_map: BlockMap, gutter: int, across: int) -> list[str]:
     """The names of both axes, the first and last key, and the upper edge."""
     last = f"{block_map.kv_len - 1:,}"
     names = f"{'q ↓':>{gutter - 1}} kv → 0"
-    ends = (
-        names + last.rjust(gutter + across - len(names))
-        if gutter + across - len(names) > len(last) + 1
-        else names
-    )
+    ends = names + last.rjust(gutter + across - len(names)) if gutter + across - len(names) > len(last) + 1 else names
     return [ends, " " * (gutter - 1) + "┌" + "─" * across + "┐"]
 
 

@@ -113,9 +113,7 @@ def _catalog() -> dict[str, Entry]:
         for family, rows in _MASKS.items()
         for make, example, meaning in rows
     ]
-    entries += [
-        Entry(_name(make), make, "score", "scores", example, meaning) for make, example, meaning in _SCORES
-    ]
+    entries += [Entry(_name(make), make, "score", "scores", example, meaning) for make, example, meaning in _SCORES]
     return {entry.name: entry for entry in entries}
 
 

@@ -37,17 +37,13 @@ def on_canvas(canvas: Any, pattern: str) -> Canvas:
     return canvas
 
 
-def per_axis(
-    canvas: Canvas, what: str, value: Any, least: int | None = 1, default: Any = None
-) -> dict[str, int]:
+def per_axis(canvas: Canvas, what: str, value: Any, least: int | None = 1, default: Any = None) -> dict[str, int]:
     """One integer for each axis: FS011 on wrong axes, FS025 on wrong values."""
     values = canvas.per_axis(value, what, default)
     for name, item in values.items():
         if isinstance(item, Traced):
             message = f"{what} on `{name}` is a run-time parameter"
-            raise FlexSpecError(
-                "FS025", message, fix="patterns on a canvas take plain integers", where=user_caret()
-            )
+            raise FlexSpecError("FS025", message, fix="patterns on a canvas take plain integers", where=user_caret())
         whole(f"{what} on `{name}`", item, least)
     return values
 

@@ -53,9 +53,7 @@ def padding(lengths: Any = None) -> Mask:
     """
     tensor = None if lengths is None else as_tensor("lengths", lengths, [1])
     if tensor is not None and int(tensor.min()) < 0:
-        raise FlexSpecError(
-            "FS025", "lengths has a negative entry", fix="give token counts", where=user_caret()
-        )
+        raise FlexSpecError("FS025", "lengths has a negative entry", fix="give token counts", where=user_caret())
     limit = Input("lengths", ("batch",))
     made = mask(lambda b, q, kv: (q < limit[b]) & (kv < limit[b]))
     if tensor is None:

@@ -16,9 +16,7 @@ from ..source import user_caret
 from .checks import every, on_canvas, per_axis
 
 
-def neighborhood(
-    canvas: Canvas, window: Any, stride: Any = 1, dilation: Any = 1, causal: Any = False
-) -> Mask:
+def neighborhood(canvas: Canvas, window: Any, stride: Any = 1, dilation: Any = 1, causal: Any = False) -> Mask:
     """On each axis the `window` nearest positions, pushed inwards at the borders: a query keeps
     `prod(window)` keys.
 
@@ -105,9 +103,7 @@ def sliding_tile(canvas: Canvas, window: Any, tile: Any) -> Mask:
     windows_, tiles = per_axis(canvas, "window", window), per_axis(canvas, "tile", tile)
     for name in canvas.names:
         if windows_[name] % tiles[name]:
-            message = (
-                f"the window on `{name}` is {windows_[name]}, which tiles of {tiles[name]} do not divide"
-            )
+            message = f"the window on `{name}` is {windows_[name]}, which tiles of {tiles[name]} do not divide"
             near = max(1, round(windows_[name] / tiles[name])) * tiles[name]
             raise FlexSpecError("FS025", message, fix=f"e.g. {name}: {near}", where=user_caret())
 

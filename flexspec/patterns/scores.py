@@ -114,9 +114,7 @@ def t5_bias(table: Any, bidirectional: bool = True, max_distance: int = 128) -> 
     least = 4 if bidirectional else 2
     if tensor.shape[0] < least or (bidirectional and tensor.shape[0] % 2):
         message = f"the table has {tensor.shape[0]} buckets"
-        fix = (
-            "give [buckets, heads], an even number of buckets, at least 4" if bidirectional else "at least 2"
-        )
+        fix = "give [buckets, heads], an even number of buckets, at least 4" if bidirectional else "at least 2"
         raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
     whole("max_distance", max_distance)
     exact = tensor.shape[0] // least
@@ -217,9 +215,7 @@ def key_gain(gain: Any) -> ScoreMod:
     """
     tensor = as_tensor("gain", gain, [1, 2, 3], float, torch.float32)
     if bool((tensor < 0).any()):
-        raise FlexSpecError(
-            "FS025", "gain has a negative entry", fix="give factors of at least 0", where=user_caret()
-        )
+        raise FlexSpecError("FS025", "gain has a negative entry", fix="give factors of at least 0", where=user_caret())
     names = ("batch", "heads", "kv_len")[3 - tensor.dim() :]
     source = Input("gain", names, "float")
     readers: dict[int, Callable[..., Any]] = {

@@ -127,9 +127,7 @@ def _check_held(item: Mask, sizes: Mapping[str, int]) -> None:
         for dim, size in zip(node.dims, item.tensors[name].shape, strict=True):
             if size != sizes.get(dim, size):
                 message = f"`{name}` in {item.label} has {size} entries, its segment {sizes[dim]} tokens"
-                raise FlexSpecError(
-                    "FS022", message, fix="give values of the segment's tokens", where=user_caret()
-                )
+                raise FlexSpecError("FS022", message, fix="give values of the segment's tokens", where=user_caret())
 
 
 def adjacency(csr: Any) -> Mask:
@@ -146,12 +144,8 @@ def adjacency(csr: Any) -> Mask:
     pointers, keys, columns = _read_csr(csr)
     counts = pointers.diff()
     if int(pointers[0]) != 0 or int(pointers[-1]) != len(keys) or bool((counts < 0).any()):
-        message = (
-            f"row pointers go from {int(pointers[0])} to {int(pointers[-1])}, there are {len(keys)} indices"
-        )
-        raise FlexSpecError(
-            "FS025", message, fix="ascend from 0 to the number of indices", where=user_caret()
-        )
+        message = f"row pointers go from {int(pointers[0])} to {int(pointers[-1])}, there are {len(keys)} indices"
+        raise FlexSpecError("FS025", message, fix="ascend from 0 to the number of indices", where=user_caret())
     if len(keys) and (int(keys.min()) < 0 or int(keys.max()) >= columns):
         message = f"key indices go from {int(keys.min())} to {int(keys.max())}, of {columns} keys"
         raise FlexSpecError("FS025", message, where=user_caret())
@@ -176,9 +170,7 @@ def _read_csr(csr: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
         raise FlexSpecError("FS023", message, fix=fix, where=user_caret())
     pointers = as_tensor("the row pointers", csr[0], [1]).long()
     if len(pointers) < 2:
-        raise FlexSpecError(
-            "FS022", "there is one row pointer", fix="give rows + 1 of them", where=user_caret()
-        )
+        raise FlexSpecError("FS022", "there is one row pointer", fix="give rows + 1 of them", where=user_caret())
     keys = csr[1] if isinstance(csr[1], torch.Tensor) else torch.as_tensor(csr[1])
     keys = as_tensor("the key indices", keys, [1]).long() if keys.numel() else keys.long().reshape(0)
     return pointers, keys, len(pointers) - 1

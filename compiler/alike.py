@@ -1,0 +1,75 @@
+"""Which blocks are alike: the same function of the places inside the block, hence of one kind.
+
+Only what bounds leave open in a block counts. There `(q - kv) % 1000 == 0` depends on the block by the remainder of its
+corner alone, so that a million blocks of a strided mask are a few hundred kinds of block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flexspec.expr import Apply, Const, Expr, Load, Var
+from flexspec.ops import NEGATED, Type
+
+from .intervals import Interval
+from .points import Array
+
+
+@dataclass(slots=True)
+class Alike:
+    """Features of blocks: blocks that agree in all of them hold the same pairs at the same places.
+
+    corner: first position of each block by side, int64 [n]. intervals: of the nodes over each block.
+    """
+
+    corner: Mapping[str, Array]
+    intervals: Mapping[Expr, Interval]
+    features: list[Array] = field(default_factory=list)
+
+    def classes(self, root: Expr, sizes: list[Array]) -> Array:
+        """A number for each block, equal for blocks that are alike. sizes: what else tells them apart."""
+        count = len(self.corner["q"])
+        self.features.extend(sizes)
+        self._read(root, np.ones(count, bool))
+        numbers = np.zeros(count, np.int64)
+        for feature in self.features:
+            if feature.min() != feature.max():
+                told = np.unique(feature, return_inverse=True)[1]
+                numbers = np.unique(numbers * (told.max() + 1) + told, return_inverse=True)[1]
+        return numbers
+
+    def _read(self, node: Expr, open_: Array) -> Array | int:
+        """Note the features of a node where it is open. The node is a function of the place plus what this returns."""
+        if node.type is Type.BOOL and node in self.intervals:
+            lo, hi = self.intervals[node]
+            self._note(1 + lo, open_ & (lo == hi))
+            open_ = open_ & (lo != hi)
+        if isinstance(node, Const) or not open_.any():
+            return 0
+        if isinstance(node, Var):
+            return self.corner[node.name]
+        parts = [self._read(part, open_) for part in (node.args if isinstance(node, Apply) else node.children)]
+        if isinstance(node, Apply) and node.type is Type.INT:
+            if node.op in ("add", "sub"):
+                return parts[0] + parts[1] if node.op == "add" else parts[0] - parts[1]
+            if node.op == "neg":
+                return -parts[0]
+            right = node.args[-1]
+            if isinstance(right, Const) and node.op == "mul":
+                return parts[0] * int(right.value)
+            if isinstance(right, Const) and right.value > 0 and node.op in ("floordiv", "mod"):
+                self._note(parts[0] % int(right.value), open_)
+                return parts[0] // int(right.value) if node.op == "floordiv" else 0
+        if isinstance(node, Apply) and node.op in NEGATED and max(part.type for part in node.args) <= Type.INT:
+            parts = [parts[0] - parts[1]]  # a comparison of integers: their difference
+        assert isinstance(node, (Apply, Load))
+        for part in parts:
+            self._note(part, open_)
+        return 0
+
+    def _note(self, feature: Array | int, where: Array) -> None:
+        if not isinstance(feature, int):
+            self.features.append(np.where(where, feature, 0))

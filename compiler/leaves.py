@@ -1,0 +1,203 @@
+"""Settle single blocks that bounds leave open: by witnesses, then by boxes inside the block, last pair by pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flexspec.expr import Expr, Var
+
+from .alike import Alike
+from .bounds import Bounds, Grid, spread
+from .points import Array, Columns, along, evaluate_at, needed, one_sided
+from .runs import BlockKind
+from .tables import Tables, pairs
+
+CHUNK = 1 << 17
+"""Pairs or boxes that are worked on at once: their arrays stay in the processor's cache."""
+_LEAF = 8
+"""Side of the boxes inside a block that are evaluated pair by pair."""
+_BLOCKS = 1024
+_FEW = 64
+"""From so many open blocks on it pays to look for blocks that are alike."""
+_ROUNDS = 3
+_STEPS = (0.7548776662466927, 0.5698402909980532)
+"""Multiples of these, modulo 1, spread evenly over a square (the R2 sequence, Martin Roberts 2018)."""
+
+
+@dataclass(slots=True)
+class Settled:
+    """What is known of some blocks: does one pair of it stay, does one go?"""
+
+    kept: Array
+    dropped: Array
+
+    def kinds(self) -> Array:
+        """uint8 of BlockKind, once every block is known."""
+        some = np.where(self.dropped, np.uint8(BlockKind.PARTIAL), np.uint8(BlockKind.FULL))
+        return np.where(self.kept, some, np.uint8(BlockKind.EMPTY))
+
+    def open(self) -> Array:
+        return ~(self.kept & self.dropped)
+
+
+class Leaves:
+    """Single cells of one expression on one grid: the first block of a cell stands for all."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds, self.expr, self.grid, self.tables = bounds, bounds.expr, bounds.grid, bounds.tables
+        self._columns: Columns = {}
+
+    def settle(self, q_cell: Array, kv_cell: Array) -> tuple[Array, int]:
+        """The kinds of cells, uint8 [n], and how many of them needed more than witnesses."""
+        q_block, kv_block = self.bounds.starts["q"][q_cell], self.bounds.starts["kv"][kv_cell]
+        seen = Settled(*np.zeros((2, len(q_block)), bool))
+        columns = self._known_columns(len(q_block))
+        left = np.arange(len(q_block))
+        for places in _witnesses():
+            for at in chunks(len(left), places.shape[1]):
+                some = left[at]
+                where = {"q": self._at("q", q_block[some], places[0]), "kv": self._at("kv", kv_block[some], places[1])}
+                stays = _evaluate(self.expr, self.tables.tensors, where, columns)
+                seen.kept[some] |= stays.any(0)
+                seen.dropped[some] |= ~stays.all(0)
+            left = left[seen.open()[left]]
+        one, like = self._alike(q_cell[left], kv_cell[left])
+        chosen = left[one]
+        for at in chunks(len(chosen), CHUNK // _BLOCKS):
+            some = chosen[at]
+            found = _Inside(self.expr, self.grid, self.tables, q_block[some], kv_block[some]).settle()
+            seen.kept[some], seen.dropped[some] = found.kept, found.dropped
+        seen.kept[left], seen.dropped[left] = seen.kept[chosen[like]], seen.dropped[chosen[like]]
+        return seen.kinds(), len(chosen)
+
+    def _alike(self, q_cell: Array, kv_cell: Array) -> tuple[Array, Array]:
+        """One cell of each class of cells that are alike, and for each cell which of them."""
+        if len(q_cell) < _FEW:
+            return np.arange(len(q_cell)), np.arange(len(q_cell))
+        corner, sizes = {}, []
+        for name, cell in (("q", q_cell), ("kv", kv_cell)):
+            length, size = self.grid.side(name)
+            corner[name] = self.bounds.starts[name][cell] * size
+            sizes.append(np.minimum(length - corner[name], size))
+        classes = Alike(corner, self.bounds.all_over(0, q_cell, kv_cell)).classes(self.expr, sizes)
+        _, one, like = np.unique(classes, return_index=True, return_inverse=True)
+        return one, like
+
+    def _known_columns(self, blocks: int) -> Columns:
+        """One side's values at every position beforehand, once so many blocks are looked at that it pays."""
+        grid = self.grid
+        if not self._columns and blocks * 8 > grid.q_len + grid.kv_len:
+            for node, side in one_sided(self.expr).items():
+                values = along(node, side, grid.side(side)[0], self.tables.tensors)
+                self._columns[node] = (side, _small(values))
+        return self._columns
+
+    def _at(self, name: str, block: Array, places: Array) -> Array:
+        """Positions [places, blocks]."""
+        length, size = self.grid.side(name)
+        low = block * size
+        last = np.minimum(low + size, length) - 1
+        return low + np.rint(places[:, None] * (last - low)).astype(np.int64)
+
+
+def _small(values: Array) -> Array:
+    """Integers in the least type that holds them: they are picked at random places, from the cache if they fit."""
+    if values.dtype != np.int64:
+        return values
+    least, most = values.min(), values.max()
+    fits = (
+        kind for kind in (np.int8, np.int16, np.int32) if np.iinfo(kind).min <= least and most <= np.iinfo(kind).max
+    )
+    return values.astype(next(fits, np.int64), copy=False)
+
+
+def _witnesses() -> list[Array]:
+    """Places inside a block as fractions, [2, places] a round: corners and centre, then an even scatter."""
+    corners = np.array([[0.0, 0.0, 1.0, 1.0, 0.5], [0.0, 1.0, 0.0, 1.0, 0.5]])
+    scatter = np.outer(_STEPS, np.arange(1, 1 + 6 * (_ROUNDS - 1))) % 1
+    return [corners, *np.split(scatter, _ROUNDS - 1, axis=1)]
+
+
+def _evaluate(expr: Expr, tensors: Mapping[str, Array], at: Mapping[str, Array], columns: Columns) -> Array:
+    kept = evaluate_at(expr, at, tensors, columns)
+    return np.broadcast_to(kept, np.broadcast_shapes(*(each.shape for each in at.values())))
+
+
+def chunks(count: int, size: int) -> list[slice]:
+    step = max(1, CHUNK // size)
+    return [slice(start, start + step) for start in range(0, count, step)]
+
+
+class _Inside:
+    """The boxes inside some blocks, each halved on both sides from level to level, down to `_LEAF`.
+
+    What depends on one side only is known at every position there, and so are its least and greatest values in
+    every box. A block's positions are stretched to a power of two by repeating its last one.
+    """
+
+    def __init__(self, expr: Expr, grid: Grid, tables: Tables, q_block: Array, kv_block: Array) -> None:
+        self.expr, self.tables = expr, tables
+        self.side = one_sided(expr)
+        self.order = needed(expr, self.side)
+        self.side |= {node: node.name for node in self.order if isinstance(node, Var)}
+        self.block, self.leaf, self.halvings = {}, {}, {}
+        where = {}
+        for name, blocks in (("q", q_block), ("kv", kv_block)):
+            length, size = grid.side(name)
+            stretched = 1 << (size - 1).bit_length()
+            self.leaf[name] = min(_LEAF, stretched)
+            self.halvings[name] = (stretched // self.leaf[name]).bit_length() - 1
+            unique, self.block[name] = np.unique(blocks, return_inverse=True)
+            inside = np.minimum(np.arange(stretched), size - 1)
+            where[name] = {name: np.minimum(unique[:, None] * size + inside, length - 1).reshape(-1)}
+        self.columns: Columns = {
+            node: (name, evaluate_at(node, where[name], tables.tensors)) for node, name in self.side.items()
+        }
+
+    def settle(self) -> Settled:
+        top = max(self.halvings.values())
+        extremes = self._extremes(top)
+        box, owner = self.block, np.arange(len(self.block["q"]))
+        seen = Settled(*np.zeros((2, len(owner)), bool))
+        for level in range(top, -1, -1):
+            known = {node: (lo[box[name]], hi[box[name]]) for node, name, lo, hi in extremes[level]}
+            surely, possibly = spread(self.order, known, self.tables.over)[self.expr]
+            seen.kept[owner[surely]] = True
+            seen.dropped[owner[~possibly]] = True
+            left = possibly & ~surely & seen.open()[owner]
+            box, owner = {name: at[left] for name, at in box.items()}, owner[left]
+            if level:
+                box, owner = self._halves(level, box, owner)
+        self._pair_by_pair(box, owner, seen)
+        return seen
+
+    def _extremes(self, top: int) -> list[list[tuple[Expr, str, Array, Array]]]:
+        """Of each level, finest first: the least and greatest value of each one-sided node in every box."""
+        levels: list[list[tuple[Expr, str, Array, Array]]] = [[] for _ in range(top + 1)]
+        for node, (name, values) in self.columns.items():
+            parts = values.reshape(-1, self.leaf[name])
+            lo, hi = parts.min(1), parts.max(1)
+            for level in range(top + 1):
+                if 0 < level <= self.halvings[name]:
+                    lo, hi = pairs(np.minimum, lo), pairs(np.maximum, hi)
+                levels[level].append((node, name, lo, hi))
+        return levels
+
+    def _halves(self, level: int, box: dict[str, Array], owner: Array) -> tuple[dict[str, Array], Array]:
+        for name, halvings in self.halvings.items():
+            if level <= halvings:
+                other = "kv" if name == "q" else "q"
+                halved = (2 * box[name][:, None] + np.arange(2)).reshape(-1)
+                box, owner = {name: halved, other: np.repeat(box[other], 2)}, np.repeat(owner, 2)
+        return box, owner
+
+    def _pair_by_pair(self, box: dict[str, Array], owner: Array, seen: Settled) -> None:
+        for at in chunks(len(owner), self.leaf["q"] * self.leaf["kv"]):
+            some = np.flatnonzero(seen.open()[owner[at]]) + at.start
+            q, kv = (box[name][some] * self.leaf[name] + np.arange(self.leaf[name])[:, None] for name in ("q", "kv"))
+            stays = _evaluate(self.expr, self.tables.tensors, {"q": q[:, None], "kv": kv[None]}, self.columns)
+            seen.kept[owner[some[stays.any((0, 1))]]] = True
+            seen.dropped[owner[some[~stays.all((0, 1))]]] = True

@@ -1,0 +1,101 @@
+"""What tensors hold where: minimum and maximum, by block of positions and by aligned cells of indices.
+
+One `Tables` serves as long as its tensors keep their values, for any expression over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flexspec.expr import Expr, Load, substitute, var
+
+from .intervals import Interval
+from .points import Array, along
+
+KEPT = 64
+"""Tables by block that are kept; parameters that change inside an index make a new one each."""
+
+
+@dataclass(slots=True)
+class Tables:
+    """Minimum and maximum tables of `tensors`, made when they are first asked for."""
+
+    tensors: Mapping[str, Array]
+    _blocks: dict[tuple[Expr, int, int], Interval] = field(default_factory=dict)
+    _pyramids: dict[str, list[Interval]] = field(default_factory=dict)
+
+    def by_block(self, node: Expr, side: str, length: int, block: int) -> Interval:
+        """Least and greatest value of a one-sided expression in every block of its side, exact."""
+        key = (substitute(node, {side: var("q")}), length, block)  # what both sides read is read once
+        if key not in self._blocks:
+            if len(self._blocks) >= KEPT:
+                self._blocks.clear()
+            values = along(node, side, length, self.tensors)
+            whole = length // block * block
+            parts = values[:whole].reshape(-1, block)
+            lo, hi = parts.min(1), parts.max(1)
+            if whole < length:
+                lo, hi = np.append(lo, values[whole:].min()), np.append(hi, values[whole:].max())
+            self._blocks[key] = (lo, hi)
+        return self._blocks[key]
+
+    def over(self, node: Load, index: list[Interval]) -> Interval:
+        """Minimum and maximum of a tensor over boxes of indices, from a pyramid of its aligned cells."""
+        tensor = self.tensors[node.input.name]
+        ends = [_within(part, size) for part, size in zip(index, tensor.shape, strict=True)]
+        if all(np.array_equal(lo, hi) for lo, hi in ends):
+            value = tensor[tuple(lo for lo, _ in ends)].astype(node.type.numpy, copy=False)
+            return value, value
+        shape = np.broadcast_shapes(*(end.shape for pair in ends for end in pair))
+        widest = np.max([np.broadcast_to(hi - lo, shape) for lo, hi in ends], axis=0)
+        top = max(size - 1 for size in tensor.shape).bit_length()
+        level_of = np.minimum(np.ceil(np.log2(widest + 1)).astype(np.int64), top)
+        low = np.empty(shape, tensor.dtype)
+        high = np.empty(shape, tensor.dtype)
+        for level in np.unique(level_of):
+            at = level_of == level
+            cells = [[np.broadcast_to(end, shape)[at] >> level for end in pair] for pair in ends]
+            low[at], high[at] = _extremes(self._level(node.input.name, int(level)), cells)
+        return low.astype(node.type.numpy), high.astype(node.type.numpy)
+
+    def _level(self, name: str, level: int) -> Interval:
+        tensor = self.tensors[name]
+        levels = self._pyramids.setdefault(name, [(tensor, tensor)])
+        while len(levels) <= level:
+            lo, hi = levels[-1]
+            for axis in range(tensor.ndim):
+                lo, hi = pairs(np.minimum, lo, axis), pairs(np.maximum, hi, axis)
+            levels.append((lo, hi))
+        return levels[level]
+
+
+def pairs(function: np.ufunc, values: Array, axis: int = 0) -> Array:
+    """`function` of each two neighbours along an axis; a last one without a neighbour stays."""
+    size = values.shape[axis]
+    if size == 1:
+        return values
+    before = (slice(None),) * axis
+    result: Array = function(values[(*before, slice(0, size - 1, 2))], values[(*before, slice(1, None, 2))])
+    return result if size % 2 == 0 else np.concatenate([result, values[(*before, slice(size - 1, None))]], axis)
+
+
+def _within(index: Interval, size: int) -> Interval:
+    """An index range inside the tensor: negative ends count from the back, as torch's do; others are cut off."""
+    lo, hi = (np.asarray(end, dtype=np.int64) for end in index)
+    wraps = lo < 0
+    low, high = np.where(wraps, 0, lo), np.where(wraps, size - 1, hi)
+    return np.clip(low, 0, size - 1), np.clip(high, 0, size - 1)
+
+
+def _extremes(level: Interval, cells: list[list[Array]]) -> Interval:
+    """Minimum and maximum over the at most two cells that each axis' range touches."""
+    lo, hi = level
+    lows, highs = [], []
+    for corner in range(2 ** len(cells)):
+        where = tuple(cell[corner >> axis & 1] for axis, cell in enumerate(cells))
+        lows.append(lo[where])
+        highs.append(hi[where])
+    return np.minimum.reduce(lows), np.maximum.reduce(highs)

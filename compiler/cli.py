@@ -15,11 +15,13 @@ import flexspec as fs
 from flexspec.errors import FlexSpecError
 
 from . import cli_values
+from .draw import diff as diff_drawing
 from .draw import terminal
 from .draw.scale import index_of
 
 if TYPE_CHECKING:
     from .block_map import BlockMap
+    from .diff import Diff
 
 app = typer.Typer(
     help="Attention patterns: draw them, explain them, compare them. A PATTERN is text such as "
@@ -252,16 +254,29 @@ def check(
             "kv_len": kv_len or q_len,
         }
         if not proof.holds:
+            forth, back = fs.implies(*masks, q_len, kv_len, **given), fs.implies(*masks[::-1], q_len, kv_len, **given)
             pair = proof.counterexample
-            kept = [cli_values.keeps(mask, pair, q_len, kv_len, given) for mask in masks]
             found |= {"counterexample": dict(zip(("b", "h", "q", "kv"), pair, strict=True))}
-            found |= {"kept_by": (pattern, against)[kept.index(True)]}
+            found |= {"kept_by": pattern if pair == forth.counterexample else against}
             found |= {"region": cli_values.region_around(pair, q_len, kv_len or q_len)}
+            found |= {"pattern_implies_against": forth.holds, "against_implies_pattern": back.holds}
+        if not as_json:
+            print(_verdict(found), flush=True)  # counting may take longer
+        difference = None if proof.holds else fs.diff(*masks, q_len, kv_len, **given)
         if as_json:
-            _print_json(found)
-        else:
-            print(_verdict(found))
+            _print_json(found | (_counts(difference) if difference else {}))
+        elif difference:
+            print(_details(found, difference))
     raise typer.Exit(0 if proof.holds else 1)
+
+
+def _counts(difference: Diff) -> dict[str, Any]:
+    regions = [region._asdict() for region in difference.regions]
+    return {
+        "only_pattern": difference.only_a,
+        "only_against": difference.only_b,
+        "regions": [part | {"only": {"a": "pattern", "b": "against"}[part["only"]]} for part in regions],
+    }
 
 
 def _verdict(found: dict[str, Any]) -> str:
@@ -270,16 +285,25 @@ def _verdict(found: dict[str, Any]) -> str:
         return f"equal: both keep the same pairs of {size}"
     at = ", ".join(f"{name}={value:,}" for name, value in found["counterexample"].items())
     left, right = found["pattern"], found["against"]
-    other = right if found["kept_by"] == left else left
-    size_options = f"--length {found['q_len']}"
-    if found["kv_len"] != found["q_len"]:
-        size_options += f" --kv-length {found['kv_len']}"
+    pairs = (("pattern", "against"), ("against", "pattern"))
+    a_in_b, b_in_a = ("yes" if found[f"{name}_implies_{of}"] else "no" for name, of in pairs)
     return (
         f"different at {at}, of {size}\n"
         f"  kept by      {found['kept_by']}\n"
-        f"  not kept by  {other}\n"
-        f"see: flexspec show {cli_values.quoted(left)} {size_options} -o mask.png --region {found['region']}"
+        f"  not kept by  {right if found['kept_by'] == left else left}\n"
+        f"  a implies b: {a_in_b}, b implies a: {b_in_a}"
     )
+
+
+def _details(found: dict[str, Any], difference: Diff) -> str:
+    head = {name: found["counterexample"][name] for name in ("b", "h")}
+    size = f"--length {found['q_len']}"
+    if found["kv_len"] != found["q_len"]:
+        size += f" --kv-length {found['kv_len']}"
+    pattern, region = cli_values.quoted(found["pattern"]), found["region"]
+    drawn = diff_drawing.draw(difference, **head, width=cli_values.terminal_width())
+    see = f"see: flexspec show {pattern} {size} -o mask.png --region {region}"
+    return "\n".join([*str(difference).splitlines()[1:], drawn, see])
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -174,16 +174,6 @@ def _tensor(text: str, node: Any) -> Any:
     while tensor.dim() < len(node.dims):
         tensor = tensor[None]
     return tensor
-
-
-def keeps(mask: fs.Mask, pair: Sequence[int], q_len: int, kv_len: int | None, given: Mapping[str, Any]) -> bool:
-    """Does the mask keep the pair (b, h, q, kv)? given: batch, heads and values, also of others."""
-    b, h, q, kv = pair
-    known = {"batch", "heads", *inputs_of(mask.expr), *mask.parameters}
-    own = {name: value for name, value in given.items() if name in known}
-    made = fs.block_map(mask, q_len, kv_len, **own)
-    b, h = b if made.batch > 1 else 0, h if made.heads > 1 else 0
-    return bool(made.tokens(q, q + 1, kv, kv + 1, b=b, h=h))
 
 
 def as_options(text: str) -> str:

@@ -16,12 +16,14 @@ from .backends.torch_source import source_of
 from .block_map import BlockMap
 from .count import pairs_formula
 from .flex_lists import contiguous_lists
-from .pipeline import Stages
-from .proof import Proof, every_query_attends, is_causal
+from .pipeline import Stages, needs_64_bits
+from .proof import Proof, ahead, lonely, never
 from .runs import BlockKind
 from .simplify import specialise
 
 _LONG = 100
+RUNS = {"kv side": "fwd_BLOCKS_ARE_CONTIGUOUS", "q side": "bwd_BLOCKS_ARE_CONTIGUOUS"}
+SMALL = "integers fit 32 bits"
 
 
 @dataclass
@@ -45,15 +47,17 @@ class Report:
     @cached_property
     def proofs(self) -> dict[str, Proof]:
         """What is known of the mask at these lengths (in logical positions; padding of an order left out)."""
-        plain = self.block_map
-        if self.order is not None:
-            from .pipeline import map_of
-
-            plain = map_of(self.spec.kept, self.bound, 128, None, plain.device, Stages())
         return {
-            "causal": is_causal(self.spec.kept, self.bound),
-            "every query attends": every_query_attends(plain),
+            "causal": never(self.spec.kept, ahead(self.spec.kept), self.bound),
+            "every query attends": never(self.spec.kept, self.spec.kept.expr, self.bound, lonely),
         }
+
+    @cached_property
+    def relied_on(self) -> dict[str, bool]:
+        """What the flex backend passes on to CUDA kernels where it is true; taken wrongly, results would be wrong."""
+        contiguous = contiguous_lists(self.block_map)
+        facts = {option: option in contiguous for option in RUNS.values()}
+        return facts | {SMALL: not needs_64_bits(self.mask, self.bound, self.block_map.grid)}
 
     def flops(self) -> tuple[int, float]:
         """Forward FLOPs over the blocks that are not empty (2 matrix products), and their share of dense."""
@@ -85,6 +89,7 @@ class Report:
                 name: {"holds": proof.holds, "counterexample": proof.counterexample}
                 for name, proof in self.proofs.items()
             },
+            "relied_on": self.relied_on,
             "seconds": self.stages.seconds,
         }
 
@@ -167,10 +172,16 @@ def _kernel(report: Report) -> list[str]:
         lines += source_of(report.score, kind="score_mod").splitlines()
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")
-    facts = contiguous_lists(report.block_map)
-    if facts:
-        lines.append(f"proven (each row's blocks are one run), and passed on to CUDA kernels: {', '.join(facts)}")
+    if report.backend != "reference":
+        facts = report.relied_on
+        options = [name for name in facts if name.endswith("CONTIGUOUS") and facts[name]]
+        options += [] if facts[SMALL] else ["64-bit positions"]
+        lines.append(f"on CUDA, by the proofs below: {', '.join(options) or 'no kernel options'}")
     return lines
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
 
 
 def _proofs(report: Report) -> list[str]:
@@ -181,6 +192,10 @@ def _proofs(report: Report) -> list[str]:
         else:
             at = dict(zip(("b", "h", "q", "kv"), proof.counterexample or (), strict=True))
             lines.append(f"{name}: no, e.g. {', '.join(f'{k} = {x}' for k, x in at.items() if x is not None)}")
+    if report.backend != "reference":
+        runs = [f"{side} {_yes(report.relied_on[option])}" for side, option in RUNS.items()]
+        lines.append(f"each list of blocks is one run: {', '.join(runs)}")
+        lines.append(f"{SMALL}: {_yes(report.relied_on[SMALL])}")
     for name, size in (("batch", report.block_map.batch), ("head", report.block_map.heads)):
         lines.append(f"differs by {name} at these values: {f'yes, {size} maps' if size > 1 else 'no'}")
     return lines

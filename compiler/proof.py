@@ -1,4 +1,7 @@
-"""Questions about masks, answered exactly for given lengths: holds, or a counterexample."""
+"""Questions about masks, answered exactly for given lengths: holds, or the first counterexample in reading order.
+
+Every question asks whether some expression keeps nothing: `a` implies `b` where `a & ~b` is empty.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from flexspec.inputs import Bound, make_sizes
+from flexspec.errors import FlexSpecError
+from flexspec.expr import Expr, apply, var
+from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.mask import Mask, from_mask_mod
+from flexspec.order import in_memory
+from flexspec.source import user_caret
 
-from .block_map import BlockMap
-from .leaves import CHUNK
-from .pipeline import Stages, map_of
-from .runs import BlockKind
+from .classify import Trail
+from .pipeline import check_range, specialise_each
+from .search import first_difference, first_lonely, first_pair
+from .simplify import as_array
+from .tables import Tables
+
+MaskLike = Mask | Callable[..., Any]
+Find = Callable[..., tuple[int, int | None] | None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Proof:
-    """The answer to a question about a mask; true when it holds.
+    """The answer to a question about masks; true when it holds.
 
     counterexample: the first (b, h, q, kv) in reading order where it does not hold; kv is None where the whole query is
-    meant. boxes: how many boxes of positions were bounded to know it.
+    meant. boxes: how many boxes of positions were bounded to know it; 0 where the expressions alone, or single pairs,
+    say it.
     """
 
     holds: bool
@@ -33,102 +44,122 @@ class Proof:
     def __bool__(self) -> bool:
         return self.holds
 
+    def __repr__(self) -> str:
+        known = f"boxes={self.boxes}" if self.holds else f"counterexample={self.counterexample}"
+        return f"Proof(holds={self.holds}, {known})"
 
-def equals(
-    a: Mask | Callable[..., Any],
-    b: Mask | Callable[..., Any],
-    q_len: int,
-    kv_len: int | None = None,
-    *,
-    batch: int | None = None,
-    heads: int | None = None,
-    **inputs: Any,
-) -> Proof:
-    """Do two masks keep the same pairs at these lengths?
+
+def implies(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
+    """Does `a` keep only pairs that `b` keeps? The counterexample is the first pair that only `a` keeps.
+
+    a, b: masks, or FlexAttention mask_mods. length (or q_len), kv_len: tokens; a canvas' own size where left out, and
+    kv_len defaults to length. given: batch and heads, where a mask depends on them, and run-time values by name.
+    Raises FS020 to FS035.
 
     >>> import flexspec as fs
-    >>> fs.equals(fs.causal_window(4), fs.causal() & fs.sliding_window(4), 1_000_000).counterexample
-    (0, 0, 4, 0)
+    >>> fs.implies(fs.sink_window(sink=4), fs.causal(), 1_000_000, window=512)
+    Proof(holds=True, boxes=0)
     """
-    return never(from_mask_mod(a) ^ from_mask_mod(b), make_sizes(q_len, kv_len, batch, heads), inputs)
+    pair = _pair(a, b)
+    left, right = pair.expr.children
+    return _asked(pair, without(left, right), length, kv_len, given)
 
 
-def never(mask: Mask, sizes: Any, inputs: dict[str, Any]) -> Proof:
-    """Does the mask keep nothing at all?"""
-    return never_bound(mask, mask.bind(sizes, inputs))
+def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
+    """Do two masks keep the same pairs? The counterexample is the first pair that only one keeps. See `implies`.
+
+    >>> import flexspec as fs
+    >>> fs.equals(fs.causal_window(4), fs.causal() & fs.sliding_window(4), 1_000_000)
+    Proof(holds=False, counterexample=(0, 0, 4, 0))
+    """
+    pair = _pair(a, b)
+    return _asked(pair, pair.expr, length, kv_len, given, first_difference)
 
 
-def never_bound(mask: Mask, bound: Bound) -> Proof:
-    """`never`, with values that are bound already."""
-    stages = Stages()
-    found = map_of(mask, bound, 128, None, torch.device("cpu"), stages)
-    boxes = sum(stages.results["BLOCKS"].boxes)
-    first = first_kept(found)
-    return Proof(first is None, first, boxes)
+def is_causal(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
+    """Does no query see a later key? See `implies`.
+
+    >>> import flexspec as fs
+    >>> fs.is_causal(fs.prefix_lm(3), 1_000_000)
+    Proof(holds=False, counterexample=(0, 0, 0, 1))
+    """
+    mask = from_mask_mod(a)
+    return _asked(mask, ahead(mask), length, kv_len, given)
 
 
-def first_kept(block_map: BlockMap) -> tuple[int, int, int, int] | None:
-    """The first kept (b, h, q, kv) in reading order, or None."""
-    for (b, h), which in np.ndenumerate(block_map.index):
-        rows = np.flatnonzero(np.diff(block_map.maps[which].first))
-        if len(rows):
-            q, kv = _first_in_row(block_map, int(which), int(rows[0]))
-            return b, h, q, kv
-    return None
+def is_empty(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
+    """Does the mask keep no pair at all? See `implies`.
+
+    >>> import flexspec as fs
+    >>> fs.is_empty(fs.causal() & ~fs.chunk_causal(64), 4096).holds
+    True
+    """
+    mask = from_mask_mod(a)
+    return _asked(mask, mask.expr, length, kv_len, given)
 
 
-def _first_in_row(block_map: BlockMap, which: int, row: int) -> tuple[int, int]:
-    runs = block_map.maps[which]
-    best: tuple[int, int] | None = None
-    for run in range(int(runs.first[row]), int(runs.first[row + 1])):
-        q = np.array([[row * block_map.block_q, min((row + 1) * block_map.block_q, block_map.q_len)]])
-        if runs.kind[run] == BlockKind.FULL:
-            at = int(q[0, 0]), int(runs.start[run]) * block_map.block_kv
-            best = min(best or at, at)
-            continue
-        for column in range(int(runs.start[run]), int(runs.stop[run])):
-            if best is not None and best[0] == q[0, 0]:
-                break  # the first query is settled: blocks further right cannot come before
-            left = column * block_map.block_kv
-            kv = np.array([[left, min(left + block_map.block_kv, block_map.kv_len)]])
-            found = np.argwhere(block_map.pairs(which, q, kv)[0])
-            if len(found):
-                at = int(q[0, 0] + found[0, 0]), int(left + found[0, 1])
-                best = min(best or at, at)
-    assert best is not None
-    return best
+def every_query_attends(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
+    """Does every query keep a key? The counterexample is the first that keeps none, with kv None. See `implies`.
+
+    >>> import flexspec as fs
+    >>> fs.every_query_attends(fs.causal(offset=-3), 1_000_000)
+    Proof(holds=False, counterexample=(0, 0, 0, None))
+    """
+    mask = from_mask_mod(a)
+    return _asked(mask, mask.expr, length, kv_len, given, lonely)
 
 
-def is_causal(mask: Mask, bound: Bound) -> Proof:
-    """Does no query see a later key?"""
-    return never_bound(mask & _later, bound)
+def lonely(*where: Any) -> tuple[int, None] | None:
+    """The first query without a key, as a place (q, kv) that `never` takes."""
+    query = first_lonely(*where)
+    return None if query is None else (query, None)
 
 
-def _later(b: Any, h: Any, q: Any, kv: Any) -> Any:
-    return kv > q
+def without(a: Expr, b: Expr) -> Expr:
+    """What only `a` keeps."""
+    return apply("and", a, apply("not", b))
 
 
-def every_query_attends(block_map: BlockMap) -> Proof:
-    """Does every query keep at least one key?"""
-    for (b, h), which in np.ndenumerate(block_map.index):
-        missing = _first_without(block_map, int(which))
-        if missing is not None:
-            return Proof(False, (b, h, missing, None), 0)
-    return Proof(True, None, 0)
+def ahead(mask: Mask) -> Expr:
+    """What a mask keeps of later keys."""
+    return apply("and", mask.expr, apply("gt", var("kv"), var("q")))
 
 
-def _first_without(block_map: BlockMap, which: int) -> int | None:
-    served = np.zeros((block_map.q_blocks, block_map.block_q), bool)
-    rows, columns, kinds = block_map.maps[which].blocks()
-    served[rows[kinds == BlockKind.FULL]] = True
-    left = (kinds == BlockKind.PARTIAL) & ~served[rows, 0]
-    rows, columns = rows[left], columns[left]
-    step = max(1, CHUNK // (block_map.block_q * block_map.block_kv))
-    for start in range(0, len(rows), step):
-        row, column = rows[start : start + step], columns[start : start + step]
-        q = np.stack([row * block_map.block_q, np.minimum((row + 1) * block_map.block_q, block_map.q_len)], 1)
-        kv_end = np.minimum((column + 1) * block_map.block_kv, block_map.kv_len)
-        kept = block_map.pairs(which, q, np.stack([column * block_map.block_kv, kv_end], 1)).any(2)
-        np.logical_or.at(served, row, kept)
-    missing = np.flatnonzero(~served.reshape(-1)[: block_map.q_len])
-    return int(missing[0]) if len(missing) else None
+def _pair(a: MaskLike, b: MaskLike) -> Mask:
+    """Both masks in one, with names and canvases that agree: its expression's children. FS026, FS032."""
+    return from_mask_mod(a) ^ from_mask_mod(b)
+
+
+def _asked(
+    mask: Mask, expr: Expr, length: int | None, kv_len: int | None, given: dict[str, Any], find: Find = first_pair
+) -> Proof:
+    return never(mask, expr, mask.bind(sizes_of(mask, length, kv_len, given), given), find)
+
+
+def sizes_of(mask: Mask, length: int | None, kv_len: int | None, given: dict[str, Any]) -> Sizes:
+    """The sizes of a question, taken out of `given`. FS020, FS021, FS030."""
+    q_len = given.pop("q_len", None)
+    if length is not None and q_len is not None:
+        raise FlexSpecError("FS021", "`length` and `q_len` are both given", fix="give one", where=user_caret())
+    length = q_len if length is None else length
+    if length is None and mask.canvas is not None:
+        length = mask.canvas.size
+    if length is None:
+        raise FlexSpecError("FS020", "the length is not given", fix="give length=4096", where=user_caret())
+    return make_sizes(length, kv_len, given.pop("batch", None), given.pop("heads", None))
+
+
+def never(mask: Mask, expr: Expr, bound: Bound, find: Find = first_pair) -> Proof:
+    """Does `find` find nothing in `expr`, in any batch and head? Names in it are the mask's."""
+    q_len, kv_len = bound.sizes.q_len, bound.sizes.kv_len
+    tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
+    expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
+    check_range(expr, tensors)
+    trail, tables = Trail(), Tables(tensors)
+    seen: set[Expr] = set()
+    for (b, h), each in np.ndenumerate(specialise_each(expr, bound, tensors)):
+        found = find(each, q_len, kv_len, tables, trail) if each not in seen else None
+        seen.add(each)
+        if found is not None:
+            return Proof(False, (b, h, *found), sum(trail.boxes))
+    return Proof(True, None, sum(trail.boxes))

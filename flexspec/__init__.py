@@ -25,8 +25,9 @@ if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler
 if TYPE_CHECKING:
     from .compiler.attend import CompiledAttention, compile
     from .compiler.block_map import BlockMap
+    from .compiler.diff import Diff, diff
     from .compiler.pipeline import block_map, create_block_mask
-    from .compiler.proof import Proof, equals
+    from .compiler.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.reach import Reach, reach
     from .compiler.reference import reference_attention
     from .compiler.runs import BlockKind
@@ -37,6 +38,7 @@ __all__ = [
     "BlockMap",
     "Canvas",
     "CompiledAttention",
+    "Diff",
     "FlexSpecError",
     "FlexSpecWarning",
     "Input",
@@ -50,9 +52,14 @@ __all__ = [
     "block_map",
     "compile",
     "create_block_mask",
+    "diff",
     "equals",
+    "every_query_attends",
     "from_mask_mod",
     "from_score_mod",
+    "implies",
+    "is_causal",
+    "is_empty",
     "load",
     "mask",
     "parse",
@@ -71,12 +78,18 @@ _COMPILER = {
     "BlockKind": "classify",
     "BlockMap": "block_map",
     "CompiledAttention": "attend",
+    "Diff": "diff",
     "Proof": "proof",
     "Reach": "reach",
     "block_map": "pipeline",
     "compile": "attend",
     "create_block_mask": "pipeline",
+    "diff": "diff",
     "equals": "proof",
+    "every_query_attends": "proof",
+    "implies": "proof",
+    "is_causal": "proof",
+    "is_empty": "proof",
     "reach": "reach",
     "reference_attention": "reference",
 }

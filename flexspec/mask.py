@@ -16,12 +16,13 @@ from .expr import POSITIONS, Expr, apply, const, inputs_of, params_of, substitut
 from .formula import Formula, Parameter, Predicate, joined, merged, operand, read_signature, renamed
 from .inputs import make_sizes
 from .ops import Type
+from .questions import Questions
 from .source import function_place, user_caret
 from .trace import Session, Traced, run
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Mask(Formula):
+class Mask(Questions, Formula):
     """Which (b, h, q, kv) are kept. Made by `fs.mask`, `fs.from_mask_mod`, a pattern, or from other masks.
 
     >>> import flexspec as fs
@@ -115,7 +116,7 @@ class Mask(Formula):
 
     def __bool__(self) -> bool:
         message = "a mask is used as True or False"
-        fix = "combine masks with `&`, `|`, `~`, `^`, `-`; compare them with fs.equals"
+        fix = "combine masks with `&`, `|`, `~`, `^`, `-`; compare them with a.equals(b, length)"
         raise FlexSpecError("FS002", message, fix=fix, where=user_caret())
 
     def dense(

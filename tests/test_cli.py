@@ -171,6 +171,22 @@ def test_check_finds_a_counterexample():
     assert run(see).strip() == "mask.png"
 
 
+def test_check_counts_lists_and_draws_the_difference():
+    command = "check 'causal_window(window=3)' --against 'sliding_window(1)' --length 6"
+    text = run(command, code=1)
+    assert "a implies b: no, b implies a: no" in text
+    assert "a  causal_window(window=3)\n     only here: 4 pairs, the first at b=0, h=0, q=2, kv=0" in text
+    assert "b  sliding_window(1)\n     only here: 5 pairs, the first at b=0, h=0, q=0, kv=1" in text
+    rows = ["··bb        ", "····bb      ", "aa····bb    ", "  aa····bb  ", "    aa····bb", "      aa····"]
+    assert [line.split("│")[1] for line in text.splitlines() if line.endswith("│")] == rows
+    found = json.loads(run(command + " --json", code=1))
+    assert (found["only_pattern"], found["only_against"]) == (4, 5)
+    assert not found["pattern_implies_against"] and not found["against_implies_pattern"]
+    assert found["regions"][0] | {"only": "pattern"} == {
+        "only": "pattern", "b": 0, "h": 0, "q_start": 0, "q_stop": 6, "kv_start": 0, "kv_stop": 6
+    }  # fmt: skip
+
+
 def test_check_says_which_head_differs():
     two_heads = "check mine.py:by_head --against '(q - kv < 4 * h) & (h < 2)' --length 9"
     run(f"{two_heads} --heads 2")

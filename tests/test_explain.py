@@ -53,3 +53,24 @@ def test_a_query_without_keys_is_named():
     ahead = fs.mask(lambda h, q, kv: (q >= kv) | (h == 2) & (q == 500) & (kv == 501))
     proof = fs.compile(ahead).facts(1000, heads=4)["proofs"]["causal"]
     assert proof == {"holds": False, "counterexample": (0, 2, 500, 501)}
+
+
+def test_what_kernels_rely_on_is_counted():
+    for spec, sizes, options in SPECS.values():
+        attend = fs.compile(spec, **options)
+        values = {name: value for name, value in sizes.items() if name != "q_len"}
+        kinds = attend.block_map(sizes["q_len"], **values).kinds().tolist()
+        facts = attend.facts(**sizes)["relied_on"]
+        rows = [row for batch in kinds for head in batch for row in head]
+        columns = [list(column) for batch in kinds for head in batch for column in zip(*head, strict=True)]
+        assert facts["fwd_BLOCKS_ARE_CONTIGUOUS"] == all(map(_one_run, rows))
+        assert facts["bwd_BLOCKS_ARE_CONTIGUOUS"] == all(map(_one_run, columns))
+    squares = fs.compile(fs.mask(lambda q, kv: q * q > kv))
+    assert squares.facts(46_000)["relied_on"]["integers fit 32 bits"]
+    assert not squares.facts(47_000)["relied_on"]["integers fit 32 bits"]
+    assert "run: kv side" not in fs.compile(fs.causal(), backend="reference").explain(300)
+
+
+def _one_run(line):
+    text = "".join(map(str, line))
+    return all(len(re.findall(f"{kind}+", text)) <= 1 for kind in "12")

@@ -75,18 +75,23 @@ def figure(block_map: BlockMap, *, b: int = 0, h: int = 0, region: Region | None
         region = whole(block_map)
     most = (MOST_CELLS, MOST_CELLS)
     cells = pair_cells(block_map, b, h, region, most) if region else block_cells(block_map, b, h, most)
-    return _laid_out(block_map, cells, heads_text(block_map, b, h))
+    facts = _facts(block_map, cells, heads_text(block_map, b, h))
+    return laid_out(block_map, cells, block_map.label, facts, [COLORS[shade] for shade in Shade], _entries(cells))
 
 
-def _laid_out(block_map: BlockMap, cells: Cells, head: str) -> Any:
-    """The figure with its parts placed in inches, so that text has one size at every shape of map."""
+def laid_out(
+    block_map: BlockMap, cells: Cells, label: str, facts: list[str], colors: list[str], entries: list[tuple[str, str]]
+) -> Any:
+    """Cells in `colors` under a label and facts, over a legend of (color, text).
+
+    The figure with its parts placed in inches, so that text has one size at every shape of map."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     across, down, dpi = _axes_size(cells)
     width = max(across + MARGIN["left"] + MARGIN["right"], 6.4)
-    title = _title(block_map.label, columns=int(width * 10.5))
-    notes = _notes(block_map, cells, head, columns=int(width * 15.5))
+    title = _title(label, columns=int(width * 10.5))
+    notes = _wrapped(facts, columns=int(width * 15.5))
     header = 0.16 + 0.235 * len(title) + MARGIN["line"] * len(notes) + MARGIN["axis"]
     height = header + down + MARGIN["legend"]
 
@@ -94,12 +99,12 @@ def _laid_out(block_map: BlockMap, cells: Cells, head: str) -> Any:
     FigureCanvasAgg(made)
     left = MARGIN["left"] + max(0.0, width - across - MARGIN["left"] - MARGIN["right"]) / 2
     axes = made.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
-    _fill(axes, block_map, cells)
+    _fill(axes, block_map, cells, colors)
     style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False}
     made.text(0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style)
     below = 0.16 + 0.235 * len(title)
     made.text(0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style)
-    _legend(made, cells)
+    _legend(made, entries)
     return made
 
 
@@ -117,11 +122,11 @@ def _axes_size(cells: Cells) -> tuple[float, float, float]:
     return across_dots / dpi, down_dots / dpi, dpi
 
 
-def _fill(axes: Any, block_map: BlockMap, cells: Cells) -> None:
+def _fill(axes: Any, block_map: BlockMap, cells: Cells, colors: list[str]) -> None:
     from matplotlib.colors import to_rgb
 
     q_start, q_stop, kv_start, kv_stop = cells.region
-    palette = (np.array([to_rgb(COLORS[shade]) for shade in Shade]) * 255).round().astype(np.uint8)
+    palette = (np.array([to_rgb(color) for color in colors]) * 255).round().astype(np.uint8)
     rows, columns = cells.shades.shape
     # A last cell that covers fewer tokens is cut off at the map's edge, not squeezed.
     right, bottom = kv_start + columns * cells.cell_kv, q_start + rows * cells.cell_q
@@ -191,7 +196,7 @@ def _title(label: str, columns: int) -> list[str]:
     return lines if len(lines) <= 3 else [*lines[:2], textwrap.shorten(" ".join(lines[2:]), columns, placeholder=" …")]
 
 
-def _notes(block_map: BlockMap, cells: Cells, head: str, columns: int) -> list[str]:
+def _facts(block_map: BlockMap, cells: Cells, head: str) -> list[str]:
     q_start, q_stop, kv_start, kv_stop = cells.region
     facts = [f"{block_map.q_len:,} queries × {block_map.kv_len:,} keys"]
     if cells.region != whole(block_map):
@@ -207,6 +212,10 @@ def _notes(block_map: BlockMap, cells: Cells, head: str, columns: int) -> list[s
         step = (step[0] // block_map.block_q, step[1] // block_map.block_kv)
     if step != (1, 1):
         facts.append(f"a dot is {step[0]} × {step[1]} {'pairs' if cells.pairs else 'blocks'}")
+    return facts
+
+
+def _wrapped(facts: list[str], columns: int) -> list[str]:
     lines = [facts[0]]
     for fact in facts[1:]:
         joined = f"{lines[-1]}  ·  {fact}"
@@ -218,22 +227,22 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
 
 
-def _legend(made: Any, cells: Cells) -> None:
+def _entries(cells: Cells) -> list[tuple[str, str]]:
+    empty, partial, full = cells.blocks
+    entries = [(COLORS[Shade.BLANK], f"empty blocks: {empty:,}")]
+    entries.append((COLORS[Shade.DROPPED if cells.pairs else Shade.MIXED], f"partial blocks: {partial:,}"))
+    if cells.pairs and partial:
+        entries.append((COLORS[Shade.KEPT], "pairs kept in them"))
+    if cells.pairs and bool((cells.shades == Shade.MIXED).any()):
+        entries.append((COLORS[Shade.MIXED], "some kept"))
+    return [*entries, (COLORS[Shade.SOLID], f"full blocks: {full:,}")]
+
+
+def _legend(made: Any, entries: list[tuple[str, str]]) -> None:
     from matplotlib.patches import Patch
 
-    empty, partial, full = cells.blocks
-
-    def entry(shade: Shade, text: str) -> Any:
-        return Patch(facecolor=COLORS[shade], edgecolor="#666666", linewidth=0.6, label=text)
-
-    entries = [entry(Shade.BLANK, f"empty blocks: {empty:,}")]
-    entries.append(entry(Shade.DROPPED if cells.pairs else Shade.MIXED, f"partial blocks: {partial:,}"))
-    if cells.pairs and partial:
-        entries.append(entry(Shade.KEPT, "pairs kept in them"))
-    if cells.pairs and bool((cells.shades == Shade.MIXED).any()):
-        entries.append(entry(Shade.MIXED, "some kept"))
-    entries.append(entry(Shade.SOLID, f"full blocks: {full:,}"))
+    handles = [Patch(facecolor=color, edgecolor="#666666", linewidth=0.6, label=text) for color, text in entries]
     made.legend(
-        handles=entries, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(entries), frameon=False,
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(entries), frameon=False,
         fontsize=8.5, handlelength=1.1, handleheight=1.1, columnspacing=1.4, handletextpad=0.5,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def draw(block_map: BlockMap, *, b: int = 0, h: int = 0, width: int = 72, color:
     in coarse cells by the rule of `scale`. color: None asks the terminal and the NO_COLOR variable. Empty is
     the terminal's own background. Raises FS030 for a head that is not there.
     """
-    color = _wants_color() if color is None else color
+    color = wants_color() if color is None else color
     gutter = len(f"{block_map.q_len:,}") + 3
     side = max(LEAST_WIDTH, width) - gutter - 1
     cells = _cells(block_map, b, h, side)
@@ -49,7 +49,7 @@ def draw(block_map: BlockMap, *, b: int = 0, h: int = 0, width: int = 72, color:
     return "\n".join([*lines, *_legend(block_map, cells, heads_text(block_map, b, h), color)])
 
 
-def _wants_color() -> bool:
+def wants_color() -> bool:
     return not os.environ.get("NO_COLOR") and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 

@@ -24,6 +24,7 @@ from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
 from .block_map import BlockMap
 from .explain import Report, explain
+from .on_device import DeviceMap, map_on_device
 from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
 from .reference import check_qkv
 from .tables import Tables
@@ -38,30 +39,35 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     order: Order | None = None,
     block_size: BlockSize = 128,
     backend: str = "auto",
+    exact: bool = True,
 ) -> CompiledAttention:
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
     spec: a Mask, an Attention, or a FlexAttention mask_mod. order: where tokens lie in memory while the kernel runs.
-    block_size: tokens, one number or (query, key). backend: auto, flex or reference. Raises FS023, FS030, FS033, FS041.
+    block_size: tokens, one number or (query, key). backend: auto, flex or reference. exact: with False
+    the block lists of a call are made on its device from bounds, without waiting for it: documents that change at each
+    step cost no synchronisation, and undecided blocks evaluate the mask. Raises FS023, FS030, FS033, FS041.
 
     >>> import flexspec as fs, torch
     >>> attend = fs.compile(fs.causal(), backend="reference")
     >>> attend(*[torch.eye(3)[None, None]] * 3)[0, 0, 0].tolist()
     [1.0, 0.0, 0.0]
     """
-    return CompiledAttention(as_attention(spec), order, block_size, backend)
+    return CompiledAttention(as_attention(spec), order, block_size, backend, exact)
 
 
 class CompiledAttention:
     """`attend(q, k, v, **values)`: attention with one spec. Made by `fs.compile`."""
 
-    def __init__(self, spec: Attention, order: Order | None, block_size: BlockSize, backend: str) -> None:
-        self.spec, self.order, self.block_size = spec, order, block_size
+    def __init__(
+        self, spec: Attention, order: Order | None, block_size: BlockSize, backend: str, exact: bool = True
+    ) -> None:
+        self.spec, self.order, self.block_size, self.exact = spec, order, block_size, exact
         self.backend = check_backend(backend)
         make_grid(Sizes(1, 1), block_size, None)
         if order is not None and not isinstance(order, Order):
             make_grid(Sizes(1, 1), block_size, order)
-        self._maps: OrderedDict[Any, tuple[BlockMap, list[Any]]] = OrderedDict()
+        self._maps: OrderedDict[Any, tuple[Any, list[Any]]] = OrderedDict()
         self._tables: tuple[Any, Tables] | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
@@ -71,7 +77,7 @@ class CompiledAttention:
         return f"compile({self.spec.label}{order}, backend={self.backend!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CompiledAttention, (self.spec, self.order, self.block_size, self.backend)
+        return CompiledAttention, (self.spec, self.order, self.block_size, self.backend, self.exact)
 
     @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
     def __call__(
@@ -98,7 +104,7 @@ class CompiledAttention:
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
         q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, k))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
-        bound, blocks = self._cached(sizes, values, q.device)
+        bound, blocks = self._cached(sizes, values, q.device, exact=self.exact)
         moves = self.order is not None and inputs == "logical"
         if moves:
             assert self.order is not None
@@ -130,25 +136,34 @@ class CompiledAttention:
         return in_memory(whole.expr.args[0], *where), relocate(whole.expr.args[1], *where)
 
     def _cached(
-        self, sizes: Sizes, values: Mapping[str, Any], device: torch.device, stages: Stages | None = None
-    ) -> tuple[Bound, BlockMap]:
-        """The bound values, and the block map, kept per sizes and values that the mask reads."""
+        self,
+        sizes: Sizes,
+        values: Mapping[str, Any],
+        device: torch.device,
+        stages: Stages | None = None,
+        exact: bool = True,
+    ) -> tuple[Bound, Any]:
+        """The bound values, and the BlockMap or DeviceMap, kept per sizes and values that the mask reads."""
         bound = self.spec.formula.bind(sizes, values)  # this call's own tensors, with their gradients
         kept = self.spec.kept
         tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
         numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
         given = {**self.spec.formula.tensors, **values}
         states = tuple((name, _state(given[name])) for name in tensors)
-        key = (bound.sizes, device, states, tuple(numbers))
+        key = (exact, bound.sizes, device, states, tuple(numbers))
         with self._lock:
             if key in self._maps and stages is None:
                 self._maps.move_to_end(key)
                 return bound, self._maps[key][0]
         own = replace(bound, tensors={name: _frozen(x) for name, x in bound.tensors.items()})
-        latest = self._tables
-        tables = latest[1] if latest and latest[0] == states else tables_of(own)
-        made = map_of(kept, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
-        self._tables = states, tables
+        made: BlockMap | DeviceMap
+        if exact:
+            latest = self._tables
+            tables = latest[1] if latest and latest[0] == states else tables_of(own)
+            made = map_of(kept, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
+            self._tables = states, tables
+        else:
+            made = map_on_device(kept, own, self.block_size, self.order, device)
         with self._lock:
             self._maps[key] = made, [given[name] for name in tensors]  # while a tensor lives, no other has its id
             while len(self._maps) > MAPS_KEPT:

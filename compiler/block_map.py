@@ -159,14 +159,18 @@ class BlockMap:
     def blocks(self, which: int) -> Iterator[tuple[BlockKind, Array, Array]]:
         """The non-empty blocks of one map, in chunks of one kind: their q and kv ranges, int64 [n, 2]."""
         rows, columns, kinds = self.maps[which].blocks()
-        step = max(1, CHUNK // (self.block_q * self.block_kv))
         for kind in (BlockKind.FULL, BlockKind.PARTIAL):
             chosen = np.flatnonzero(kinds == kind)
-            for start in range(0, len(chosen), step):
-                at = chosen[start : start + step]
+            for some in self.chunks(len(chosen)):
+                at = chosen[some]
                 q = np.stack([rows[at] * self.block_q, np.minimum((rows[at] + 1) * self.block_q, self.q_len)], 1)
                 end = np.minimum((columns[at] + 1) * self.block_kv, self.kv_len)
                 yield kind, q, np.stack([columns[at] * self.block_kv, end], 1)
+
+    def chunks(self, count: int) -> Iterator[slice]:
+        """Slices of `count` blocks, each of so many that their pairs fit at once."""
+        step = max(1, CHUNK // (self.block_q * self.block_kv))
+        return (slice(start, start + step) for start in range(0, count, step))
 
     def pairs(self, which: int, q: Array, kv: Array) -> Array:
         """bool [n, block_q, block_kv]: the pairs of blocks given by ranges [n, 2]; False past their ends."""
@@ -187,6 +191,25 @@ class BlockMap:
         kept = evaluate_at(self.exprs[self._which(b, h)], where, self.tensors)
         return torch.from_numpy(np.broadcast_to(kept, (q_stop - q_start, kv_stop - kv_start)).copy())
 
+    def slice(self, q: tuple[int, int] | None = None, *, kv_len: int | None = None) -> BlockMap:
+        """Part of this map, for decoding and chunked prefill: made once at the longest length, and never rebuilt.
+
+        q: (start, stop) in tokens, all queries where left out; start is a multiple of `block_q`, or all of them are in
+        one block of queries. kv_len: how many keys there are so far. The result is the map of these queries, counted
+        from 0, against these keys: exact, its `mask_mod` shifted by a captured tensor, so that the next chunk compiles
+        no new kernel. Sizes that the mask itself reads (`q_len`, `kv_len`) stay those of this map. Under an order, q
+        and kv_len count memory positions. FS030.
+
+        >>> import flexspec as fs
+        >>> whole = fs.block_map(fs.causal_window(256), 131_072)
+        >>> token = whole.slice(q=(1000, 1001), kv_len=1001)
+        >>> token.runs(0), token.kept_pairs
+        ([(5, 6, <BlockKind.PARTIAL: 1>), (6, 8, <BlockKind.FULL: 2>)], 256)
+        """
+        from .slices import slice_map
+
+        return slice_map(self, q, kv_len)
+
     def to_bsr(self, *, b: int = 0, h: int = 0) -> BSR:
         """Block sparse rows of one (batch, head), as kernels take them."""
         rows, columns, kinds = self.of(b, h).blocks()
@@ -195,14 +218,23 @@ class BlockMap:
         parts = (row_ptr, columns.astype(np.int32), kinds)
         return BSR(*(torch.from_numpy(part).to(self.device) for part in parts))
 
-    def to_flex(self, mask_mod: Any = None) -> Any:
-        """torch's `BlockMask` with the lists that `create_block_mask` makes, kv and q sides built directly.
+    def to_flex(self, mask_mod: Any = None, *, compact: bool = True) -> Any:
+        """torch's `BlockMask` for `torch.compile(flex_attention)`, kv and q sides made straight from the runs.
 
-        mask_mod: what its partial blocks evaluate; default: the mask's own.
+        mask_mod: what its partial blocks evaluate; default: the mask's own. compact: index lists as wide as the
+        fullest row needs, int32 [batch, heads, rows, width], where torch has a column for every block. On the CPU they
+        are views with torch's shape whose rows overlap in memory. The result's `to_dense`, `str` and slices take only
+        lists as torch makes them, which `compact=False` gives: field by field those of `create_block_mask`. A new width
+        compiles a kernel again, up to a few times in all; with `compact=False` a new mask of the same lengths does not.
+
+        >>> import flexspec as fs
+        >>> lists = fs.block_map(fs.causal_window(1024), 65_536).to_flex()
+        >>> lists.kv_indices.shape[-1], lists.kv_indices.stride(), lists.kv_indices.untyped_storage().nbytes()
+        (512, (3584, 3584, 7, 1), 16356)
         """
         from .flex_lists import to_flex
 
-        return to_flex(self, mask_mod or self.mask_mod)
+        return to_flex(self, mask_mod or self.mask_mod, compact=compact)
 
     def show(
         self,

@@ -15,9 +15,10 @@ from flexspec.syntax import formula
 from .backends.torch_source import source_of
 from .block_map import BlockMap
 from .count import pairs_formula
+from .flex_lists import contiguous_lists
 from .pipeline import Stages, needs_64_bits
 from .proof import Proof, ahead, lonely, never
-from .runs import BlockKind, contiguous_lists
+from .runs import BlockKind
 from .simplify import specialise
 
 _LONG = 100
@@ -54,8 +55,8 @@ class Report:
     @cached_property
     def relied_on(self) -> dict[str, bool]:
         """What the flex backend passes on to CUDA kernels where it is true; taken wrongly, results would be wrong."""
-        contiguous = contiguous_lists(self.block_map.kinds())
-        facts = {option: option in contiguous for option in RUNS.values()}
+        contiguous = contiguous_lists(self.block_map)
+        facts = {option: contiguous.get(option, False) for option in RUNS.values()}
         return facts | {SMALL: not needs_64_bits(self.mask, self.bound, self.block_map.grid)}
 
     def flops(self) -> tuple[int, float]:

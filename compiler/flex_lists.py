@@ -1,9 +1,14 @@
-"""A block map as torch's BlockMask: index lists of the kv side and of the q side."""
+"""A block map as torch's BlockMask: index lists of the kv side and of the q side.
+
+Compact lists have the columns that the fullest row needs, and come straight from the runs. Dense ones have a column for
+every block, as torch makes them.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import BlockMask
@@ -11,32 +16,39 @@ from torch.nn.attention.flex_attention import BlockMask
 from flexspec.errors import FlexSpecError
 from flexspec.source import user_caret
 
-from .runs import BlockKind
+from .block_map import BlockMap
+from .bounds import Grid
+from .points import Array
+from .runs import BlockKind, Runs
 
 if TYPE_CHECKING:
-    from .block_map import BlockMap
+    from .on_device import DeviceMap
 
 
 def to_flex(
-    block_map: BlockMap,
+    block_map: BlockMap | DeviceMap,
     mask_mod: Any,
     batch: int | None = None,
     heads: int | None = None,
     *,
+    compact: bool = False,
     separate_full_blocks: bool = True,
     compute_dq_write_order: bool = False,
     dq_kv_order: bool = True,
 ) -> BlockMask:
-    """torch's BlockMask, field by field as `create_block_mask` makes it.
+    """torch's BlockMask: field by field as `create_block_mask` makes it, or the same lists in compact form.
 
     A ragged last block is partial even when all its positions are kept: torch's kernel tests only lengths that 128
-    divides, and reads past the end of a full block otherwise. batch, heads: expand the lists to these sizes.
+    divides, and reads past the end of a full block otherwise. batch, heads: expand dense lists to these sizes.
     """
-    key = (batch, heads, separate_full_blocks)
+    key = "compact" if compact else (batch, heads, separate_full_blocks)
     if key not in block_map.lists:
-        block_map.lists[key] = _all_lists(block_map, *key)
-    sizes = (block_map.block_q, block_map.block_kv)
-    lengths = (block_map.q_len, block_map.kv_len)
+        if compact and isinstance(block_map, BlockMap):
+            block_map.lists[key] = _compact_lists(block_map)
+        else:
+            block_map.lists[key] = _dense_lists(block_map, batch, heads, separate_full_blocks)
+    grid = block_map.grid
+    sizes, lengths = (grid.block_q, grid.block_kv), (grid.q_len, grid.kv_len)
     made = BlockMask(lengths, *block_map.lists[key], BLOCK_SIZE=sizes, mask_mod=mask_mod)
     if compute_dq_write_order:
         compute = getattr(flex_attention, "_compute_dq_write_order_from_block_mask", None)
@@ -47,14 +59,14 @@ def to_flex(
     return made
 
 
-def _all_lists(
-    block_map: BlockMap, batch: int | None, heads: int | None, separate_full_blocks: bool
+def _dense_lists(
+    block_map: BlockMap | DeviceMap, batch: int | None, heads: int | None, separate_full_blocks: bool
 ) -> list[torch.Tensor | None]:
     """Counts and columns of partial and full blocks of the kv side, then of the q side."""
-    kinds = block_map.kinds()
-    if block_map.q_len % block_map.block_q:
+    kinds, grid = block_map.kinds(), block_map.grid
+    if grid.q_len % grid.block_q:
         kinds[:, :, -1].clamp_(max=int(BlockKind.PARTIAL))
-    if block_map.kv_len % block_map.block_kv:
+    if grid.kv_len % grid.block_kv:
         kinds[..., -1].clamp_(max=int(BlockKind.PARTIAL))
     kinds = kinds.expand(batch or kinds.shape[0], heads or kinds.shape[1], -1, -1)
     partial, full = kinds == BlockKind.PARTIAL, kinds == BlockKind.FULL
@@ -71,3 +83,92 @@ def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     columns = torch.arange(chosen.shape[-1], dtype=torch.int32, device=chosen.device).expand_as(place)
     indices = torch.empty(place.shape, dtype=torch.int32, device=chosen.device).scatter_(-1, place, columns)
     return count.squeeze(-1).to(torch.int32), indices
+
+
+class _Rows(NamedTuple):
+    """Runs of one kind: row, start and stop of each, in reading order."""
+
+    row: Array
+    start: Array
+    stop: Array
+
+    def blocks(self) -> tuple[Array, Array]:
+        """Row and column of every block, int32, in reading order."""
+        size = self.stop - self.start
+        before = np.cumsum(size) - size
+        columns = np.repeat((self.start - before).astype(np.int32), size) + np.arange(size.sum(), dtype=np.int32)
+        return np.repeat(self.row, size), columns
+
+
+def _compact_lists(block_map: BlockMap) -> list[torch.Tensor]:
+    """As `_dense_lists`, with as few columns as the fullest row of either kind needs: one width for each side.
+
+    Heads that share a map have copies of its lists: a kernel reads them by plain strides.
+    """
+    grid = block_map.grid
+    found = [_of_both_kinds(runs, grid) for runs in block_map.maps]
+    of_rows = [[rows.blocks() for rows in kinds] for kinds in found]
+    kv_side = _side(block_map, of_rows, grid.q_blocks, grid.kv_blocks)
+    of_columns = [[_transposed(*blocks, grid) for blocks in kinds] for kinds in of_rows]
+    return [*kv_side, *_side(block_map, of_columns, grid.kv_blocks, grid.q_blocks)]
+
+
+def _of_both_kinds(runs: Runs, grid: Grid) -> list[_Rows]:
+    """The runs of partial and of full blocks; a ragged last row or column of blocks is partial."""
+    row = np.repeat(np.arange(grid.q_blocks, dtype=np.int32), np.diff(runs.first))
+    start, stop, kind = runs.start, runs.stop.copy(), runs.kind.copy()
+    if grid.q_len % grid.block_q:
+        kind[row == grid.q_blocks - 1] = BlockKind.PARTIAL
+    if grid.kv_len % grid.block_kv:
+        last = np.flatnonzero((kind == BlockKind.FULL) & (stop == grid.kv_blocks))
+        stop[last] -= 1
+        row, start = np.insert(row, last + 1, row[last]), np.insert(start, last + 1, grid.kv_blocks - 1)
+        stop, kind = np.insert(stop, last + 1, grid.kv_blocks), np.insert(kind, last + 1, BlockKind.PARTIAL)
+    return [_Rows(row[at], start[at], stop[at]) for at in (kind == BlockKind.PARTIAL, kind == BlockKind.FULL)]
+
+
+def contiguous_lists(block_map: BlockMap) -> dict[str, bool]:
+    """What FlexAttention's CUDA kernels may take as true of these lists, by the names of their options.
+
+    Forward (lists of a row) and backward (lists of a column): is each list of partial and of full blocks one run? A
+    ragged last block counts as partial, as it is listed.
+    """
+    facts = {"fwd_BLOCKS_ARE_CONTIGUOUS": True, "bwd_BLOCKS_ARE_CONTIGUOUS": True}
+    for runs in block_map.maps:
+        for rows in _of_both_kinds(runs, block_map.grid):
+            gaps = (rows.row[1:] == rows.row[:-1]) & (rows.start[1:] != rows.stop[:-1])
+            column, row = _transposed(*rows.blocks(), block_map.grid)
+            below = (column[1:] == column[:-1]) & (row[1:] != row[:-1] + 1)
+            facts["fwd_BLOCKS_ARE_CONTIGUOUS"] &= not gaps.any()
+            facts["bwd_BLOCKS_ARE_CONTIGUOUS"] &= not below.any()
+    return {name: True for name, holds in facts.items() if holds}
+
+
+def _transposed(rows: Array, columns: Array, grid: Grid) -> tuple[Array, Array]:
+    """Blocks in order of their columns. Numbers of 16 bits are sorted by counting."""
+    order = np.argsort(columns.astype(np.min_scalar_type(grid.kv_blocks)), kind="stable")
+    return columns[order], rows[order]
+
+
+def _side(block_map: BlockMap, found: list[list[tuple[Array, Array]]], rows: int, columns: int) -> list[torch.Tensor]:
+    """Counts and indices of partial, then of full blocks. found: of each map and kind, row and column of its blocks.
+
+    torch's CPU kernel wants as many columns as there are blocks, and reads no further than the counts: there the
+    indices are a view of that shape, whose rows overlap in memory.
+    """
+    batch, heads = block_map.index.shape
+    counts = [[np.bincount(row, minlength=rows) for row, _ in kinds] for kinds in found]
+    width = max(1, *(int(count.max()) for kinds in counts for count in kinds))
+    shown = columns if block_map.device.type == "cpu" else width
+    lists = []
+    for kind in range(2):
+        storage = np.zeros(batch * heads * rows * width + shown - width, np.int32)
+        for place, which in enumerate(block_map.index.flat):
+            count, (row, column) = counts[which][kind], found[which][kind]
+            shift = (place * rows + np.arange(rows)) * width - (np.cumsum(count) - count)
+            storage[np.repeat(shift, count) + np.arange(len(row))] = column
+        count = np.stack([each[kind] for each in counts])[block_map.index].astype(np.int32)
+        strides = (heads * rows * width, rows * width, width, 1)
+        indices = torch.from_numpy(storage).as_strided((batch, heads, rows, shown), strides)
+        lists += [torch.from_numpy(count).to(block_map.device), indices.to(block_map.device)]
+    return lists

@@ -110,9 +110,22 @@ def map_of(
         maps = [classify(each, grid, tables, trail, exact=exact) for each in unique]
         index = np.array([unique.index(each) for each in exprs.reshape(-1)]).reshape(exprs.shape)
     stages.results |= {"EXPR": expr, "SIMPLIFIED": unique, "BLOCKS": trail}
-    values = {**bound.all_numbers(), **bound.tensors}
-    printed = partial(function_of, expr, values, kind="mask_mod", device=device)
-    return BlockMap(mask.label, grid, tuple(maps), tuple(unique), index, tables.tensors, order, printed, device)
+    return BlockMap(
+        mask.label,
+        grid,
+        tuple(maps),
+        tuple(unique),
+        index,
+        tables.tensors,
+        order,
+        mask_mod_of(expr, bound, device),
+        device,
+    )
+
+
+def mask_mod_of(expr: Expr, bound: Bound, device: torch.device) -> Callable[[], Any]:
+    """Prints an expression as a FlexAttention mask_mod, when asked."""
+    return partial(function_of, expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
 
 
 def tables_of(bound: Bound) -> Tables:
@@ -194,18 +207,26 @@ def create_block_mask(
     BLOCK_SIZE: BlockSize = 128,
     _compile: bool = False,
     separate_full_blocks: bool = True,
+    *,
+    exact: bool = True,
     **write_order: bool,
 ) -> Any:
     """Drop-in for torch's `create_block_mask`: the same arguments, the same lists, derived and not evaluated.
 
     A mask that depends on the batch or the head and is given none is an error (FS031): torch takes index 0 silently.
-    write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
+    exact: with False nothing waits for the device, even where the mask reads tensors there; blocks that their bounds
+    leave open are listed as partial. write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
     Raises what `from_mask_mod` and `block_map` raise.
     """
     from .flex_lists import to_flex  # torch's flex_attention is slow to import and only needed from here on
+    from .on_device import DeviceMap, map_on_device
 
     mask = from_mask_mod(mask_mod)
     target = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
-    made = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
+    made: BlockMap | DeviceMap
+    if exact:
+        made = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
+    else:
+        made = map_on_device(mask, mask.bind(make_sizes(Q_LEN, KV_LEN, B, H), {}), BLOCK_SIZE, None, target)
     own = made.mask_mod if isinstance(mask_mod, Mask) else mask_mod
     return to_flex(made, own, B or 1, H or 1, separate_full_blocks=separate_full_blocks, **write_order)

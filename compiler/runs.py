@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-import torch
 
 from .points import Array
 
@@ -117,21 +116,3 @@ def _packed(counts: Array, start: Array, stop: Array, kind: Array) -> Runs:
     first = np.zeros(len(counts) + 1, np.int32)
     np.cumsum(counts, out=first[1:])
     return Runs(first, start.astype(np.int32), stop.astype(np.int32), kind)
-
-
-def contiguous_lists(kinds: torch.Tensor) -> dict[str, bool]:
-    """What FlexAttention's CUDA kernels may take as true of these kinds, by the names of their options.
-
-    Forward (lists of a row) and backward (lists of a column): is each list of partial and of full blocks one run?
-    """
-    facts = {}
-    for prefix, seen in (("fwd", kinds), ("bwd", kinds.mT)):
-        if all(_one_run(seen == kind) for kind in (BlockKind.PARTIAL, BlockKind.FULL)):
-            facts[f"{prefix}_BLOCKS_ARE_CONTIGUOUS"] = True
-    return facts
-
-
-def _one_run(chosen: torch.Tensor) -> bool:
-    starts = chosen.clone()
-    starts[..., 1:] &= ~chosen[..., :-1]
-    return bool((starts.sum(-1) <= 1).all())

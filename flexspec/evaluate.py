@@ -29,8 +29,8 @@ def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False, 
 
     def convert(node: Expr, kind: Type) -> torch.Tensor:
         kind = Type.DOUBLE if precise and kind is Type.FLOAT else kind
-        if isinstance(node, Const):  # straight from the Python number, not through float32
-            return torch.tensor(node.value, dtype=kind.torch, device=device)
+        if isinstance(node, Const):  # straight from the number, not through float32; full() waits for no device
+            return torch.full((), node.value, dtype=kind.torch, device=device)
         return done[node].to(kind.torch)
 
     for node in walk(expr):
@@ -47,7 +47,7 @@ def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False, 
         elif isinstance(node, (Var, Param)):
             value = values[node.name]
             is_tensor = isinstance(value, torch.Tensor)
-            done[node] = value if is_tensor else torch.tensor(value, dtype=node.type.torch, device=device)
+            done[node] = value if is_tensor else torch.full((), value, dtype=node.type.torch, device=device)
         else:
             done[node] = convert(node, node.type)
     return convert(expr, expr.type)

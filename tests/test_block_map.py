@@ -5,7 +5,7 @@ import pytest
 import torch
 from flexspec.compiler import classify, leaves
 from flexspec.compiler.backends.torch_source import function_of
-from flexspec.compiler.runs import contiguous_lists
+from flexspec.compiler.flex_lists import contiguous_lists
 from flexspec.compiler.simplify import simplify
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -184,14 +184,24 @@ def test_the_write_order_of_gradients_is_torchs():
 
 
 def test_contiguous_lists_by_looking():
-    def runs(row):
-        return sum(a and not b for a, b in zip(row, [False, *row], strict=False))
-
-    for text in ("q >= kv", "(q >= kv) & (kv < 32)", "(q - kv) % 64 < 9", "(q // 16 + kv // 16) % 2 == 0", "q < 0"):
-        kinds = fs.block_map(fs.Mask(fs.parse(text), text), 128, block_size=16).kinds()
-        for prefix, table in (("fwd", kinds[0, 0]), ("bwd", kinds[0, 0].T)):
-            one = all(runs((row == kind).tolist()) <= 1 for row in table for kind in (1, 2))
-            assert (f"{prefix}_BLOCKS_ARE_CONTIGUOUS" in contiguous_lists(kinds)) == one, text
+    for text in (
+        "q >= kv",
+        "(q >= kv) & (kv < 32)",
+        "(q - kv) % 64 < 9",
+        "(q // 16 + kv // 16) % 2 == 0",
+        "q < 0",
+        "abs(q - kv) < 20",
+    ):
+        for length in (128, 120):
+            made = fs.block_map(fs.Mask(fs.parse(text), text), length, block_size=16)
+            lists = made.to_flex(compact=False)
+            for prefix, side in (("fwd", "kv"), ("bwd", "q")):
+                one = True
+                for full in ("", "full_"):
+                    counts = getattr(lists, f"{full}{side}_num_blocks")[0, 0].tolist()
+                    for count, row in zip(counts, getattr(lists, f"{full}{side}_indices")[0, 0].tolist(), strict=True):
+                        one &= row[:count] == list(range(row[0], row[0] + count))
+                assert (f"{prefix}_BLOCKS_ARE_CONTIGUOUS" in contiguous_lists(made)) == one, (text, length)
 
 
 def test_documents_like_torchs():

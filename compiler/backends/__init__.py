@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -14,6 +14,9 @@ from flexspec.inputs import Bound
 from flexspec.source import user_caret
 
 from ..block_map import BlockMap
+
+if TYPE_CHECKING:
+    from ..on_device import DeviceMap  # which needs the pipeline, and that needs this package
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Call:
     bound: Bound
     mask: Expr
     score: Expr
-    block_map: BlockMap
+    block_map: BlockMap | DeviceMap
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor

@@ -20,15 +20,20 @@ from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, inputs_of, var
 
 from ..block_map import BlockMap
-from ..flex_lists import to_flex
+from ..flex_lists import contiguous_lists, to_flex
+from ..on_device import DeviceMap
 from ..pipeline import needs_64_bits
 from ..reference import by_rows
-from ..runs import contiguous_lists
 from . import Call
 from .torch_source import function_of, run_source, source_of
 
 ONE_QUERY_ROWS = 16
 """On CPU, one query against 512 keys or more is wrong or broken in torch: the query is repeated to this many rows."""
+
+
+DENSE_BYTES = 1 << 26
+"""Index lists up to this size are as wide as torch's: a new width or row stride compiles the kernel again, and a window
+or documents must not. Past it they are compact, so that long sequences fit."""
 
 
 class FlexBackend:
@@ -62,20 +67,22 @@ class FlexBackend:
         return out[:, :, :1], None
 
     def _compiled(
-        self, call: Call, q: torch.Tensor, block_map: BlockMap, mask: Expr, one_query: bool = False
+        self, call: Call, q: torch.Tensor, block_map: BlockMap | DeviceMap, mask: Expr, one_query: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         fixed = _fix_sizes(call)
         values = {**call.bound.all_numbers(), **call.bound.tensors}
         options: dict[str, Any] = {"device": q.device, "last_query": one_query}
-        options["wide"] = q.device.type != "cpu" and needs_64_bits(mask, call.bound, block_map.grid)
+        exact = isinstance(block_map, BlockMap)  # else no value is read, and the ranges of integers are not known
+        wide = q.device.type != "cpu" and not (exact and not needs_64_bits(mask, call.bound, block_map.grid))
+        options["wide"] = wide
         mask_mod = function_of(mask, values, kind="mask_mod", **options)
         score_mod = None
         if call.score is not var("score"):
             score_mod = function_of(call.score, values, kind="score_mod", **options)
-        block_mask = to_flex(block_map, mask_mod)
+        block_mask = to_flex(block_map, mask_mod, compact=exact and _dense_bytes(block_map) > DENSE_BYTES)
         if one_query:
             block_mask.seq_lengths = (q.shape[2], block_mask.seq_lengths[1])
-        facts = contiguous_lists(block_map.kinds()) if q.device.type != "cpu" else {}
+        facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and q.device.type != "cpu" else {}
         texts = [source_of(expr, kind="x", wide=options["wide"]) for expr in (mask, call.score)]
         layout = (q.dtype, q.shape[1] // call.k.shape[1], q.shape[3], call.v.shape[3], one_query)
         lists = (block_map.batch > 1, block_map.heads > 1)
@@ -89,6 +96,11 @@ class FlexBackend:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             result = function(q, call.k, call.v, score_mod, block_mask)
         return (result[0], result[1].lse) if call.return_lse else (result, None)
+
+
+def _dense_bytes(block_map: BlockMap | DeviceMap) -> int:
+    """Bytes of torch's four index lists."""
+    return 16 * block_map.batch * block_map.heads * block_map.grid.q_blocks * block_map.grid.kv_blocks
 
 
 def _fix_sizes(call: Call) -> list[tuple[int, ...]]:

@@ -152,4 +152,4 @@ def _captured(value: Any, device: torch.device, kind: Type) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         narrow = value.dtype in (torch.int8, torch.uint8, torch.int16)
         return value.to(device, torch.int64 if narrow else value.dtype)
-    return torch.tensor(value, dtype=kind.torch, device=device)
+    return torch.full((), value, dtype=kind.torch, device=device)  # unlike tensor(), it waits for no device

@@ -1,0 +1,255 @@
+"""Block kinds without waiting for the device: bounds of the mask in torch, where its tensors are.
+
+No value is read back and no shape depends on one, so the device's queue never drains and a CUDA graph can hold it. What
+bounds leave open stays PARTIAL: the attention is the same, and some blocks evaluate a mask that is known elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from flexspec.evaluate import evaluate
+from flexspec.expr import Apply, Expr, Var
+from flexspec.inputs import Bound
+from flexspec.mask import Mask
+from flexspec.ops import OPS, Type
+from flexspec.order import Order, in_memory
+
+from .bounds import Grid
+from .classify import classify
+from .intervals import FAR
+from .pipeline import BlockSize, make_grid, mask_mod_of, specialise_each
+from .points import needed, one_sided
+from .runs import Runs
+from .tables import Tables
+
+Interval = tuple[torch.Tensor, torch.Tensor]
+"""Least and greatest value on each block, both ends included, broadcasting to [batch, heads, q_blocks, kv_blocks]."""
+
+
+@dataclass(frozen=True)
+class DeviceMap:
+    """As a `BlockMap`, for index lists only: kinds that were bounded on the device."""
+
+    grid: Grid
+    found: torch.Tensor
+    print_mask_mod: Callable[[], Any]
+    lists: dict[Any, Any] = field(default_factory=dict, repr=False)
+    """torch's index lists, once they are made."""
+
+    @cached_property
+    def mask_mod(self) -> Any:
+        """The mask as a FlexAttention mask_mod over memory positions."""
+        return self.print_mask_mod()
+
+    @property
+    def batch(self) -> int:
+        return self.found.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.found.shape[1]
+
+    def kinds(self) -> torch.Tensor:
+        """uint8 [batch | 1, heads | 1, q_blocks, kv_blocks] of `BlockKind`; PARTIAL where undecided."""
+        return self.found.clone()
+
+
+def map_on_device(
+    mask: Mask, bound: Bound, block_size: BlockSize, order: Order | None, device: torch.device
+) -> DeviceMap:
+    """The kinds of a mask's blocks with its values on `device`. FS030, FS033.
+
+    Indices are not checked here, as nothing is read back: one outside its tensor is an error of the device.
+    """
+    grid = make_grid(bound.sizes, block_size, order)
+    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+    surely, possibly = _Blocks(expr, grid, bound, device).interval()
+    shape = torch.broadcast_shapes(surely.shape, (1, 1, grid.q_blocks, grid.kv_blocks))
+    kinds = (surely.to(torch.uint8) + possibly.to(torch.uint8)).expand(shape).contiguous()
+    return DeviceMap(grid, kinds, mask_mod_of(expr, bound, device))
+
+
+@dataclass
+class _Blocks:
+    """Bounds of one expression on every block of a grid."""
+
+    expr: Expr
+    grid: Grid
+    bound: Bound
+    device: torch.device
+
+    def interval(self) -> Interval:
+        """Is it surely, and possibly, true?"""
+        leaves: dict[Expr, Callable[[Expr], Interval]] = dict.fromkeys(one_sided(self.expr), self._of_side)
+        for node in needed(self.expr, leaves):
+            if not node.names & {"q", "kv"}:
+                leaves[node] = self._of_none
+            elif node.type is Type.BOOL and not node.names & self.bound.tensors.keys() and node not in leaves:
+                leaves[node] = self._on_host
+        done: dict[Expr, Interval | None] = {}
+        for node in needed(self.expr, leaves):
+            if node in leaves:
+                done[node] = leaves[node](node)
+            elif isinstance(node, Var):
+                done[node] = self._position(node.name)
+            elif isinstance(node, Apply):
+                done[node] = _bound(node, [done[arg] for arg in node.args])
+            else:
+                done[node] = None
+            if done[node] is None and node.type is Type.BOOL:
+                done[node] = tuple(torch.full((1, 1, 1, 1), end, device=self.device) for end in (False, True))
+        found = done[self.expr]
+        assert found is not None
+        return found
+
+    def _position(self, side: str) -> Interval:
+        length, block = self.grid.side(side)
+        low = torch.arange(0, length, block, device=self.device)
+        return self._along(side, low), self._along(side, (low + block).clamp(max=length) - 1)
+
+    def _along(self, side: str, values: torch.Tensor) -> torch.Tensor:
+        """Values [..., blocks] of one side, to broadcast against the other side."""
+        return values[..., None] if side == "q" else values[..., None, :]
+
+    def _evaluated(self, node: Expr, positions: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A node at positions [1, 1, n] of one side: [batch | 1, heads | 1, n]."""
+        sizes = self.bound.sizes
+        b = torch.arange(sizes.batch or 1, device=self.device).view(-1, 1, 1)
+        h = torch.arange(sizes.heads or 1, device=self.device).view(1, -1, 1)
+        tensors = {name: _sent(x, self.device) for name, x in self.bound.tensors.items() if name in node.names}
+        values = {"b": b, "h": h, **positions, **self.bound.all_numbers(), **tensors}
+        return evaluate(node, values, checked=False)
+
+    def _of_side(self, node: Expr) -> Interval:
+        """Exactly: the value at each position of its side, then the least and greatest of each block."""
+        side = next(iter(node.names & {"q", "kv"}))
+        length, block = self.grid.side(side)
+        blocks = -(-length // block)
+        at = torch.arange(blocks * block, device=self.device).clamp(max=length - 1)
+        values = self._evaluated(node, {side: at.view(1, 1, -1)})
+        values = values.expand(*values.shape[:-1], blocks * block).unflatten(-1, (blocks, block))
+        ends = (values.all(-1), values.any(-1)) if node.type is Type.BOOL else (values.amin(-1), values.amax(-1))
+        return self._along(side, ends[0]), self._along(side, ends[1])
+
+    def _of_none(self, node: Expr) -> Interval:
+        value = self._evaluated(node, {})
+        value = value.reshape((1,) * (3 - value.dim()) + value.shape)[..., None]
+        return value, value
+
+    def _on_host(self, node: Expr) -> Interval:
+        """A part that reads no tensor: classified exactly on the host, and sent."""
+        each = specialise_each(node, self.bound, {})
+        dense = np.stack([_runs(one, self.grid).dense(self.grid.kv_blocks) for one in each.flat])
+        kinds = _sent(torch.from_numpy(dense.reshape(*each.shape, *dense.shape[1:])), self.device)
+        return kinds == 2, kinds >= 1
+
+
+@lru_cache(maxsize=64)
+def _runs(expr: Expr, grid: Grid) -> Runs:
+    return classify(expr, grid, Tables({}))
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on `device`; from pinned memory, as a copy from any other waits for the device."""
+    if tensor.device == device:
+        return tensor
+    if device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _bound(node: Apply, args: list[Interval | None]) -> Interval | None:
+    """The interval of an operator that depends on both sides; None: unknown."""
+    rule = RULES.get(node.op)
+    if rule is None or any(arg is None for arg in args):
+        return None
+    kinds, _ = OPS[node.op].signature(tuple(arg.type for arg in node.args))
+    if node.op in _LOGIC and node.type is not Type.BOOL or node.op in _SUMS and node.type is not Type.INT:
+        return None
+    if node.op == "int" and node.args[0].type > Type.INT:
+        return None
+    return rule(*((x[0].to(kind.torch), x[1].to(kind.torch)) for x, kind in zip(args, kinds, strict=True) if x))
+
+
+def _within(size: int, x: Interval, *parts: Interval) -> Interval:
+    """`x`, or any integer where an end of it or of `parts` is past `size`: there sums of 64 bits start again."""
+    far = x[0] > x[1]
+    for low, high in (x, *parts):
+        far = far | (low <= -size) | (high >= size)
+    return torch.where(far, -(2**63), x[0]), torch.where(far, 2**63 - 1, x[1])
+
+
+def _add(a: Interval, b: Interval) -> Interval:
+    return _within(FAR, (a[0] + b[0], a[1] + b[1]), a, b)
+
+
+def _neg(a: Interval) -> Interval:
+    return _within(FAR, (-a[1], -a[0]), a)
+
+
+def _mul(a: Interval, b: Interval) -> Interval:
+    ends = [x * y for x in a for y in b]
+    low, high = torch.stack(torch.broadcast_tensors(*ends)).aminmax(dim=0)
+    return _within(1 << 61, (low, high), *(_within(1 << 30, x) for x in (a, b)))
+
+
+def _lt(a: Interval, b: Interval) -> Interval:
+    return a[1] < b[0], ~(a[0] >= b[1])
+
+
+def _le(a: Interval, b: Interval) -> Interval:
+    return a[1] <= b[0], ~(a[0] > b[1])
+
+
+def _eq(a: Interval, b: Interval) -> Interval:
+    return (a[0] == b[1]) & (a[1] == b[0]), ~((a[1] < b[0]) | (a[0] > b[1]))
+
+
+def _not(a: Interval) -> Interval:
+    return ~a[1], ~a[0]
+
+
+def _xor(a: Interval, b: Interval) -> Interval:
+    unlike, alike = (a[0] & ~b[1]) | (b[0] & ~a[1]), (a[0] & b[0]) | (~a[1] & ~b[1])
+    return unlike, ~alike
+
+
+def _where(condition: Interval, a: Interval, b: Interval) -> Interval:
+    if a[0].dtype == torch.bool:
+        low, high = a[0] & b[0], a[1] | b[1]
+    else:
+        low, high = torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])
+    yes, no = condition[0], ~condition[1]
+    return torch.where(yes, a[0], torch.where(no, b[0], low)), torch.where(yes, a[1], torch.where(no, b[1], high))
+
+
+_LOGIC = {"and", "or", "xor", "not"}
+_SUMS = {"add", "sub", "neg", "mul"}
+RULES: dict[str, Callable[..., Interval]] = {
+    "and": lambda a, b: (a[0] & b[0], a[1] & b[1]),
+    "or": lambda a, b: (a[0] | b[0], a[1] | b[1]),
+    "xor": _xor,
+    "not": _not,
+    "lt": _lt,
+    "le": _le,
+    "gt": lambda a, b: _lt(b, a),
+    "ge": lambda a, b: _le(b, a),
+    "eq": _eq,
+    "ne": lambda a, b: _not(_eq(a, b)),
+    "add": _add,
+    "sub": lambda a, b: _add(a, _neg(b)),
+    "neg": _neg,
+    "mul": _mul,
+    "min": lambda a, b: (torch.minimum(a[0], b[0]), torch.minimum(a[1], b[1])),
+    "max": lambda a, b: (torch.maximum(a[0], b[0]), torch.maximum(a[1], b[1])),
+    "where": _where,
+    "int": lambda a: (a[0].to(torch.int64), a[1].to(torch.int64)),
+}
+"""By operator name, on ends of the operand types. nan ends (a float tensor may hold them) decide nothing."""

@@ -1,0 +1,143 @@
+"""Kinds bounded on the device: sound against the exact map, equal for documents, and without waiting for the device."""
+
+import pytest
+import torch
+from flexspec.compiler.on_device import map_on_device
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_masks import block_kinds, make_mask, masks, tables
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import flexspec as fs
+from flexspec.inputs import make_sizes
+
+
+def kinds_of(mask, q_len, kv_len, block, device="cpu", order=None, batch=None, heads=None, **values):
+    bound = mask.bind(make_sizes(q_len, kv_len, batch, heads), values)
+    return map_on_device(mask, bound, block, order, torch.device(device)).kinds()
+
+
+def sound(found, wanted):
+    """FULL and EMPTY are so; returns the fraction that is decided of what is not partial."""
+    found = found.expand_as(wanted)
+    decided = found != 1
+    assert found.dtype == torch.uint8 and torch.equal(found[decided], wanted[decided])
+    return 1.0 if (wanted == 1).all() else float(decided.sum() / (wanted != 1).sum())
+
+
+@settings(max_examples=200, deadline=None)
+@given(masks, st.integers(1, 90), st.integers(1, 90), st.sampled_from([(8, 8), (16, 5), (7, 31)]), st.integers(0, 99))
+def test_random_masks_are_bounded_soundly(written, q_len, kv_len, block, seed):
+    held = tables(max(q_len, kv_len, 4), 2, 3, seed)
+    mask = make_mask(written, held)
+    sound(
+        kinds_of(mask, q_len, kv_len, block, batch=2, heads=3),
+        block_kinds(mask.dense(q_len, kv_len, batch=2, heads=3), *block),
+    )
+
+
+def interval_test(ids, block):
+    """What documents of rising ids come to, by two loops: the ranges of ids are apart, or one and the same id."""
+    rows = [row.split(block) for row in ids]
+    kinds = [[[(q.min() <= k.max()) & (k.min() <= q.max()) for k in row] for q in row] for row in rows]
+    alike = [[[q.min() == q.max() == k.min() == k.max() for k in row] for q in row] for row in rows]
+    return torch.tensor(kinds).to(torch.uint8)[:, None] + torch.tensor(alike).to(torch.uint8)[:, None]
+
+
+@pytest.mark.parametrize("length", [512, 700])
+def test_documents_are_decided_exactly(length):
+    ids = torch.randint(0, 9, (3, length), generator=torch.Generator().manual_seed(length)).sort(-1).values
+    found = kinds_of(fs.document(), length, length, 64, document_id=ids)
+    assert torch.equal(found, interval_test(ids, 64))
+    packed = fs.document() & fs.causal()
+    wanted = fs.block_map(packed, length, block_size=64, document_id=ids).kinds()
+    assert torch.equal(kinds_of(packed, length, length, 64, document_id=ids), wanted)
+
+
+big = torch.tensor([2**62, -(2**62), 2**63 - 1, -(2**63), 5, 0, 1, -1]).repeat_interleave(8)
+real = torch.tensor([1.5, -2.0, float("nan"), float("inf"), 0.0, -0.0, 3.0, -1.0]).repeat_interleave(8)
+
+
+@pytest.mark.parametrize(
+    ("fn", "least"),
+    [
+        (lambda b, h, q, kv: q >= kv, 1),
+        (lambda b, h, q, kv: (q - kv) % (h + 2) == 0, 1),
+        (lambda b, h, q, kv: torch.where(real[q] > 0, q >= kv, kv > q), 1),
+        (lambda b, h, q, kv: real[q] < real[kv], 0.7),
+        (lambda b, h, q, kv: real[q] != real[kv], 0.7),
+        (lambda b, h, q, kv: (big[q] < big[kv]) ^ (q >= kv), 0.9),
+        (lambda b, h, q, kv: big[q] + q >= kv - big[kv], 0),
+        (lambda b, h, q, kv: torch.minimum(big[q], kv) + 3 > torch.maximum(big[kv], q) * 2 - 7, 0),
+        (lambda b, h, q, kv: ~(q < 40) | (kv >= 0), 1),
+        (lambda b, h, q, kv: (big[q] > 0) == (big[kv] > 0), 1),
+    ],
+)
+def test_extreme_values_and_heads(fn, least):
+    mask = fs.from_mask_mod(fn)
+    found = kinds_of(mask, 64, 64, (8, 4), batch=1, heads=2)
+    assert sound(found, block_kinds(mask.dense(64, heads=2), 8, 4)) >= least
+
+
+def test_orders_are_bounded_in_memory():
+    canvas = fs.Canvas(h=9, w=10)
+    label = torch.arange(90) // 20
+
+    @fs.mask(canvas=canvas)
+    def near(q, kv):
+        return ((q.h - kv.h).abs() <= 2) & (q.w // 4 == kv.w // 4)
+
+    mask, order = near & fs.same_label(label), fs.tiled(canvas, h=4, w=4)
+    wanted = fs.block_map(mask, 90, order=order, block_size=8).kinds()
+    assert sound(kinds_of(mask, 90, 90, 8, order=order), wanted) > 0.8
+
+
+def test_lists_are_those_of_the_exact_map_where_all_is_decided():
+    ids = torch.arange(700) // 190
+    packed = fs.document(ids) & fs.causal()
+    ours, exact = (fs.create_block_mask(packed, 2, 3, 700, 700, device="cpu", exact=x) for x in (False, True))
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_indices", "full_q_indices"):
+        assert torch.equal(getattr(ours, name), getattr(exact, name))
+
+
+def test_compiled_attention_with_bounded_lists():
+    attend = fs.compile(fs.document() & fs.causal_window(70), exact=False, backend="flex", block_size=64)
+    q, k, v = (torch.randn(2, 3, 300, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    for size in (61, 90):
+        ids = (torch.arange(300) // size).expand(2, -1)
+        wanted = fs.reference_attention(attend.spec, q, k, v, document_id=ids)
+        assert (attend(q, k, v, document_id=ids) - wanted).abs().max() < 3e-6
+    assert attend.block_map(300, document_id=ids).kept_pairs > 0
+
+
+SPEC = fs.document() & fs.causal_window(300) | fs.sink(4)
+
+
+def test_nothing_is_read_back():
+    """Under fake tensors there is no value to read: anything that needs one raises."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ids = torch.zeros(2, 1000, dtype=torch.int64)
+        found = kinds_of(SPEC, 1000, 1000, 128, document_id=ids)
+        assert found.shape == (2, 1, 8, 8)
+        fn = lambda b, h, q, kv: (ids[b, q] == ids[b, kv]) & (q >= kv) & (q - kv < 3 * (h + 1))  # noqa: E731
+        lists = fs.create_block_mask(fn, 2, 4, 1000, 1000, device="cpu", exact=False)
+        assert lists.full_q_indices.shape == (2, 4, 8, 8)
+        with pytest.raises(Exception, match="numpy"):
+            fs.create_block_mask(fn, 2, 4, 1000, 1000, device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_no_synchronisation_on_the_device():
+    ids = (torch.arange(4096, device="cuda") // 700).expand(2, -1).contiguous()
+    fn = lambda b, h, q, kv: (ids[b, q] == ids[b, kv]) & (q >= kv) & (q - kv < 300 * (h + 1))  # noqa: E731
+    make = lambda: fs.create_block_mask(fn, 2, 4, 4096, 4096, device="cuda", exact=False)  # noqa: E731
+    make()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        lists = make()
+        found = kinds_of(SPEC, 4096, 4096, 128, device="cuda", document_id=ids)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    sound(found.cpu(), fs.block_map(SPEC, 4096, document_id=ids.cpu()).kinds())
+    assert torch.equal(lists.kv_indices, fs.create_block_mask(fn, 2, 4, 4096, 4096, device="cuda").kv_indices)

@@ -104,9 +104,23 @@ def ours(name: str, length: int) -> Callable[[], Any]:
 def theirs(name: str, length: int) -> Callable[[], Any]:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    mask_mod = fs.block_map(pattern(name, length), length, order=order_of(name)).mask_mod
+    mask_mod = by_hand(name, length) or fs.block_map(pattern(name, length), length, order=order_of(name)).mask_mod
     compiled = torch.compile(create_block_mask)
     return functools.partial(compiled, mask_mod, None, None, length, length, device="cpu")
+
+
+def by_hand(name: str, length: int) -> Callable[..., Any] | None:
+    """The mask_mod that one writes for torch."""
+    if name == "documents":
+        ids = torch.repeat_interleave(torch.arange(100), random_lengths(length))
+        return lambda b, h, q, kv: (ids[q] == ids[kv]) & (q >= kv)
+    written: dict[str, Callable[..., Any]] = {
+        "causal": lambda b, h, q, kv: q >= kv,
+        "causal window": lambda b, h, q, kv: (q >= kv) & (q - kv < 1024),
+        "sink + window": lambda b, h, q, kv: (q >= kv) & ((q - kv < 1024) | (kv < 4)),
+        "dilated window": lambda b, h, q, kv: ((q - kv).abs() <= 1024) & ((q - kv) % 4 == 0),
+    }
+    return written.get(name)
 
 
 def four_maps(length: int) -> Callable[[], Any]:

@@ -85,7 +85,7 @@ def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return count.squeeze(-1).to(torch.int32), indices
 
 
-class _Rows(NamedTuple):
+class KindRuns(NamedTuple):
     """Runs of one kind: row, start and stop of each, in reading order."""
 
     row: Array
@@ -106,14 +106,14 @@ def _compact_lists(block_map: BlockMap) -> list[torch.Tensor]:
     Heads that share a map have copies of its lists: a kernel reads them by plain strides.
     """
     grid = block_map.grid
-    found = [_of_both_kinds(runs, grid) for runs in block_map.maps]
+    found = [by_kind(runs, grid) for runs in block_map.maps]
     of_rows = [[rows.blocks() for rows in kinds] for kinds in found]
     kv_side = _side(block_map, of_rows, grid.q_blocks, grid.kv_blocks)
-    of_columns = [[_transposed(*blocks, grid) for blocks in kinds] for kinds in of_rows]
+    of_columns = [[transposed(*blocks, grid) for blocks in kinds] for kinds in of_rows]
     return [*kv_side, *_side(block_map, of_columns, grid.kv_blocks, grid.q_blocks)]
 
 
-def _of_both_kinds(runs: Runs, grid: Grid) -> list[_Rows]:
+def by_kind(runs: Runs, grid: Grid) -> list[KindRuns]:
     """The runs of partial and of full blocks; a ragged last row or column of blocks is partial."""
     row = np.repeat(np.arange(grid.q_blocks, dtype=np.int32), np.diff(runs.first))
     start, stop, kind = runs.start, runs.stop.copy(), runs.kind.copy()
@@ -124,7 +124,7 @@ def _of_both_kinds(runs: Runs, grid: Grid) -> list[_Rows]:
         stop[last] -= 1
         row, start = np.insert(row, last + 1, row[last]), np.insert(start, last + 1, grid.kv_blocks - 1)
         stop, kind = np.insert(stop, last + 1, grid.kv_blocks), np.insert(kind, last + 1, BlockKind.PARTIAL)
-    return [_Rows(row[at], start[at], stop[at]) for at in (kind == BlockKind.PARTIAL, kind == BlockKind.FULL)]
+    return [KindRuns(row[at], start[at], stop[at]) for at in (kind == BlockKind.PARTIAL, kind == BlockKind.FULL)]
 
 
 def contiguous_lists(block_map: BlockMap) -> dict[str, bool]:
@@ -135,16 +135,16 @@ def contiguous_lists(block_map: BlockMap) -> dict[str, bool]:
     """
     facts = {"fwd_BLOCKS_ARE_CONTIGUOUS": True, "bwd_BLOCKS_ARE_CONTIGUOUS": True}
     for runs in block_map.maps:
-        for rows in _of_both_kinds(runs, block_map.grid):
+        for rows in by_kind(runs, block_map.grid):
             gaps = (rows.row[1:] == rows.row[:-1]) & (rows.start[1:] != rows.stop[:-1])
-            column, row = _transposed(*rows.blocks(), block_map.grid)
+            column, row = transposed(*rows.blocks(), block_map.grid)
             below = (column[1:] == column[:-1]) & (row[1:] != row[:-1] + 1)
             facts["fwd_BLOCKS_ARE_CONTIGUOUS"] &= not gaps.any()
             facts["bwd_BLOCKS_ARE_CONTIGUOUS"] &= not below.any()
     return {name: True for name, holds in facts.items() if holds}
 
 
-def _transposed(rows: Array, columns: Array, grid: Grid) -> tuple[Array, Array]:
+def transposed(rows: Array, columns: Array, grid: Grid) -> tuple[Array, Array]:
     """Blocks in order of their columns. Numbers of 16 bits are sorted by counting."""
     order = np.argsort(columns.astype(np.min_scalar_type(grid.kv_blocks)), kind="stable")
     return columns[order], rows[order]

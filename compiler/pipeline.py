@@ -6,7 +6,7 @@ predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify-->
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from .block_map import BlockMap
 from .bounds import Bounds, Grid
 from .classify import Trail, classify
 from .intervals import FAR
-from .points import Array
+from .points import Array, evaluate_at
 from .simplify import as_array, specialise
 from .tables import Tables
 
@@ -159,14 +159,33 @@ def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> A
     batch = (bound.sizes.batch or 1) if "b" in whole.names else 1
     heads = (bound.sizes.heads or 1) if "h" in whole.names else 1
     exprs = np.empty((batch, heads), object)
-    for b in range(batch):
-        of_batch = specialise(whole, {"b": b} if "b" in whole.names else {}, tensors)
-        for h in range(heads):
-            exprs[b, h] = specialise(of_batch, {"h": h}, tensors) if "h" in of_batch.names else of_batch
+    made: dict[tuple[Any, ...], Expr] = {}
+    for (b, h), told in _told_apart(whole, batch, heads, tensors):
+        if told not in made:
+            places = {name: at for name, at in (("b", b), ("h", h)) if name in whole.names}
+            made[told] = specialise(whole, places, tensors)
+        exprs[b, h] = made[told]
     for axis in (0, 1):
         if (exprs == exprs.take([0], axis)).all():
             exprs = exprs.take([0], axis)
     return exprs
+
+
+def _told_apart(
+    expr: Expr, batch: int, heads: int, tensors: Mapping[str, Array]
+) -> Iterator[tuple[tuple[int, int], tuple[Any, ...]]]:
+    """Each (b, h), and the values of all parts that depend on these alone: where they agree, so does the expression."""
+    parts, stack = [], [expr]
+    while stack:
+        node = stack.pop()
+        if node.names & {"q", "kv"}:
+            stack.extend(node.children)
+        elif node.names & {"b", "h"}:
+            parts.append(node)
+    at = {"b": np.arange(batch)[:, None], "h": np.arange(heads)[None, :]}
+    values = [np.broadcast_to(evaluate_at(part, at, tensors), (batch, heads)) for part in dict.fromkeys(parts)]
+    for b, h in np.ndindex(batch, heads):
+        yield (b, h), tuple(repr(value[b, h]) for value in values)
 
 
 def check_range(expr: Expr, tensors: Mapping[str, Array]) -> None:

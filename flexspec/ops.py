@@ -7,7 +7,7 @@ compares the two tables.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, TypeAlias
 
@@ -127,6 +127,8 @@ class Op:
     numpy: Callable[..., Any]
     torch_source: str
     """Template over printed operands, as FlexAttention traces it."""
+    triton_source: tuple[str, str] = ("", "")
+    """The same for Triton: on integers and booleans, on floats. Helpers stand in the backend's `arithmetic`."""
 
 
 COMPARE, OR, XOR, AND, SHIFT, SUM, PRODUCT, UNARY, ATOM = range(1, 10)
@@ -211,7 +213,25 @@ _TABLE = [
     *(_cast_op(to) for to in Type),
 ]
 
-OPS: dict[str, Op] = {op.name: op for op in _TABLE}
+_TRITON = {
+    "floordiv": ("floor_div({0}, {1})", "float_floor_div({0}, {1})"),
+    "mod": ("floor_mod({0}, {1})", "float_mod({0}, {1})"),
+    "min": ("tl.minimum({0}, {1})", "tl.minimum({0}, {1}, tl.PropagateNan.ALL)"),
+    "max": ("tl.maximum({0}, {1})", "tl.maximum({0}, {1}, tl.PropagateNan.ALL)"),
+    "where": ("tl.where({0}, {1}, {2})",) * 2,
+    "sign": ("sign({0})",) * 2,
+    "pow": ("power({0}, {1})",) * 2,
+    "round": ("{0}", "round_even({0})"),
+    "trunc": ("{0}", "trunc({0})"),
+    "tanh": ("tanh({0})",) * 2,
+    "sqrt": ("tl.sqrt_rn({0})",) * 2,
+    **{name: ("{0}", f"tl.{name}({{0}})") for name in ("floor", "ceil")},
+    **{name: (f"tl.{name}({{0}})",) * 2 for name in ("abs", "exp", "exp2", "log", "log2", "sin", "cos", "sigmoid")},
+}
+
+OPS: dict[str, Op] = {
+    op.name: replace(op, triton_source=_TRITON.get(op.name, (op.torch_source,) * 2)) for op in _TABLE
+}
 INFIX: dict[str, Op] = {op.symbol: op for op in _TABLE if op.symbol and op.arity == 2}
 NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}

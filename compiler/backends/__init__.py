@@ -62,12 +62,13 @@ def backends() -> dict[str, Backend]:
     """All backends by name, best first."""
     from .flex import FlexBackend  # each backend's library loads when one is needed, not with the package
     from .plain import ReferenceBackend
+    from .triton import TritonBackend
 
-    found: list[Backend] = [FlexBackend(), ReferenceBackend()]
+    found: list[Backend] = [FlexBackend(), ReferenceBackend(), TritonBackend()]
     return {backend.name: backend for backend in found}
 
 
-NAMES = ("auto", "flex", "reference")
+NAMES = ("auto", "flex", "triton", "reference")
 
 
 def check_backend(name: str) -> str:

@@ -1,0 +1,44 @@
+"""Kernels of our own. Read `forward` first; `source` prints the mask and score functions, `launch` runs the kernels."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+
+from ...block_map import BlockMap
+from .. import Call
+
+LEAST_TILE = 16
+
+
+class TritonBackend:
+    """Runs on CUDA, and in Triton's interpreter (`TRITON_INTERPRET=1`, for tests)."""
+
+    name = "triton"
+
+    def reasons_against(self, call: Call) -> list[str]:
+        reasons = []
+        if find_spec("triton") is None:
+            reasons.append("the triton package is not installed")
+        elif call.q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            reasons.append("Triton kernels need a CUDA device")
+        if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            reasons.append(f"the kernels take float16, bfloat16 and float32, not {call.q.dtype}")
+        if not isinstance(call.block_map, BlockMap):
+            reasons.append("exact=False makes lists for FlexAttention only")
+        grid = call.block_map.grid
+        if grid.block_q % LEAST_TILE or grid.block_kv % LEAST_TILE:
+            reasons.append(f"its blocks are multiples of {LEAST_TILE} tokens, not {grid.block_q} x {grid.block_kv}")
+        if max(call.q.shape[3], call.v.shape[3]) > 256:
+            reasons.append("heads have at most 256 channels")
+        if call.wants_gradients:
+            reasons.append("it has no gradients yet")
+        return reasons
+
+    def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        from .launch import plan_of, run_forward  # Triton is slow to import
+
+        out, lse = run_forward(plan_of(call), call.q, call.k, call.v)
+        return out, lse if call.return_lse else None

@@ -1,0 +1,66 @@
+"""Arithmetic that Triton lacks or defines as C does: floors, remainders, roundings, as torch computes them."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def floor_div(a, b):
+    """Integers, rounded down. Triton's own `//` rounds toward zero."""
+    quotient = a // b
+    rest = a - quotient * b
+    return quotient - ((rest != 0) & ((rest < 0) != (b < 0))).to(quotient.dtype)
+
+
+@triton.jit
+def floor_mod(a, b):
+    """Integers, with the divisor's sign."""
+    rest = a - (a // b) * b
+    return rest + tl.where((rest != 0) & ((rest < 0) != (b < 0)), b, 0)
+
+
+@triton.jit
+def float_mod(a, b):
+    """Floats, with the divisor's sign: torch.remainder."""
+    rest = a - trunc(a / b) * b
+    return rest + tl.where((rest != 0) & ((rest < 0) != (b < 0)), b, 0.0)
+
+
+@triton.jit
+def float_floor_div(a, b):
+    return tl.floor((a - float_mod(a, b)) / b + 0.5)
+
+
+@triton.jit
+def trunc(x):
+    return tl.where(x < 0, tl.ceil(x), tl.floor(x))
+
+
+@triton.jit
+def round_even(x):
+    """To the nearest integer, halves to the even one: torch.round."""
+    low = tl.floor(x)
+    rest = x - low
+    up = (rest > 0.5) | ((rest == 0.5) & (low - 2 * tl.floor(low / 2) != 0))
+    return tl.where(up, low + 1, low)
+
+
+@triton.jit
+def sign(x):
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def tanh(x):
+    far = tl.exp(-2 * tl.abs(x))
+    return tl.where(x < 0, far - 1, 1 - far) / (1 + far)
+
+
+@triton.jit
+def power(a, b):
+    """torch.pow on floats: a negative base takes whole exponents."""
+    size = tl.exp2(b * tl.log2(tl.abs(a)))
+    whole = tl.floor(b) == b
+    odd = tl.floor(b / 2) * 2 != b
+    signed = tl.where(a < 0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
+    return tl.where((b == 0) | (a == 1), 1.0, signed)

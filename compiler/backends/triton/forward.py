@@ -1,0 +1,144 @@
+"""The forward kernel: one tile of queries against the runs of key blocks that its row keeps.
+
+Rows come as runs, so no index is loaded inside one; full runs need no mask, and partial ones ask the mask function. The
+mask and the score functions are generated from the spec and passed in. Tensors are tuples (pointer, strides of batch,
+head, token, channel).
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def place(tensor, b, h):
+    """The start of one (batch, head), in 64 bits."""
+    return tensor[0] + b.to(tl.int64) * tensor[1] + h.to(tl.int64) * tensor[2]
+
+
+@triton.jit
+def tile_of(base, tensor, first, tokens, channels):
+    """Pointers [tokens, channels] to a tile that starts at token `first`; only the start needs 64 bits."""
+    return base + tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3] + channels[None, :] * tensor[4]
+
+
+@triton.jit
+def product(a, b, acc, precision: tl.constexpr):
+    """`acc + a @ b` in float32."""
+    if INTERPRETED:  # whose dot takes the bits of a bfloat16 for an integer
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=precision)
+
+
+@triton.jit
+def kept(inside, b, h, q, kv, values, mask: tl.constexpr, q_len, kv_len):
+    """bool tile: pairs that exist and that the mask keeps; it is asked at existing positions only."""
+    return inside & mask(b, h, tl.minimum(q, q_len - 1), tl.minimum(kv, kv_len - 1), values)
+
+
+@triton.jit
+def scored(s, b, h, q, kv, values, score: tl.constexpr, q_len, kv_len):
+    """Scores in base 2, after the score function if there is one."""
+    if score is not None:
+        s = score(s, b, h, tl.minimum(q, q_len - 1), tl.minimum(kv, kv_len - 1), values)
+    return s * LOG2_E
+
+
+@triton.jit
+def attended(acc, total, most, s, v, precision: tl.constexpr):
+    """One step of the online softmax: scores [M, N] in base 2, values [N, V]."""
+    new = tl.maximum(most, tl.max(s, 1))
+    shift = tl.where(new == float("-inf"), 0.0, new)  # a row without a key so far stays at zero
+    p = tl.exp2(s - shift[:, None])
+    fade = tl.exp2(most - shift)
+    total = total * fade + tl.sum(p, 1)
+    acc = product(p.to(v.dtype), v, acc * fade[:, None], precision)
+    return acc, total, new
+
+
+@triton.jit
+def forward(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    rows,
+    full,
+    partial,
+    sizes,
+    scale,
+    mask_values,
+    score_values,
+    mask: tl.constexpr,
+    score: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_KV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    V_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+    V_PAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule). full,
+    partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len, q_blocks).
+    """
+    heads, group, q_len, kv_len, q_blocks = sizes
+    tile = tl.load(rows[3] + tl.program_id(0))  # the rows with most work first
+    b = tl.program_id(1) // heads
+    h = tl.program_id(1) % heads
+    which = tl.load(rows[0] + b * rows[1] + h * rows[2])
+    row = which * q_blocks + tile // (BLOCK_Q // BLOCK_M)
+    first_q = tile * BLOCK_M
+
+    m = tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, HEAD_PAD)
+    e = tl.arange(0, V_PAD)
+    q_idx = (first_q + m)[:, None]
+    k_base = place(k, b, h // group)
+    v_base = place(v, b, h // group)
+    q_tile = tl.load(
+        tile_of(place(q, b, h), q, first_q, m, d), mask=(q_idx < q_len) & (d < HEAD_DIM)[None, :], other=0.0
+    )
+    acc = tl.zeros([BLOCK_M, V_PAD], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+
+    for run in range(tl.load(full[0] + row), tl.load(full[0] + row + 1)):
+        for start in range(tl.load(full[1] + run) * BLOCK_KV, tl.load(full[2] + run) * BLOCK_KV, BLOCK_N):
+            k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=(d < HEAD_DIM)[None, :], other=0.0)
+            v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=(e < V_DIM)[None, :], other=0.0)
+            s = product(q_tile, tl.trans(k_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION) * scale
+            s = scored(s, b, h, q_idx, (start + n)[None, :], score_values, score, q_len, kv_len)
+            acc, total, most = attended(acc, total, most, s, v_tile, PRECISION)
+
+    for run in range(tl.load(partial[0] + row), tl.load(partial[0] + row + 1)):
+        for start in range(tl.load(partial[1] + run) * BLOCK_KV, tl.load(partial[2] + run) * BLOCK_KV, BLOCK_N):
+            kv_idx = (start + n)[None, :]
+            there = (start + n < kv_len)[:, None]
+            k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=there & (d < HEAD_DIM)[None, :], other=0.0)
+            v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=there & (e < V_DIM)[None, :], other=0.0)
+            s = product(q_tile, tl.trans(k_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION) * scale
+            s = scored(s, b, h, q_idx, kv_idx, score_values, score, q_len, kv_len)
+            inside = (q_idx < q_len) & (kv_idx < kv_len)
+            s = tl.where(kept(inside, b, h, q_idx, kv_idx, mask_values, mask, q_len, kv_len), s, float("-inf"))
+            acc, total, most = attended(acc, total, most, s, v_tile, PRECISION)
+
+    some = total > 0
+    acc = acc / tl.where(some, total, 1.0)[:, None]
+    tl.store(
+        tile_of(place(out, b, h), out, first_q, m, e),
+        acc.to(out[0].dtype.element_ty),
+        mask=(q_idx < q_len) & (e < V_DIM)[None, :],
+    )
+    found = tl.where(some, (most + tl.log2(tl.where(some, total, 1.0))) * LN_2, float("-inf"))
+    at = lse + (b.to(tl.int64) * heads + h) * q_len + first_q
+    tl.store(at + m, found, mask=first_q + m < q_len)

@@ -1,0 +1,113 @@
+"""From a call to kernel launches: arguments, grids and tile sizes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flexspec.expr import var
+
+from ...block_map import BlockMap
+from ...pipeline import needs_64_bits
+from .. import Call
+from .configs import Config, config_of
+from .rows import Rows, rows_of
+from .source import functions, values_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every kernel of one call is given, beside its own tensors."""
+
+    block_map: BlockMap
+    mask: Any
+    score: Any
+    mask_values: tuple[Any, ...]
+    score_values: tuple[Any, ...]
+    scale: float
+    heads: int
+    group: int
+
+    def sizes(self, side: str) -> tuple[int, ...]:
+        """Heads, query heads for each key head, lengths, and the rows of blocks on a side."""
+        grid = self.block_map.grid
+        return self.heads, self.group, grid.q_len, grid.kv_len, grid.q_blocks if side == "q" else grid.kv_blocks
+
+
+def plan_of(call: Call) -> Plan:
+    """Functions and values of a call. Kernels for a mask are compiled once; new values and lengths are arguments."""
+    block_map = call.block_map
+    assert isinstance(block_map, BlockMap)
+    bound = {**call.bound.all_numbers(), **call.bound.tensors}
+    wide = needs_64_bits(call.mask, call.bound, block_map.grid) or needs_64_bits(
+        call.attention.formula.expr, call.bound, block_map.grid
+    )
+    scored = call.score if call.score is not var("score") else None
+    mask, score = functions(call.mask, scored, wide, call.attention.label)
+    device = call.q.device
+    return Plan(
+        block_map,
+        mask,
+        score,
+        values_of(call.mask, bound, device),
+        () if scored is None else values_of(scored, bound, device),
+        call.attention.scale or 1 / math.sqrt(call.q.shape[3]),
+        call.q.shape[1],
+        call.q.shape[1] // call.k.shape[1],
+    )
+
+
+def described(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """A tensor as kernels take it: pointer and strides."""
+    return (tensor, *tensor.stride())
+
+
+def located(rows: Rows) -> tuple[Any, ...]:
+    return (rows.index, *rows.strides(), rows.schedule)
+
+
+def padded(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output in q's dtype, and lse float32."""
+    from .forward import forward
+
+    grid = plan.block_map.grid
+    chosen: Config = config_of("forward", grid, q, v)
+    rows = rows_of(plan.block_map, "q", grid.block_q // chosen.block_m)
+    batch, heads, q_len, _ = q.shape
+    out = torch.empty((batch, heads, q_len, v.shape[3]), dtype=q.dtype, device=q.device)
+    lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
+    forward[(len(rows.schedule), batch * heads)](
+        described(q),
+        described(k),
+        described(v),
+        described(out),
+        lse,
+        located(rows),
+        rows.full,
+        rows.partial,
+        plan.sizes("q"),
+        plan.scale,
+        plan.mask_values,
+        plan.score_values,
+        mask=plan.mask,
+        score=plan.score,
+        BLOCK_Q=grid.block_q,
+        BLOCK_KV=grid.block_kv,
+        BLOCK_M=chosen.block_m,
+        BLOCK_N=chosen.block_n,
+        HEAD_DIM=q.shape[3],
+        V_DIM=v.shape[3],
+        HEAD_PAD=padded(q.shape[3]),
+        V_PAD=padded(v.shape[3]),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+    return out, lse

@@ -62,6 +62,38 @@ def attended(acc, total, most, s, v, precision: tl.constexpr):
 
 
 @triton.jit
+def over_runs(
+    state, runs, row, tile, places, k, v, lengths, scale, mask_values, score_values, mask: tl.constexpr,
+    score: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Attend to the runs of a row; without a mask, every pair is kept and every position exists."""
+    acc, total, most = state
+    b, h, q_idx, k_base, v_base = places
+    q_len, kv_len = lengths
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, tile.shape[1])
+    e = tl.arange(0, acc.shape[1])
+    for run in range(tl.load(runs[0] + row), tl.load(runs[0] + row + 1)):
+        for start in range(tl.load(runs[1] + run) * BLOCK_KV, tl.load(runs[2] + run) * BLOCK_KV, BLOCK_N):
+            kv_idx = (start + n)[None, :]
+            in_k, in_v = (d < HEAD_DIM)[None, :], (e < V_DIM)[None, :]
+            if mask is not None:
+                there = (start + n < kv_len)[:, None]
+                in_k, in_v = in_k & there, in_v & there
+            k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=in_k, other=0.0)
+            v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=in_v, other=0.0)
+            nothing = tl.zeros([tile.shape[0], BLOCK_N], tl.float32)
+            s = product(tile, tl.trans(k_tile), nothing, PRECISION) * scale
+            s = scored(s, b, h, q_idx, kv_idx, score_values, score, q_len, kv_len)
+            if mask is not None:
+                inside = (q_idx < q_len) & (kv_idx < kv_len)
+                s = tl.where(kept(inside, b, h, q_idx, kv_idx, mask_values, mask, q_len, kv_len), s, float("-inf"))
+            acc, total, most = attended(acc, total, most, s, v_tile, PRECISION)
+    return acc, total, most
+
+
+@triton.jit
 def forward(
     q,
     k,
@@ -99,12 +131,9 @@ def forward(
     first_q = tile * BLOCK_M
 
     m = tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, HEAD_PAD)
     e = tl.arange(0, V_PAD)
     q_idx = (first_q + m)[:, None]
-    k_base = place(k, b, h // group)
-    v_base = place(v, b, h // group)
     q_tile = tl.load(
         tile_of(place(q, b, h), q, first_q, m, d), mask=(q_idx < q_len) & (d < HEAD_DIM)[None, :], other=0.0
     )
@@ -112,25 +141,17 @@ def forward(
     total = tl.zeros([BLOCK_M], tl.float32)
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
 
-    for run in range(tl.load(full[0] + row), tl.load(full[0] + row + 1)):
-        for start in range(tl.load(full[1] + run) * BLOCK_KV, tl.load(full[2] + run) * BLOCK_KV, BLOCK_N):
-            k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=(d < HEAD_DIM)[None, :], other=0.0)
-            v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=(e < V_DIM)[None, :], other=0.0)
-            s = product(q_tile, tl.trans(k_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION) * scale
-            s = scored(s, b, h, q_idx, (start + n)[None, :], score_values, score, q_len, kv_len)
-            acc, total, most = attended(acc, total, most, s, v_tile, PRECISION)
-
-    for run in range(tl.load(partial[0] + row), tl.load(partial[0] + row + 1)):
-        for start in range(tl.load(partial[1] + run) * BLOCK_KV, tl.load(partial[2] + run) * BLOCK_KV, BLOCK_N):
-            kv_idx = (start + n)[None, :]
-            there = (start + n < kv_len)[:, None]
-            k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=there & (d < HEAD_DIM)[None, :], other=0.0)
-            v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=there & (e < V_DIM)[None, :], other=0.0)
-            s = product(q_tile, tl.trans(k_tile), tl.zeros([BLOCK_M, BLOCK_N], tl.float32), PRECISION) * scale
-            s = scored(s, b, h, q_idx, kv_idx, score_values, score, q_len, kv_len)
-            inside = (q_idx < q_len) & (kv_idx < kv_len)
-            s = tl.where(kept(inside, b, h, q_idx, kv_idx, mask_values, mask, q_len, kv_len), s, float("-inf"))
-            acc, total, most = attended(acc, total, most, s, v_tile, PRECISION)
+    state = (acc, total, most)
+    places = (b, h, q_idx, place(k, b, h // group), place(v, b, h // group))
+    lengths = (q_len, kv_len)
+    state = over_runs(
+        state, full, row, q_tile, places, k, v, lengths, scale, mask_values, score_values, None,
+        score, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+    )  # fmt: skip
+    acc, total, most = over_runs(
+        state, partial, row, q_tile, places, k, v, lengths, scale, mask_values, score_values, mask,
+        score, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+    )  # fmt: skip
 
     some = total > 0
     acc = acc / tl.where(some, total, 1.0)[:, None]

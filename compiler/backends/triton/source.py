@@ -10,6 +10,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,7 @@ def cache_folder() -> Path:
 Function = Callable[..., Any]
 
 
+@lru_cache(maxsize=512)
 def functions(mask: Expr, score: Expr | None, wide: bool, title: str) -> tuple[Function, Function | None]:
     """The jitted mask and score functions of a spec."""
     sources = [source_of(mask, kind="mask", wide=wide)]

@@ -157,10 +157,12 @@ def tree(parents: Any) -> Mask:
     shape, device = tensor.shape, tensor.device
     enter = per_token("enter", torch.tensor([row[0] for row in rows], device=device).reshape(shape))
     leave = per_token("leave", torch.tensor([row[1] for row in rows], device=device).reshape(shape))
+    in_order = bool((tensor < torch.arange(tensor.shape[-1], device=device)).all())
 
     def ancestor(b: Any, q: Any, kv: Any) -> Any:
         at = enter.read(b, None, q)
-        return (enter.read(b, None, kv) <= at) & (at < leave.read(b, None, kv))
+        kept = (enter.read(b, None, kv) <= at) & (at < leave.read(b, None, kv))
+        return (q >= kv) & kept if in_order else kept  # known of the tree: maps and proofs need not find it
 
     return mask(ancestor)(**enter.held, **leave.held).named("tree", parents=tensor)
 

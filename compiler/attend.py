@@ -25,6 +25,7 @@ from .backends.torch_source import function_of
 from .block_map import BlockMap
 from .explain import Report, explain
 from .on_device import DeviceMap, map_on_device
+from .pages import as_seen, check_pages, gathered
 from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
 from .reference import check_qkv
 from .tables import Tables
@@ -88,6 +89,8 @@ class CompiledAttention:
         *,
         return_lse: bool = False,
         inputs: str = "logical",
+        page_table: torch.Tensor | None = None,
+        kv_len: int | None = None,
         **values: Any,
     ) -> Any:
         """Attention output [batch, heads, q_len, v_head_dim] in q's dtype.
@@ -95,28 +98,41 @@ class CompiledAttention:
         q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads.
         return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]. inputs: "logical" (an order moves
         tokens in and out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output).
+        page_table: int32 [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages,
+        page_size, kv_heads, head_dim], of any page_size, and kv_len says how many keys a sequence has; sequences of
+        unequal lengths are told apart by the mask. Entries are not checked; those past kv_len are not read.
         values: run-time parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises
         FS020 to FS042.
         """
-        check_qkv(q, k, v)
+        seen_k, seen_v = self._seen(k, v, page_table, kv_len)
+        check_qkv(q, seen_k, seen_v)
         if inputs not in ("logical", "ordered"):
             fix = "choose logical or ordered"
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
-        q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, k))
+        q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, seen_k))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         bound, blocks = self._cached(sizes, values, q.device, exact=self.exact)
         moves = self.order is not None and inputs == "logical"
         if moves:
             assert self.order is not None
+            if page_table is not None:
+                k, v, page_table = *(gathered(x, page_table, seen_k.shape[2]) for x in (k, v)), None
             q, k, v = (self.order.apply(x) for x in (q, k, v))
         mask, score = self._expressions(sizes)
-        call = Call(self.spec, bound, mask, score, blocks, q, k, v, return_lse)
+        call = Call(self.spec, bound, mask, score, blocks, q, k, v, return_lse, page_table)
         out, lse = self._backend(call).run(call)
         if moves:
             assert self.order is not None
             out = self.order.undo(out, q_len)
             lse = None if lse is None else self.order.undo(lse, q_len, dim=-1)
         return (out, lse) if return_lse else out
+
+    def _seen(self, k: Any, v: Any, page_table: Any, kv_len: Any) -> tuple[Any, Any]:
+        """Keys and values as [batch, kv_heads, kv_len, head_dim], of pages their shape alone."""
+        if page_table is None and kv_len is None:
+            return k, v
+        check_pages(k, v, page_table, kv_len)
+        return as_seen(k, page_table, kv_len), as_seen(v, page_table, kv_len)
 
     def _tokens(self, length: int, inputs: str) -> int:
         """Logical tokens of a tensor with `length` places."""

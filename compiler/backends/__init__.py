@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from flexspec.inputs import Bound
 from flexspec.source import user_caret
 
 from ..block_map import BlockMap
+from ..pages import gathered
 
 if TYPE_CHECKING:
     from ..on_device import DeviceMap  # which needs the pipeline, and that needs this package
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class Call:
     """One attention call, in memory order.
 
-    q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim].
+    q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or with a `page_table` [batch, pages of
+    a sequence]: [pages, page_size, kv_heads, head_dim].
 
     `mask` and `score` are over memory positions; `values` holds their parameters, sizes and tensors by name.
     """
@@ -37,6 +39,14 @@ class Call:
     k: torch.Tensor
     v: torch.Tensor
     return_lse: bool
+    page_table: torch.Tensor | None = None
+
+    def unpaged(self) -> Call:
+        """The same call with keys and values copied out of their pages, if they are in pages."""
+        if self.page_table is None:
+            return self
+        k, v = (gathered(x, self.page_table, self.block_map.grid.kv_len) for x in (self.k, self.v))
+        return replace(self, k=k, v=v, page_table=None)
 
     @property
     def wants_gradients(self) -> bool:

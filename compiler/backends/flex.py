@@ -53,6 +53,7 @@ class FlexBackend:
         return reasons
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        call = call.unpaged()
         if call.q.device.type != "cpu":
             return self._compiled(call, call.q, call.block_map, call.mask)
         if call.return_lse:

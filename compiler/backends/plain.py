@@ -17,5 +17,6 @@ class ReferenceBackend:
         return []
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        call = call.unpaged()
         out, lse = by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
         return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None

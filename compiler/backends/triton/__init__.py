@@ -38,7 +38,12 @@ class TritonBackend:
         return reasons
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        from .decoding import decodes, run_decode
         from .launch import plan_of, run_forward  # Triton is slow to import
 
-        out, lse = run_forward(plan_of(call), call.q, call.k, call.v)
+        if decodes(call.block_map, paged=call.page_table is not None) and not call.wants_gradients:
+            out, lse = run_decode(plan_of(call), call.q, call.k, call.v, call.page_table)
+        else:
+            call = call.unpaged()
+            out, lse = run_forward(plan_of(call), call.q, call.k, call.v)
         return out, lse if call.return_lse else None

@@ -23,7 +23,15 @@ def place(tensor, b, h):
 
 @triton.jit
 def tile_of(base, tensor, first, tokens, channels):
-    """Pointers [tokens, channels] to a tile that starts at token `first`; only the start needs 64 bits."""
+    """Pointers [tokens, channels] to a tile that starts at token `first`; only the start needs 64 bits.
+
+    A tensor in pages has more: the page of each so many tokens, the last entry that may be read, the tokens of a page.
+    """
+    if len(tensor) > 5:
+        at = first + tokens
+        page = tl.load(tensor[5] + tl.minimum(at // tensor[7], tensor[6])).to(tl.int64)
+        spot = page * tensor[1] + at % tensor[7] * tensor[3]
+        return base + spot[:, None] + channels[None, :] * tensor[4]
     return base + tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3] + channels[None, :] * tensor[4]
 
 

@@ -56,7 +56,7 @@ def plan_of(call: Call) -> Plan:
         () if scored is None else values_of(scored, bound, device),
         call.attention.scale or 1 / math.sqrt(call.q.shape[3]),
         call.q.shape[1],
-        call.q.shape[1] // call.k.shape[1],
+        call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
     )
 
 

@@ -1,0 +1,136 @@
+"""The decode kernels: few queries against many keys, the keys shared out equally among the programs.
+
+A row is what one (batch, query heads that share a key head and a map) attends to. The kept tiles of keys of all rows are
+one list, cut into parts of equal length; what a part holds of one row is a piece. `decode` attends to its part piece by
+piece, `merge` adds up the pieces of a row. The query heads of a row and their queries are the rows of one tile.
+"""
+
+import triton
+import triton.language as tl
+
+from .forward import LN_2, over_runs, place
+
+
+@triton.jit
+def in_pages(tensor, table, b, last, PAGE: tl.constexpr):
+    """A tensor with what `tile_of` needs to find its pages, if it has any; its second stride is that of pages then."""
+    if PAGE == 0:
+        return tensor
+    entries = table[0] + b.to(tl.int64) * table[1]
+    return (tensor[0], tensor[1], tensor[2], tensor[3], tensor[4], entries, last // PAGE, PAGE)
+
+
+@triton.jit
+def decode(
+    q,
+    k,
+    v,
+    table,
+    pieces,
+    work,
+    full,
+    partial,
+    sizes,
+    scale,
+    mask_values,
+    score_values,
+    mask: tl.constexpr,
+    score: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    V_DIM: tl.constexpr,
+    HEAD_PAD: tl.constexpr,
+    V_PAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """q, k, v: tensors. table: (page table, its stride), read if PAGE, the tokens of a page, is not 0. pieces: what is
+    written, float32 (sums [pieces, BLOCK_M, V_DIM], weights and base-2 maxima [pieces, BLOCK_M]). work: (first piece of
+    each part, row of each piece). full, partial: (first, start, stop) of the runs of each piece, in tiles of BLOCK_N keys.
+    sizes: (heads, group, q_len, kv_len, query heads in a row).
+    """
+    heads, group, q_len, kv_len, packed = sizes
+    part = tl.program_id(0)
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, HEAD_PAD)
+    e = tl.arange(0, V_PAD)
+    q_idx = (m % q_len)[:, None]
+    there = (m < packed * q_len)[:, None]
+    for piece in range(tl.load(work[0] + part), tl.load(work[0] + part + 1)):
+        row = tl.load(work[1] + piece)
+        b = row // (heads // packed)
+        first_h = row % (heads // packed) * packed
+        h = first_h + tl.minimum(m // q_len, packed - 1)[:, None]
+        at = place(q, b, h) + q_idx * q[3] + d[None, :] * q[4]
+        q_tile = tl.load(at, mask=there & (d < HEAD_DIM)[None, :], other=0.0)
+        state = (
+            tl.zeros([BLOCK_M, V_PAD], tl.float32),
+            tl.zeros([BLOCK_M], tl.float32),
+            tl.full([BLOCK_M], float("-inf"), tl.float32),
+        )
+        batch = b if PAGE == 0 else b * 0  # pages belong to no batch
+        places = (b, h, q_idx, place(k, batch, first_h // group), place(v, batch, first_h // group))
+        k_in, v_in = in_pages(k, table, b, kv_len - 1, PAGE), in_pages(v, table, b, kv_len - 1, PAGE)
+        lengths = (q_len, kv_len)
+        state = over_runs(
+            state, full, piece, q_tile, places, k_in, v_in, lengths, scale, mask_values, score_values, None,
+            score, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        )  # fmt: skip
+        acc, total, most = over_runs(
+            state, partial, piece, q_tile, places, k_in, v_in, lengths, scale, mask_values, score_values, mask,
+            score, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        )  # fmt: skip
+        slot = tl.cast(piece, tl.int64) * BLOCK_M + m
+        tl.store(pieces[0] + slot[:, None] * V_DIM + e[None, :], acc, mask=there & (e < V_DIM)[None, :])
+        tl.store(pieces[1] + slot, total)
+        tl.store(pieces[2] + slot, most)
+
+
+@triton.jit
+def merge(
+    pieces,
+    first,
+    out,
+    lse,
+    sizes,
+    BLOCK_M: tl.constexpr,
+    V_DIM: tl.constexpr,
+    V_PAD: tl.constexpr,
+    PIECES: tl.constexpr,
+):
+    """Output and lse of one query from the pieces of its row. pieces, sizes: as in `decode`; first: first piece of each
+    row; out: a tensor; lse: float32 [batch, heads, q_len] in nats. PIECES: how many are read at once.
+    """
+    heads, group, q_len, kv_len, packed = sizes
+    row = tl.program_id(0)
+    m = tl.program_id(1)
+    b = row // (heads // packed)
+    h = row % (heads // packed) * packed + m // q_len
+    e = tl.arange(0, V_PAD)
+    acc = tl.zeros([V_PAD], tl.float32)
+    total = 0.0
+    most = float("-inf")
+    last = tl.load(first + row + 1)
+    for start in range(tl.load(first + row), last, PIECES):
+        piece = start + tl.arange(0, PIECES)
+        there = piece < last
+        slot = tl.cast(piece, tl.int64) * BLOCK_M + m
+        tops = tl.load(pieces[2] + slot, mask=there, other=float("-inf"))
+        new = tl.maximum(most, tl.max(tops, 0))
+        shift = tl.where(new == float("-inf"), 0.0, new)
+        fade = tl.exp2(most - shift)
+        weight = tl.exp2(tops - shift)
+        sums = tl.load(
+            pieces[0] + slot[:, None] * V_DIM + e[None, :], mask=there[:, None] & (e < V_DIM)[None, :], other=0.0
+        )
+        total = total * fade + tl.sum(tl.load(pieces[1] + slot, mask=there, other=0.0) * weight, 0)
+        acc = acc * fade + tl.sum(sums * weight[:, None], 0)
+        most = new
+
+    some = total > 0
+    total = tl.where(some, total, 1.0)
+    at = place(out, b, h) + (m % q_len) * out[3] + e * out[4]
+    tl.store(at, (acc / total).to(out[0].dtype.element_ty), mask=e < V_DIM)
+    found = tl.where(some, (most + tl.log2(total)) * LN_2, float("-inf"))
+    tl.store(lse + (b.to(tl.int64) * heads + h) * q_len + m % q_len, found)

@@ -1,0 +1,191 @@
+"""Decoding on the host: the kept tiles of keys cut into equal parts, and the launches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ...block_map import BlockMap
+from ...flex_lists import by_kind
+from ...points import Array
+from ...runs import counting
+from .configs import config_of
+from .launch import Plan, described, padded
+
+MOST_QUERIES = 16
+"""Longer calls run the forward kernel."""
+LEAST_BLOCKS = 4
+"""Blocks of keys from which on there is something to share out."""
+MOST_ROWS = 128
+"""Queries times heads in a tile."""
+PIECES = 16
+TILES_PER_PART = 2
+PARTS_PER_PROCESSOR = 2
+
+
+class Work(NamedTuple):
+    """Who does what. A row is one batch and `packed` query heads; a piece is what one part holds of one row.
+
+    int32 on the device: first_of_part [parts + 1] and first_of_row [rows + 1], their first pieces; row [pieces]; full,
+    partial: `first` [pieces + 1], `start` and `stop` [runs of the kind] in tiles of keys.
+    """
+
+    packed: int
+    parts: int
+    rows: int
+    pieces: int
+    first_of_part: torch.Tensor
+    first_of_row: torch.Tensor
+    row: torch.Tensor
+    full: tuple[torch.Tensor, ...]
+    partial: tuple[torch.Tensor, ...]
+
+
+def decodes(block_map: BlockMap, paged: bool) -> bool:
+    """Is this a call for the decode kernels: few queries, in one row of blocks, and more than a few keys?"""
+    grid = block_map.grid
+    long = paged or grid.kv_blocks >= LEAST_BLOCKS
+    return grid.q_len <= MOST_QUERIES and grid.q_blocks == 1 and long
+
+
+def run_decode(
+    plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output in q's dtype, and lse float32.
+
+    q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or with a page table int32 [batch,
+    pages of a sequence]: [pages, page_size, kv_heads, head_dim].
+    """
+    from .decode import decode, merge
+
+    batch, heads, q_len, head_dim = q.shape
+    if table is not None:
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+    chosen = config_of("decode", plan.block_map.grid, q, v)
+    work = work_of(plan, batch, chosen.block_n, parts_on(q.device))
+    rows = work.packed * q_len
+    block_m = padded(rows)
+    out = torch.empty((batch, heads, q_len, v.shape[3]), dtype=q.dtype, device=q.device)
+    lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
+    shapes = [(work.pieces, block_m, v.shape[3]), (work.pieces, block_m), (work.pieces, block_m)]
+    pieces = tuple(torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes)
+    sizes = (*plan.sizes("q")[:4], work.packed)
+    decode[(work.parts,)](
+        described(q),
+        described(k),
+        described(v),
+        None if table is None else (table, table.stride(0)),
+        pieces,
+        (work.first_of_part, work.row),
+        work.full,
+        work.partial,
+        sizes,
+        plan.scale,
+        plan.mask_values,
+        plan.score_values,
+        mask=plan.mask,
+        score=plan.score,
+        PAGE=0 if table is None else k.shape[2],
+        BLOCK_M=block_m,
+        BLOCK_N=chosen.block_n,
+        HEAD_DIM=head_dim,
+        V_DIM=v.shape[3],
+        HEAD_PAD=padded(head_dim),
+        V_PAD=padded(v.shape[3]),
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=chosen.warps,
+        num_stages=chosen.stages,
+    )
+    merge[(work.rows, rows)](
+        pieces,
+        work.first_of_row,
+        described(out),
+        lse,
+        sizes,
+        BLOCK_M=block_m,
+        V_DIM=v.shape[3],
+        V_PAD=padded(v.shape[3]),
+        PIECES=PIECES,
+        num_warps=4,
+    )
+    return out, lse
+
+
+def parts_on(device: torch.device) -> int:
+    """Programs that fill the device."""
+    if device.type != "cuda":
+        return 4
+    return PARTS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def work_of(plan: Plan, batch: int, block_n: int, parts: int) -> Work:
+    """The work of a call, kept with its block map: the layers of a model share it."""
+    block_map = plan.block_map
+    key = ("triton decode", batch, plan.heads, plan.group, block_n, parts)
+    if key not in block_map.lists:
+        index = np.broadcast_to(block_map.index, (batch, plan.heads))
+        packed = heads_in_a_row(index, plan.group, block_map.q_len)
+        block_map.lists[key] = _shared_out(block_map, index[:, ::packed].reshape(-1), packed, block_n, parts)
+    found: Work = block_map.lists[key]
+    return found
+
+
+def heads_in_a_row(index: Array, group: int, q_len: int) -> int:
+    """Query heads of one key head that one tile can hold: they have one map. index: which map, [batch, heads]."""
+    fitting = [count for count in range(group, 1, -1) if group % count == 0 and count * q_len <= MOST_ROWS]
+    for count in fitting:
+        each = index.reshape(len(index), -1, count)
+        if (each == each[..., :1]).all():
+            return count
+    return 1
+
+
+def _shared_out(block_map: BlockMap, which: Array, packed: int, block_n: int, parts: int) -> Work:
+    """Cut the list of all kept tiles into equal parts. which: the map of each row."""
+    start, stop, full, row = _runs_of(block_map, which, block_n)
+    ends = np.cumsum(stop - start)
+    tiles = int(ends[-1]) if len(ends) else 0
+    parts = max(1, min(parts, tiles // TILES_PER_PART))
+    bounds = np.arange(parts + 1) * tiles // parts
+    edges = np.union1d(ends, bounds)  # of the runs once they are cut
+    run = np.searchsorted(ends, edges[:-1], side="right")
+    part = np.searchsorted(bounds, edges[:-1], side="right") - 1
+    last = stop[run] - (ends[run] - edges[1:])
+    first, row, full = last - np.diff(edges), row[run], full[run]
+    fresh = np.append(True, (row[1:] != row[:-1]) | (part[1:] != part[:-1]))[: len(row)]
+    piece, pieces = np.cumsum(fresh) - 1, int(fresh.sum())
+
+    def firsts(ascending: Array, count: int) -> Array:
+        return np.searchsorted(ascending, np.arange(count + 1))
+
+    arrays = [firsts(part[fresh], parts), firsts(row[fresh], len(which)), row[fresh]]
+    for kind in (full, ~full):
+        arrays += [firsts(piece[kind], pieces), first[kind], last[kind]]
+    sent = _sent(arrays, block_map.device)
+    return Work(packed, parts, len(which), pieces, *sent[:3], (*sent[3:6],), (*sent[6:],))
+
+
+def _runs_of(block_map: BlockMap, which: Array, block_n: int) -> tuple[Array, Array, Array, Array]:
+    """Start and stop in tiles, "is it full" and row of the runs of all rows; in a row the full ones come first."""
+    grid = replace(block_map.grid, q_len=block_map.block_q)  # a query that does not exist makes no block partial
+    each = [by_kind(runs, grid)[::-1] for runs in block_map.maps]
+    counts = np.array([[len(runs.row) for runs in pair] for pair in each])
+    start, stop = (np.concatenate([getattr(x, end) for pair in each for x in pair]) for end in ("start", "stop"))
+    full = np.repeat(np.tile([True, False], len(each)), counts.reshape(-1))
+    scale, tiles = grid.block_kv // block_n, -(-grid.kv_len // block_n)
+    size = counts.sum(1)
+    at = counting((np.cumsum(size) - size)[which], size[which])
+    row = np.repeat(np.arange(len(which)), size[which])
+    return start[at] * scale, np.minimum(stop[at] * scale, tiles), full[at], row
+
+
+def _sent(arrays: list[Array], device: torch.device) -> list[torch.Tensor]:
+    """int32 arrays in one transfer, each of them aligned to 16 bytes and with at least one entry."""
+    room = [len(array) // 4 * 4 + 4 for array in arrays]
+    whole = np.zeros(sum(room), np.int32)
+    for array, end, size in zip(arrays, np.cumsum(room), room, strict=True):
+        whole[end - size : end - size + len(array)] = array
+    return list(torch.from_numpy(whole).to(device).split(room))

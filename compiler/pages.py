@@ -28,6 +28,9 @@ def check_pages(k: Any, v: Any, page_table: Any, kv_len: Any) -> None:
         fix = "give kv_len=<tokens so far>"
         raise FlexSpecError("FS020", "a page table does not say how many keys there are", fix=fix, where=user_caret())
     check_length("kv_len", kv_len)
+    if page_table is None:
+        fix = "give page_table=<int32 tensor>, or k[:, :, :kv_len] and v[:, :, :kv_len]"
+        raise FlexSpecError("FS020", "kv_len is given without a page table", fix=fix, where=user_caret())
     if not isinstance(page_table, torch.Tensor) or page_table.dtype not in INTEGERS:
         seen = page_table.dtype if isinstance(page_table, torch.Tensor) else type(page_table).__name__
         fix = "give an int32 tensor"

@@ -22,7 +22,8 @@ def config_of(kernel: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Conf
     """A choice that compiles everywhere: tiles divide the map's blocks."""
     wide = max(q.shape[3], v.shape[3]) > 128 or q.dtype == torch.float32
     if kernel == "decode":  # its tile of queries is as high as the call needs
-        return Config(16, divisor(grid.block_kv, 32 if wide else 64), 4, 2 if wide else 3)
+        row = max(q.shape[3], v.shape[3]) * q.element_size()
+        return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 256 else 16), 4, 3)
     block_m, block_n = (64, 32) if wide else (128, 64)
     return Config(divisor(grid.block_q, block_m), divisor(grid.block_kv, block_n), 4 if block_m < 128 else 8, 2)
 

@@ -14,10 +14,12 @@ from .forward import LN_2, over_runs, place
 @triton.jit
 def in_pages(tensor, table, b, last, PAGE: tl.constexpr):
     """A tensor with what `tile_of` needs to find its pages, if it has any; its second stride is that of pages then."""
-    if PAGE == 0:
-        return tensor
-    entries = table[0] + b.to(tl.int64) * table[1]
-    return (tensor[0], tensor[1], tensor[2], tensor[3], tensor[4], entries, last // PAGE, PAGE)
+    if PAGE > 0:
+        entries = table[0] + b.to(tl.int64) * table[1]
+        found = (tensor[0], tensor[1], tensor[2], tensor[3], tensor[4], entries, last // PAGE, PAGE)
+    else:
+        found = tensor
+    return found
 
 
 @triton.jit

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Call:
     """One attention call, in memory order.
 
-    q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or with a `page_table` [batch, pages of
-    a sequence]: [pages, page_size, kv_heads, head_dim].
+    q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or [pages, page_size, kv_heads,
+    head_dim] with a `page_table` [batch, pages of a sequence].
 
     `mask` and `score` are over memory positions; `values` holds their parameters, sizes and tensors by name.
     """

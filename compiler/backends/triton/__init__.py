@@ -41,7 +41,7 @@ class TritonBackend:
         from .decoding import decodes, run_decode
         from .launch import plan_of, run_forward  # Triton is slow to import
 
-        if decodes(call.block_map, paged=call.page_table is not None) and not call.wants_gradients:
+        if decodes(call):
             out, lse = run_decode(plan_of(call), call.q, call.k, call.v, call.page_table)
         else:
             call = call.unpaged()

@@ -1,8 +1,8 @@
 """The decode kernels: few queries against many keys, the keys shared out equally among the programs.
 
-A row is what one (batch, query heads that share a key head and a map) attends to. The kept tiles of keys of all rows are
-one list, cut into parts of equal length; what a part holds of one row is a piece. `decode` attends to its part piece by
-piece, `merge` adds up the pieces of a row. The query heads of a row and their queries are the rows of one tile.
+A row is one batch and query heads that share a key head and a map: all their queries are one tile. The kept tiles of
+keys of all rows are one list, cut into parts of equal length; what a part holds of one row is a piece. `decode` attends
+to its part piece by piece, `merge` adds up the pieces of a row.
 """
 
 import triton
@@ -49,7 +49,7 @@ def decode(
 ):
     """q, k, v: tensors. table: (page table, its stride), read if PAGE, the tokens of a page, is not 0. pieces: what is
     written, float32 (sums [pieces, BLOCK_M, V_DIM], weights and base-2 maxima [pieces, BLOCK_M]). work: (first piece of
-    each part, row of each piece). full, partial: (first, start, stop) of the runs of each piece, in tiles of BLOCK_N keys.
+    each part, row of each piece). full, partial: (first, start, stop) of the runs of each piece, in tiles of keys.
     sizes: (heads, group, q_len, kv_len, query heads in a row).
     """
     heads, group, q_len, kv_len, packed = sizes

@@ -12,6 +12,7 @@ from ...block_map import BlockMap
 from ...flex_lists import by_kind
 from ...points import Array
 from ...runs import counting
+from .. import Call
 from .configs import config_of
 from .launch import Plan, described, padded
 
@@ -19,7 +20,7 @@ MOST_QUERIES = 16
 """Longer calls run the forward kernel."""
 LEAST_BLOCKS = 4
 """Blocks of keys from which on there is something to share out."""
-MOST_ROWS = 128
+MOST_ROWS = 64
 """Queries times heads in a tile."""
 PIECES = 16
 TILES_PER_PART = 2
@@ -44,11 +45,11 @@ class Work(NamedTuple):
     partial: tuple[torch.Tensor, ...]
 
 
-def decodes(block_map: BlockMap, paged: bool) -> bool:
+def decodes(call: Call) -> bool:
     """Is this a call for the decode kernels: few queries, in one row of blocks, and more than a few keys?"""
-    grid = block_map.grid
-    long = paged or grid.kv_blocks >= LEAST_BLOCKS
-    return grid.q_len <= MOST_QUERIES and grid.q_blocks == 1 and long
+    grid = call.block_map.grid
+    long = call.page_table is not None or grid.kv_blocks >= LEAST_BLOCKS
+    return grid.q_len <= MOST_QUERIES and grid.q_blocks == 1 and long and not call.wants_gradients
 
 
 def run_decode(
@@ -96,7 +97,7 @@ def run_decode(
         HEAD_PAD=padded(head_dim),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=chosen.warps,
+        num_warps=chosen.warps if block_m <= 32 else 2 * chosen.warps,
         num_stages=chosen.stages,
     )
     merge[(work.rows, rows)](
@@ -165,7 +166,8 @@ def _shared_out(block_map: BlockMap, which: Array, packed: int, block_n: int, pa
     for kind in (full, ~full):
         arrays += [firsts(piece[kind], pieces), first[kind], last[kind]]
     sent = _sent(arrays, block_map.device)
-    return Work(packed, parts, len(which), pieces, *sent[:3], (*sent[3:6],), (*sent[6:],))
+    of_part, of_row, rows, *runs = sent
+    return Work(packed, parts, len(which), pieces, of_part, of_row, rows, (*runs[:3],), (*runs[3:],))
 
 
 def _runs_of(block_map: BlockMap, which: Array, block_n: int) -> tuple[Array, Array, Array, Array]:

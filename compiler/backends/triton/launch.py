@@ -42,9 +42,7 @@ def plan_of(call: Call) -> Plan:
     block_map = call.block_map
     assert isinstance(block_map, BlockMap)
     bound = {**call.bound.all_numbers(), **call.bound.tensors}
-    wide = needs_64_bits(call.mask, call.bound, block_map.grid) or needs_64_bits(
-        call.attention.formula.expr, call.bound, block_map.grid
-    )
+    wide = is_wide(call)
     scored = call.score if call.score is not var("score") else None
     mask, score = functions(call.mask, scored, wide, call.attention.label)
     device = call.q.device
@@ -58,6 +56,22 @@ def plan_of(call: Call) -> Plan:
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
     )
+
+
+def is_wide(call: Call) -> bool:
+    """Do the functions of a call need 64-bit integers? Kept with its map, unless other integer tensors decide too."""
+    kept, block_map = call.attention.kept.expr.names, call.block_map
+    if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
+        return _computes_wide(call)
+    key = ("triton wide", call.mask, call.attention.formula.expr, *sorted(call.bound.numbers.items()))
+    if key not in block_map.lists:
+        block_map.lists[key] = _computes_wide(call)
+    return bool(block_map.lists[key])
+
+
+def _computes_wide(call: Call) -> bool:
+    exprs = (call.mask, call.attention.formula.expr)
+    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in exprs)
 
 
 def described(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -99,6 +99,12 @@ class TritonPrinter(Printer):
         return self._as(node.type, f"tl.load({pointer})")
 
 
+@lru_cache(maxsize=512)
+def simple(expr: Expr) -> Expr:
+    """Simplified: kept, because a decoding loop asks again and again."""
+    return simplify(expr)
+
+
 def slots(expr: Expr) -> dict[str, int]:
     """Where each number and tensor of an expression starts in `values`; a tensor takes 1 + its rank places."""
     found, place = {}, 0
@@ -111,7 +117,7 @@ def slots(expr: Expr) -> dict[str, int]:
 
 def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device) -> tuple[Any, ...]:
     """The `values` of an expression, in the order of `slots`."""
-    expr = simplify(expr)
+    expr = simple(expr)
     inputs, params = inputs_of(expr), params_of(expr)
     out: list[Any] = []
     for name in slots(expr):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from flexspec.compiler.backends.triton import decoding
+from test_triton import DEVICE, TOLERANCE, qkv, same_as_reference
 
 import flexspec as fs
-from tests.test_triton import DEVICE, TOLERANCE, qkv, same_as_reference
 
 KEYS = 190
 FAR = torch.tensor([3, 9, 40, 150])

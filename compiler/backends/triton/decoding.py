@@ -60,20 +60,16 @@ def run_decode(
     q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or with a page table int32 [batch,
     pages of a sequence]: [pages, page_size, kv_heads, head_dim].
     """
-    from .decode import decode, merge
+    from .decode import decode
 
-    batch, heads, q_len, head_dim = q.shape
     if table is not None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)
     chosen = config_of("decode", plan.block_map.grid, q, v)
-    work = work_of(plan, batch, chosen.block_n, parts_on(q.device))
-    rows = work.packed * q_len
-    block_m = padded(rows)
-    out = torch.empty((batch, heads, q_len, v.shape[3]), dtype=q.dtype, device=q.device)
-    lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
+    work = work_of(plan, q.shape[0], chosen.block_n, parts_on(q.device))
+    block_m = padded(work.packed * q.shape[2])
+    sizes = (*plan.sizes("q")[:4], work.packed)
     shapes = [(work.pieces, block_m, v.shape[3]), (work.pieces, block_m), (work.pieces, block_m)]
     pieces = tuple(torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes)
-    sizes = (*plan.sizes("q")[:4], work.packed)
     decode[(work.parts,)](
         described(q),
         described(k),
@@ -92,25 +88,36 @@ def run_decode(
         PAGE=0 if table is None else k.shape[2],
         BLOCK_M=block_m,
         BLOCK_N=chosen.block_n,
-        HEAD_DIM=head_dim,
+        HEAD_DIM=q.shape[3],
         V_DIM=v.shape[3],
-        HEAD_PAD=padded(head_dim),
+        HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=chosen.warps if block_m <= 32 else 2 * chosen.warps,
         num_stages=chosen.stages,
     )
-    merge[(work.rows, rows)](
+    return _merged(work, pieces, sizes, q)
+
+
+def _merged(
+    work: Work, pieces: tuple[torch.Tensor, ...], sizes: tuple[int, ...], q: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and lse from what the parts wrote."""
+    from .decode import merge
+
+    v_dim = pieces[0].shape[2]
+    out = torch.empty((*q.shape[:3], v_dim), dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    merge[(work.rows, work.packed * q.shape[2])](
         pieces,
         work.first_of_row,
         described(out),
         lse,
         sizes,
-        BLOCK_M=block_m,
-        V_DIM=v.shape[3],
-        V_PAD=padded(v.shape[3]),
+        BLOCK_M=pieces[0].shape[1],
+        V_DIM=v_dim,
+        V_PAD=padded(v_dim),
         PIECES=PIECES,
-        num_warps=4,
     )
     return out, lse
 

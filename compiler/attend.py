@@ -99,10 +99,16 @@ class CompiledAttention:
         return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]. inputs: "logical" (an order moves
         tokens in and out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output).
         page_table: int32 [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages,
-        page_size, kv_heads, head_dim], of any page_size, and kv_len says how many keys a sequence has; sequences of
-        unequal lengths are told apart by the mask. Entries are not checked; those past kv_len are not read.
-        values: run-time parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises
-        FS020 to FS042.
+        page_size, kv_heads, head_dim], of any page_size, and kv_len counts the keys of a sequence; a mask tells shorter
+        ones apart. Entries are not checked; those past kv_len are not read. values: run-time parameters and
+        tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises FS020 to FS042.
+
+        >>> import flexspec as fs, torch
+        >>> attend = fs.compile(fs.causal, backend="reference")
+        >>> token, pages = torch.zeros(1, 1, 1, 4), torch.eye(4).view(2, 2, 1, 4)
+        >>> out = attend(token, pages, pages, page_table=torch.tensor([[1, 0]]), kv_len=3, offset=2)
+        >>> (3 * out).round()[0, 0, 0].tolist()
+        [1.0, 0.0, 1.0, 1.0]
         """
         seen_k, seen_v = self._seen(k, v, page_table, kv_len)
         check_qkv(q, seen_k, seen_v)

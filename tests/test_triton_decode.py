@@ -65,6 +65,7 @@ def test_query_heads_share_a_tile(q_len, heads, kv_heads):
 def test_parts(monkeypatch, parts, name):
     monkeypatch.setattr(decoding, "parts_on", lambda device: parts)
     monkeypatch.setattr(decoding, "TILES_PER_PART", 1)
+    monkeypatch.setattr(decoding, "PIECES", 4)
     same_as_reference(MASKS[name], *qkv(3, KEYS, heads=4, kv_heads=2), block_size=16)
 
 
@@ -188,3 +189,8 @@ def test_heads_with_one_map_are_packed():
     assert work(MASKS["by pairs of heads"], 2, q_len=3).packed == 2
     assert work(MASKS["by head"], 2, q_len=3).packed == 1
     assert work(fs.everything(), 2, heads=64, group=64, q_len=16).packed == 4
+
+
+def test_full_blocks_ask_no_mask_though_queries_are_few():
+    found = work(fs.everything(), 1, kv_len=192)
+    assert int((found.full[2] - found.full[1]).sum()) == 24 and not found.partial[2].any()

@@ -100,7 +100,7 @@ def paged(x, page_size, seed=0):
     room.view(batch, each * page_size, heads, head_dim)[:, :length] = x.transpose(1, 2)
     pages[table.long()] = room
     past = torch.full((batch, 2), -1, dtype=torch.int32, device=DEVICE)  # entries that no token has
-    return pages, torch.cat([table, past], 1)
+    return pages, torch.cat([table, past], 1).T.contiguous().T
 
 
 @pytest.mark.usefixtures("decoded")

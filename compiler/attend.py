@@ -26,7 +26,7 @@ from .block_map import BlockMap
 from .explain import Report, explain
 from .on_device import DeviceMap, map_on_device
 from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
-from .reference import check_qkv
+from .reference import check_qkv, check_weight
 from .tables import Tables
 
 MAPS_KEPT = 32
@@ -104,6 +104,7 @@ class CompiledAttention:
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
         q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, k))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
+        check_weight(self.spec, sizes, return_lse)
         bound, blocks = self._cached(sizes, values, q.device, exact=self.exact)
         moves = self.order is not None and inputs == "logical"
         if moves:

@@ -13,6 +13,7 @@ from flexspec.order import Order
 from flexspec.syntax import formula
 
 from .backends.torch_source import source_of
+from .backends.weights import softmax_scores
 from .block_map import BlockMap
 from .count import pairs_formula
 from .flex_lists import contiguous_lists
@@ -73,6 +74,7 @@ class Report:
             "spec": self.spec.label,
             "formula": self.mask_formula,
             "score": formula(self.spec.formula.expr.children[1]),
+            "weight": self.spec.weight.label if self.spec.weight else None,
             "order": str(self.order) if self.order else None,
             "q_len": self.bound.sizes.q_len,
             "kv_len": self.bound.sizes.kv_len,
@@ -131,6 +133,8 @@ def _expr(report: Report, latex: bool) -> list[str]:
         lines.append(f"pairs  {pairs}")
     if report.score is not var("score"):
         lines.append(f"score  {formula(report.spec.formula.expr.children[1])}")
+    if report.spec.weighing:
+        lines.append(f"weight {report.spec.weighing.definition}")
     if latex:
         from .latex import to_latex  # sympy is slow to import
 
@@ -168,8 +172,8 @@ def _blocks(report: Report) -> list[str]:
 def _kernel(report: Report) -> list[str]:
     lines = [f"backend {report.backend}"]
     lines += source_of(report.mask, kind="mask_mod").splitlines()
-    if report.score is not var("score"):
-        lines += source_of(report.score, kind="score_mod").splitlines()
+    for score in softmax_scores(report.spec.weighing, report.score):
+        lines += [] if score is var("score") else source_of(score, kind="score_mod").splitlines()
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")
     if report.backend != "reference":

@@ -30,6 +30,8 @@ class Plan:
     scale: float
     heads: int
     group: int
+    sink: torch.Tensor | None = None
+    """float32 [heads]: the score of one more column, which has no value."""
 
     def sizes(self, side: str) -> tuple[int, ...]:
         """Heads, query heads for each key head, lengths, and the rows of blocks on a side."""
@@ -37,14 +39,12 @@ class Plan:
         return self.heads, self.group, grid.q_len, grid.kv_len, grid.q_blocks if side == "q" else grid.kv_blocks
 
 
-def plan_of(call: Call) -> Plan:
+def plan_of(call: Call, sink: torch.Tensor | None = None) -> Plan:
     """Functions and values of a call. Kernels for a mask are compiled once; new values and lengths are arguments."""
     block_map = call.block_map
     assert isinstance(block_map, BlockMap)
     bound = {**call.bound.all_numbers(), **call.bound.tensors}
-    wide = needs_64_bits(call.mask, call.bound, block_map.grid) or needs_64_bits(
-        call.attention.formula.expr, call.bound, block_map.grid
-    )
+    wide = any(needs_64_bits(expr, call.bound, block_map.grid) for expr in (call.mask, call.score))
     scored = call.score if call.score is not var("score") else None
     mask, score = functions(call.mask, scored, wide, call.attention.label)
     device = call.q.device
@@ -57,6 +57,7 @@ def plan_of(call: Call) -> Plan:
         call.attention.scale or 1 / math.sqrt(call.q.shape[3]),
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1],
+        None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
     )
 
 
@@ -96,6 +97,7 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
         plan.scale,
         plan.mask_values,
         plan.score_values,
+        plan.sink,
         mask=plan.mask,
         score=plan.score,
         BLOCK_Q=grid.block_q,

@@ -93,7 +93,8 @@ class CompiledAttention:
         """Attention output [batch, heads, q_len, v_head_dim] in q's dtype.
 
         q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads.
-        return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]. inputs: "logical" (an order moves
+        return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]; of another weight, the log of the sum
+        that it is divided by (FS042 where there is none). inputs: "logical" (an order moves
         tokens in and out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output).
         values: run-time parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises
         FS020 to FS042.
@@ -247,7 +248,7 @@ class CompiledAttention:
 
     @property
     def score_mod(self) -> Callable[..., torch.Tensor]:
-        """The scores as a FlexAttention score_mod, for use by hand (see `mask_mod`)."""
+        """The scores, without a weight, as a FlexAttention score_mod for use by hand (see `mask_mod`)."""
         return self._by_hand("score_mod")
 
     def _by_hand(self, kind: str) -> Callable[..., torch.Tensor]:

@@ -121,32 +121,56 @@ def test_definitions(way, mask, name):
     agrees(way, name, MASKS[mask], *qkv(37))
 
 
-@pytest.mark.parametrize("mask", ["late", "by batch and head", "nothing"])
-@pytest.mark.parametrize("name", CASES)
+KERNELS = [name for name in CASES if name not in ("sigmoid, bias", "squared relu", "off by one")]
+
+
+@pytest.mark.parametrize("mask", ["late", "by batch and head"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_in_our_kernels(mask, name):
     agrees("triton", name, MASKS[mask], *qkv(37))
 
 
-@pytest.mark.parametrize("way", ["reference", "identity", "triton"])
-@pytest.mark.parametrize("sizes", [(1, 70), (33, 7)])
-@pytest.mark.parametrize("name", [name for name in CASES if name != "mix"])
-def test_other_lengths(way, sizes, name):
-    agrees(way, name, MASKS["late"], *qkv(*sizes))
+@pytest.mark.parametrize("name", ["relu", "signed", "sink", "mix"])
+def test_nothing_in_our_kernels(name):
+    agrees("triton", name, MASKS["nothing"], *qkv(20))
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "relu", "signed", "sink"])
+def test_bfloat16_in_our_kernels(name):
+    q, k, v = qkv(50, dtype=torch.bfloat16)
+    spec = fs.Attention(mask=MASKS["late"], weight=CASES[name][0])
+    out = fs.compile(spec, backend="triton", block_size=32)(q, k, v)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.double(), fs.reference_attention(spec, q, k, v), atol=2e-2, rtol=2e-2)
+
+
+LENGTHS = [("reference", 1, 70), ("reference", 33, 7), ("identity", 33, 7), ("triton", 1, 70), ("triton", 33, 7)]
+
+
+@pytest.mark.parametrize("way, q_len, kv_len", LENGTHS)
+@pytest.mark.parametrize("name", ["sigmoid", "relu", "signed", "sink"])
+def test_other_lengths(way, q_len, kv_len, name):
+    agrees(way, name, MASKS["late"], *qkv(q_len, kv_len))
 
 
 @pytest.mark.parametrize("way", ["reference", "identity", "triton"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", KERNELS)
 def test_after_scores(way, name):
-    q, k, v = qkv(40)
-    capped = [fs.softcap(0.8), fs.score(lambda score, q, kv: score - abs(q - kv) / 23)]
-    far = (torch.arange(40)[:, None] - torch.arange(40)).abs().to(q) / 23
-    agrees(way, name, MASKS["causal"], 3 * q, k, v, capped, lambda s: 0.8 * torch.tanh(s / 0.8) - far)
+    q, k, v = qkv(30)
+    capped = [
+        fs.softcap(0.8),
+        fs.score(lambda score, q, kv: score - abs(q - kv) / 23),
+        fs.distance_scale(lambda h: 1.0 + h / 8),
+    ]
+    far = (torch.arange(30)[:, None] - torch.arange(30)).abs().to(q) / 23
+    growth = (1 + torch.arange(4) / 8).view(1, -1, 1, 1).to(q)
+    agrees(way, name, MASKS["causal"], 3 * q, k, v, capped, lambda s: (0.8 * torch.tanh(s / 0.8) - far) * growth)
 
 
 @pytest.mark.parametrize("way", ["reference", "identity", "triton"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["sigmoid", "relu", "taylor", "signed", "sink", "mix"])
 def test_a_score_of_minus_infinity_is_a_dropped_pair(way, name):
-    q, k, v = qkv(40)
+    q, k, v = qkv(30)
     weight = CASES[name][0]
     dropped = fs.score(lambda score, q, kv: torch.where(q >= kv + 9, score, -math.inf))
     a = run(way, fs.Attention(scores=dropped, weight=weight), q, k, v)
@@ -170,6 +194,22 @@ def test_large_scores_do_not_overflow(way, name):
     assert out.isfinite().all() and lse.isfinite().all() and lse.max() > 10
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_through_the_identities(name):
+    tensors = [x.requires_grad_() for x in qkv(15)]
+    found = {}
+    for way in ("reference", "identity"):
+        number = torch.tensor([0.3, -0.4, 0.2, 0.0], dtype=torch.float64, requires_grad=True)
+        makes = {"sigmoid, by head": fs.sigmoid_weight, "sink": fs.sink_logit, "mix": fs.identity_mix}
+        weight = makes[name](number) if name in makes else CASES[name][0]
+        spec = fs.Attention(mask=MASKS["late"], weight=weight)
+        result = run(way, spec, *tensors, return_lse=weight.normalised)
+        loss = result[0].square().sum() + result[1][:, :, 5:].sum() if weight.normalised else result.square().sum()
+        found[way] = torch.autograd.grad(loss, [*tensors, number] if name in makes else tensors)
+    for wanted, got in zip(found["reference"], found["identity"], strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_gradients_of_the_reference():
     tensors = [x.requires_grad_() for x in qkv(7, heads=2, kv_heads=1, dim=4, v_dim=3, batch=1)]
     for weight in (w for w, _ in CASES.values() if not w.tensors):
@@ -182,7 +222,7 @@ def test_gradients_of_a_weights_own_number(make):
     q, k, v = qkv(9, heads=2)
 
     def attention(number):
-        return fs.compile(fs.Attention(mask=fs.causal(), weight=make(SOFT)), backend="reference")(q, k, v, soft=number)
+        return fs.reference_attention(fs.Attention(mask=fs.causal(), weight=make(SOFT)), q, k, v, soft=number)
 
     assert torch.autograd.gradcheck(attention, (torch.tensor([0.3, -0.4], dtype=torch.float64, requires_grad=True),))
     held = torch.nn.Parameter(torch.zeros(2))
@@ -206,7 +246,7 @@ def test_numbers_given_at_the_call(way):
 def test_orders(way):
     canvas = fs.Canvas(h=5, w=7)
     q, k, v = (x.float() for x in qkv(35))
-    for name in ("sigmoid", "signed", "sink", "mix"):
+    for name in ("sink", "mix"):
         spec = fs.Attention(mask=fs.neighborhood(canvas, window=3), weight=CASES[name][0])
         attend = fs.compile(spec, order=fs.tiled(canvas, h=2, w=4), backend=way, block_size=16)
         wanted = fs.reference_attention(spec, q, k, v)

@@ -1,7 +1,7 @@
 """Weights other than softmax from fused softmax calls, by exact identities.
 
-A softmax over `log w(s)` and its lse give `sum_kv w(s) * v = out * exp(lse)` for every positive weight `w`. A weight with
-a sign is the difference of two positive ones.
+A softmax over `log w(s)` and its lse give `sum_kv w(s) * v = out * exp(lse)` for every positive weight `w`. A weight
+with a sign is the difference of two positive ones.
 """
 
 from __future__ import annotations

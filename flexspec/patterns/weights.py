@@ -24,8 +24,8 @@ from .checks import as_tensor
 def sigmoid_weight(bias: Any = None) -> Weight:
     """`sum_kv sigmoid(s + bias) * v`, not normalised.
 
-    bias: a number, float [heads], a float `fs.Param`, or an `fs.Input` with the dim heads; default `-log(kv_len)`. It
-    has no lse. Source: FlashSigmoid. Raises FS022, FS023.
+    bias: a number, float [heads], a float `fs.Param`, or an `fs.Input` with the dim heads; default `-log(kv_len)`.
+    Source: FlashSigmoid. Raises FS022, FS023; FS042 when it runs with return_lse.
 
     >>> sigmoid_weight(), sigmoid_weight(-8.0)
     (sigmoid_weight(), sigmoid_weight(bias=-8.0))
@@ -36,7 +36,9 @@ def sigmoid_weight(bias: Any = None) -> Weight:
 
 
 def relu_weight() -> Weight:
-    """`sum_kv max(s, 0) * v`, not normalised. It has no lse. Source: ReLA, without its norm of the output.
+    """`sum_kv max(s, 0) * v`, not normalised. Source: ReLA, without its norm of the output.
+
+    Raises FS042 when it runs with return_lse: there is no sum to take the log of.
 
     >>> relu_weight()
     relu_weight()
@@ -45,7 +47,9 @@ def relu_weight() -> Weight:
 
 
 def squared_relu_weight() -> Weight:
-    """`sum_kv max(s, 0)**2 * v`, not normalised. It has no lse. Source: ReLA and Primer.
+    """`sum_kv max(s, 0)**2 * v`, not normalised. Source: the form of ReLA with squares.
+
+    Raises FS042 when it runs with return_lse: there is no sum to take the log of.
 
     >>> squared_relu_weight()
     squared_relu_weight()

@@ -94,10 +94,9 @@ class CompiledAttention:
 
         q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads.
         return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]; of another weight, the log of the sum
-        that it is divided by (FS042 where there is none). inputs: "logical" (an order moves
-        tokens in and out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output).
-        values: run-time parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises
-        FS020 to FS042.
+        that it is divided by (FS042 where there is none). inputs: "logical" (an order moves tokens in and out) or
+        "ordered" (q, k, v lie in the order already, padding included, and so does the output). values: run-time
+        parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises FS020 to FS042.
         """
         check_qkv(q, k, v)
         if inputs not in ("logical", "ordered"):

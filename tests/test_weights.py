@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from flexspec.compiler.backends import Call, plain
+from flexspec.compiler.backends import Call, flex, plain
 from flexspec.compiler.backends.weights import by_softmax
 from flexspec.compiler.reference import by_rows
 
@@ -233,11 +233,11 @@ def test_gradients_of_a_weights_own_number(make):
 def test_numbers_given_at_the_call(way):
     q, k, v = (x.float() for x in qkv(33))
     spec = fs.Attention(weight=fs.sigmoid_weight(fs.Param("shift", float)))
-    attend = fs.compile(spec, backend=way)
+    attend = fs.compile(spec, backend=way, block_size=32)
     for shift in (-3.0, 0.5):
         wanted = fs.reference_attention(fs.Attention(weight=fs.sigmoid_weight(shift)), q, k, v)
         torch.testing.assert_close(attend(q, k, v, shift=shift).double(), wanted, atol=3e-5, rtol=3e-5)
-    attend = fs.compile(fs.Attention(weight=fs.sink_logit(SOFT)), backend=way)
+    attend = fs.compile(fs.Attention(weight=fs.sink_logit(SOFT)), backend=way, block_size=32)
     wanted = fs.reference_attention(fs.Attention(weight=fs.sink_logit(LOGIT)), q, k, v)
     torch.testing.assert_close(attend(q, k, v, soft=LOGIT).double(), wanted, atol=3e-5, rtol=3e-5)
 
@@ -251,6 +251,22 @@ def test_orders(way):
         attend = fs.compile(spec, order=fs.tiled(canvas, h=2, w=4), backend=way, block_size=16)
         wanted = fs.reference_attention(spec, q, k, v)
         torch.testing.assert_close(attend(q, k, v).double(), wanted, atol=3e-5, rtol=3e-5)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_flexs_own_identities(name, monkeypatch):
+    """What flex does on a GPU, with torch's eager flex_attention, which gives an lse everywhere."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    flex._function.cache_clear()
+    backend = flex.FlexBackend()
+    backend._softmax = lambda call: backend._compiled(call, call.q, call.block_map, call.mask)
+    q, k, v = (x.float() for x in qkv(40, dim=16, v_dim=16))
+    spec = fs.Attention(mask=MASKS["late"], scores=[fs.softcap(2.0)], weight=CASES[name][0])
+    attend = fs.compile(spec, backend="flex")
+    attend._backend = lambda call: backend
+    out, wanted = attend(q, k, v), fs.reference_attention(spec, q, k, v)
+    flex._function.cache_clear()
+    torch.testing.assert_close(out.double(), wanted, atol=3e-5, rtol=3e-5)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="the way around on a CPU")

@@ -61,8 +61,9 @@ class Report:
         return facts | {SMALL: not needs_64_bits(self.mask, self.bound, self.block_map.grid)}
 
     def flops(self) -> tuple[int, float]:
-        """Forward FLOPs over the blocks that are not empty (2 matrix products), and their share of dense."""
+        """Forward FLOPs over the blocks that are not empty (2 matrix products a softmax), and their share of dense."""
         heads = (self.bound.sizes.batch or 1) * (self.bound.sizes.heads or 1)
+        heads *= len(softmax_scores(self.spec.weighing, self.score))
         dense = 4 * heads * self.block_map.q_len * self.block_map.kv_len * self.head_dim
         return round(dense * self.block_map.density), self.block_map.density
 

@@ -158,13 +158,13 @@ def test_other_lengths(way, q_len, kv_len, name):
 def test_after_scores(way, name):
     q, k, v = qkv(30)
     capped = [
+        fs.distance_scale(lambda h: 1.0 + h / 8),
         fs.softcap(0.8),
         fs.score(lambda score, q, kv: score - abs(q - kv) / 23),
-        fs.distance_scale(lambda h: 1.0 + h / 8),
     ]
     far = (torch.arange(30)[:, None] - torch.arange(30)).abs().to(q) / 23
     growth = (1 + torch.arange(4) / 8).view(1, -1, 1, 1).to(q)
-    agrees(way, name, MASKS["causal"], 3 * q, k, v, capped, lambda s: (0.8 * torch.tanh(s / 0.8) - far) * growth)
+    agrees(way, name, MASKS["causal"], 3 * q, k, v, capped, lambda s: 0.8 * torch.tanh(growth * s / 0.8) - far)
 
 
 @pytest.mark.parametrize("way", ["reference", "identity", "triton"])

@@ -194,20 +194,28 @@ def test_large_scores_do_not_overflow(way, name):
     assert out.isfinite().all() and lse.isfinite().all() and lse.max() > 10
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_through_the_identities(name):
+WITH_GRADIENTS = [("identity", name) for name in CASES]
+WITH_GRADIENTS += [("triton", name) for name in ("sigmoid, by head", "signed", "sink", "mix")]
+
+
+@pytest.mark.parametrize("way, name", WITH_GRADIENTS)
+def test_gradients_through_the_identities(way, name):
     tensors = [x.requires_grad_() for x in qkv(15)]
     found = {}
-    for way in ("reference", "identity"):
+    for each in ("reference", way):
         number = torch.tensor([0.3, -0.4, 0.2, 0.0], dtype=torch.float64, requires_grad=True)
         makes = {"sigmoid, by head": fs.sigmoid_weight, "sink": fs.sink_logit, "mix": fs.identity_mix}
         weight = makes[name](number) if name in makes else CASES[name][0]
         spec = fs.Attention(mask=MASKS["late"], weight=weight)
-        result = run(way, spec, *tensors, return_lse=weight.normalised)
+        try:
+            result = run(each, spec, *tensors, return_lse=weight.normalised)
+        except fs.FlexSpecError as error:
+            assert each == "triton"
+            pytest.skip(error.message)
         loss = result[0].square().sum() + result[1][:, :, 5:].sum() if weight.normalised else result.square().sum()
-        found[way] = torch.autograd.grad(loss, [*tensors, number] if name in makes else tensors)
-    for wanted, got in zip(found["reference"], found["identity"], strict=True):
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+        found[each] = torch.autograd.grad(loss, [*tensors, number] if name in makes else tensors)
+    for wanted, got in zip(found["reference"], found[way], strict=True):
+        torch.testing.assert_close(got, wanted, atol=3e-5, rtol=3e-5)
 
 
 def test_gradients_of_the_reference():

@@ -71,6 +71,20 @@ IN_README = (
     "neighborhood",
     "sliding_tile",
 )
+WEIGHTS = [
+    "`fs.Attention(mask=..., scores=[...], weight=fs.sink_logit(logits))` takes a weight other than the softmax's",
+    "exponential, after the scores. The reference computes it from its definition; kernels run a softmax over",
+    "`log w(s)` and multiply by `exp(lse)`, two where the weight has a sign. A query that keeps nothing has output 0.",
+]
+LSE = {
+    "sigmoid_weight": "none",
+    "relu_weight": "none",
+    "squared_relu_weight": "none",
+    "taylor_weight": "log of the sum of the weights",
+    "signed_weight": "log of the sum of `exp(abs(s))`",
+    "sink_logit": "with the extra column",
+    "identity_mix": "the softmax's",
+}
 HEADER = ["| pattern | picture | keeps | code | pairs | blocks |", "| --- | --- | --- | --- | --- | --- |"]
 
 
@@ -121,6 +135,8 @@ def main() -> None:
     ]
     lines += ["", "## Scores", "", "| score mod | does |", "| --- | --- |"]
     lines += [f"| `{e.name}` | {e.meaning} |" for e in fs.CATALOG.values() if e.kind == "score"]
+    lines += ["", "## Weights", "", *WEIGHTS, "", "| weight | is | lse |", "| --- | --- | --- |"]
+    lines += [f"| `{e.name}` | {e.meaning} | {LSE[e.name]} |" for e in fs.CATALOG.values() if e.kind == "weight"]
     lines += ["", *(DOCS / "windows.md").read_text().splitlines()]
     (DOCS / "patterns.md").write_text("\n".join(lines) + "\n")
     chosen = [rows[name].replace('src="', 'src="docs/') for name in IN_README]

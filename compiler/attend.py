@@ -27,7 +27,7 @@ from .explain import Report, explain
 from .on_device import DeviceMap, map_on_device
 from .pages import as_seen, check_pages, gathered
 from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
-from .reference import check_qkv
+from .reference import check_qkv, check_weight
 from .tables import Tables
 
 MAPS_KEPT = 32
@@ -96,12 +96,13 @@ class CompiledAttention:
         """Attention output [batch, heads, q_len, v_head_dim] in q's dtype.
 
         q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads.
-        return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]. inputs: "logical" (an order moves
-        tokens in and out) or "ordered" (q, k, v lie in the order already, padding included, and so does the output).
-        page_table: int32 [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages,
-        page_size, kv_heads, head_dim], of any page_size, and kv_len counts the keys of a sequence; a mask tells shorter
-        ones apart. Entries are not checked; those past kv_len are not read. values: run-time parameters and
-        tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises FS020 to FS042.
+        return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len]; of another weight, the log of the sum
+        that it is divided by (FS042 where there is none). inputs: "logical" (an order moves tokens in and out) or
+        "ordered" (q, k, v lie in the order already, padding included, and so does the output). page_table: int32
+        [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages, page_size, kv_heads,
+        head_dim], of any page_size, and kv_len counts the keys of a sequence; a mask tells shorter ones apart. Entries
+        are not checked; those past kv_len are not read. values: run-time parameters and tensors by name. A query that
+        keeps nothing has output 0 and lse -inf. Raises FS020 to FS042.
 
         >>> import flexspec as fs, torch
         >>> attend = fs.compile(fs.causal, backend="reference")
@@ -117,6 +118,7 @@ class CompiledAttention:
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
         q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, seen_k))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
+        check_weight(self.spec, sizes, return_lse)
         bound, blocks = self._cached(sizes, values, q.device, exact=self.exact)
         moves = self.order is not None and inputs == "logical"
         if moves:
@@ -268,7 +270,7 @@ class CompiledAttention:
 
     @property
     def score_mod(self) -> Callable[..., torch.Tensor]:
-        """The scores as a FlexAttention score_mod, for use by hand (see `mask_mod`)."""
+        """The scores, without a weight, as a FlexAttention score_mod for use by hand (see `mask_mod`)."""
         return self._by_hand("score_mod")
 
     def _by_hand(self, kind: str) -> Callable[..., torch.Tensor]:

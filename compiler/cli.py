@@ -240,8 +240,8 @@ def check(
     with _reporting(as_json, pattern, against):
         sides = cli_values.load(pattern), cli_values.load(against)
         q_len, kv_len = cli_values.lengths(length, kv_length, *sides)
-        if sides[0].scores != sides[1].scores:
-            message = "the two sides have different scores, and only masks can be compared"
+        if (sides[0].scores, sides[0].weight) != (sides[1].scores, sides[1].weight):
+            message = "the two sides have different scores or weights, and only masks can be compared"
             raise FlexSpecError("FS023", message, fix="check patterns without scores")
         masks = [side.mask for side in sides]
         given = {"batch": batch, "heads": heads, **cli_values.inputs(values, *masks)}

@@ -38,8 +38,8 @@ def load(text: str) -> fs.Attention:
 
 
 def formulas(attention: fs.Attention) -> tuple[Formula, ...]:
-    """Its mask and its scores."""
-    return attention.mask, *attention.scores
+    """Its mask, its scores and its weight."""
+    return attention.mask, *attention.scores, *([attention.weight] if attention.weight else [])
 
 
 def _object_in(path: Path, name: str) -> Any:

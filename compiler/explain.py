@@ -13,6 +13,7 @@ from flexspec.order import Order
 from flexspec.syntax import formula
 
 from .backends.torch_source import source_of
+from .backends.weights import softmax_scores
 from .block_map import BlockMap
 from .count import pairs_formula
 from .flex_lists import contiguous_lists
@@ -60,8 +61,9 @@ class Report:
         return facts | {SMALL: not needs_64_bits(self.mask, self.bound, self.block_map.grid)}
 
     def flops(self) -> tuple[int, float]:
-        """Forward FLOPs over the blocks that are not empty (2 matrix products), and their share of dense."""
+        """Forward FLOPs over the blocks that are not empty (2 matrix products a softmax), and their share of dense."""
         heads = (self.bound.sizes.batch or 1) * (self.bound.sizes.heads or 1)
+        heads *= len(softmax_scores(self.spec.weighing, self.score))
         dense = 4 * heads * self.block_map.q_len * self.block_map.kv_len * self.head_dim
         return round(dense * self.block_map.density), self.block_map.density
 
@@ -73,6 +75,7 @@ class Report:
             "spec": self.spec.label,
             "formula": self.mask_formula,
             "score": formula(self.spec.formula.expr.children[1]),
+            "weight": self.spec.weight.label if self.spec.weight else None,
             "order": str(self.order) if self.order else None,
             "q_len": self.bound.sizes.q_len,
             "kv_len": self.bound.sizes.kv_len,
@@ -131,6 +134,8 @@ def _expr(report: Report, latex: bool) -> list[str]:
         lines.append(f"pairs  {pairs}")
     if report.score is not var("score"):
         lines.append(f"score  {formula(report.spec.formula.expr.children[1])}")
+    if report.spec.weighing:
+        lines.append(f"weight {report.spec.weighing.definition}")
     if latex:
         from .latex import to_latex  # sympy is slow to import
 
@@ -168,8 +173,8 @@ def _blocks(report: Report) -> list[str]:
 def _kernel(report: Report) -> list[str]:
     lines = [f"backend {report.backend}"]
     lines += source_of(report.mask, kind="mask_mod").splitlines()
-    if report.score is not var("score"):
-        lines += source_of(report.score, kind="score_mod").splitlines()
+    for score in softmax_scores(report.spec.weighing, report.score):
+        lines += [] if score is var("score") else source_of(score, kind="score_mod").splitlines()
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")
     if report.backend != "reference":

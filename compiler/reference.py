@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from flexspec.attention import as_attention
+from flexspec.attention import Attention, as_attention
 from flexspec.errors import FlexSpecError
 from flexspec.evaluate import evaluate
 from flexspec.expr import Apply, Expr
-from flexspec.inputs import Bound, make_sizes
+from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.order import flatten
 from flexspec.source import user_caret
+from flexspec.weight import Weight
 
 CHUNK = 1 << 22
 """Pairs times heads that are held at once."""
@@ -51,7 +53,7 @@ def reference_attention(
 
     spec: a Mask, an Attention or a mask_mod. q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len,
     head_dim], kv_heads dividing heads. return_lse: also the log-sum-exp in nats, [batch, heads, q_len]. A query that
-    keeps nothing has output 0 and lse -inf. inputs: run-time values by name. Raises FS020 to FS035, FS040.
+    keeps nothing has output 0 and lse -inf. inputs: run-time values by name. Raises FS020 to FS035, FS040, FS042.
 
     >>> import flexspec as fs, torch
     >>> q = k = v = torch.eye(3)[None, None]
@@ -65,14 +67,42 @@ def reference_attention(
     whole = attention.formula
     assert isinstance(whole.expr, Apply)
     mask, score = (flatten(part, whole.canvas) for part in whole.expr.args[:2])
-    out, lse = by_rows(mask, score, attention.scale, bound, q, k, v)
+    check_weight(attention, sizes, return_lse)
+    out, lse = by_rows(mask, score, attention.scale, bound, q, k, v, attention.weighing)
     return (out, lse) if return_lse else out
 
 
+def check_weight(attention: Attention, sizes: Sizes, return_lse: bool) -> None:
+    """FS040 where an identity mix finds no own value; FS042 where a weight without a sum is asked for its lse."""
+    weight = attention.weight
+    if weight is None:
+        return
+    if weight.kind == "identity_mix" and sizes.q_len != sizes.kv_len:
+        message = (
+            f"q_len is {sizes.q_len} and kv_len {sizes.kv_len}; {weight} mixes in the value of the query's own token"
+        )
+        raise FlexSpecError("FS040", message, fix="give as many queries as keys", where=user_caret())
+    if return_lse and not weight.normalised:
+        message = f"{weight} is not divided by a sum, so there is no lse"
+        raise FlexSpecError(
+            "FS042", message, fix="leave return_lse out; parts over keys simply add", where=user_caret()
+        )
+
+
 def by_rows(
-    mask: Expr, score: Expr, scale: float | None, bound: Bound, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    mask: Expr,
+    score: Expr,
+    scale: float | None,
+    bound: Bound,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weight: Weight | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output float64 [batch, heads, q_len, v_head_dim] and lse float64 [batch, heads, q_len], some rows at a time."""
+    """Output float64 [batch, heads, q_len, v_head_dim] and lse float64 [batch, heads, q_len], some rows at a time.
+
+    lse: the log of the sum of the weights' sizes, also where the output is not divided by it.
+    """
     count = max(1, CHUNK // (q.shape[0] * q.shape[1] * k.shape[2]))
     tensors = {name: tensor.to(q.device) for name, tensor in bound.tensors.items()}
     at = {
@@ -90,7 +120,11 @@ def by_rows(
         values = {**bound.all_numbers(), **tensors, **at}
         kept = evaluate(mask, values).expand_as(logits)
         scored = evaluate(score, {**values, "score": logits}, precise=True).double().expand_as(logits)
-        parts.append(_softmax(scored, kept, v))
+        if weight is None:
+            parts.append(_softmax(scored, kept, v))
+        else:
+            number = evaluate(weight.expr, values, precise=True).double()
+            parts.append(_weighed(weight, number, scored, kept, v, v[:, :, start : start + count]))
     out, lse = (torch.cat(part, 2) for part in zip(*parts, strict=True))
     return out, lse
 
@@ -105,3 +139,40 @@ def _softmax(scores: torch.Tensor, kept: torch.Tensor, v: torch.Tensor) -> tuple
     out = (weights @ v) / torch.where(some, total, 1.0)
     lse = torch.where(some, torch.log(torch.where(some, total, 1.0)) + top, -torch.inf)
     return out, lse.squeeze(-1)
+
+
+def _weighed(
+    weight: Weight, number: torch.Tensor, scores: torch.Tensor, kept: torch.Tensor, v: torch.Tensor, own: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Another weight by its definition; own: the values at the queries' positions."""
+    if weight.kind == "identity_mix":
+        out, lse = _softmax(scores, kept, v)
+        return torch.where((lse > -torch.inf)[..., None], (1 - number) * out + number * own, 0.0), lse
+    if weight.kind == "sink_logit":
+        column = number.expand(*scores.shape[:-1], 1)
+        kept = torch.cat([kept, torch.ones_like(column, dtype=torch.bool)], -1)
+        return _softmax(torch.cat([scores, column], -1), kept, torch.cat([v, torch.zeros_like(v[:, :, :1])], 2))
+    kept = kept & (scores > -torch.inf)
+    s = torch.where(kept, scores, 0.0)
+    top = torch.zeros_like(s[..., :1])
+    if weight.kind == "signed":
+        top = s.abs().amax(-1, keepdim=True).detach()
+        sizes = torch.exp(s.abs() - top)
+        weights = torch.sign(s) * sizes
+    else:
+        sizes = weights = DEFINITIONS[weight.kind](s, number)
+    weights, sizes = (torch.where(kept, x, 0.0) for x in (weights, sizes))
+    total = sizes.sum(-1, keepdim=True)
+    out = weights @ v
+    if weight.normalised:
+        out = out / torch.where(total > 0, total, 1.0)
+    return out, (torch.log(total) + top).squeeze(-1)
+
+
+DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "sigmoid": lambda s, bias: torch.sigmoid(s + bias),
+    "relu": lambda s, _: torch.relu(s),
+    "squared_relu": lambda s, _: torch.relu(s) ** 2,
+    "taylor": lambda s, _: 1 + s + s * s / 2,
+}
+"""What a positive weight makes of a score and the weight's own number."""

@@ -18,6 +18,7 @@ from .score import ScoreMod, from_score_mod, score
 from .spec import load
 from .syntax import parse
 from .text import parse_pattern
+from .weight import Weight
 
 if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler/ lies beside this package
     __path__.append(str(Path(__file__).parent.parent))
@@ -48,6 +49,7 @@ __all__ = [
     "Proof",
     "Reach",
     "ScoreMod",
+    "Weight",
     "axes",
     "block_map",
     "compile",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -15,29 +15,33 @@ from .formula import Formula, merged
 from .mask import Mask, from_mask_mod
 from .score import ScoreMod, from_score_mod
 from .source import user_caret
+from .weight import Weight
 
 
 @dataclass(frozen=True)
 class Attention:
-    """`softmax(where(mask, scores(scale * q @ k.T), -inf)) @ v`.
+    """`softmax(where(mask, scores(scale * q @ k.T), -inf)) @ v`, or another weight in the softmax's place.
 
     mask: a Mask, a FlexAttention mask_mod, or None for every pair. scores: ScoreMods or FlexAttention score_mods,
-    applied in order. scale: default `1 / sqrt(head_dim)`. Raises FS023.
+    applied in order. scale: default `1 / sqrt(head_dim)`. weight: None is the softmax; else `fs.sigmoid_weight()`,
+    `fs.sink_logit(...)` or one of their like. Raises FS023.
 
     >>> import flexspec as fs
     >>> fs.Attention(mask=fs.causal(), scores=[fs.softcap(30.0)])
-    Attention(mask=causal(), scores=(softcap(cap=30.0),), scale=None)
+    Attention(mask=causal(), scores=(softcap(cap=30.0),), scale=None, weight=None)
     """
 
     mask: Mask
     scores: tuple[ScoreMod, ...]
     scale: float | None
+    weight: Weight | None
 
     def __init__(
         self,
         mask: Mask | Callable[..., Any] | None = None,
         scores: Iterable[ScoreMod | Callable[..., Any]] | ScoreMod = (),
         scale: float | None = None,
+        weight: Weight | None = None,
     ) -> None:
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale):
             raise FlexSpecError("FS023", f"scale is {scale!r}; it must be a number", where=user_caret())
@@ -48,16 +52,23 @@ class Attention:
         wrong = next((item for item in chain if isinstance(item, Mask)), None)
         if wrong is not None:
             raise FlexSpecError("FS023", f"{wrong!r} is a mask", fix="mask=...", where=user_caret())
+        if weight is not None and not isinstance(weight, Weight):
+            fix = "give fs.sigmoid_weight(), fs.sink_logit(...) or None for the softmax"
+            raise FlexSpecError("FS023", f"weight is {weight!r}", fix=fix, where=user_caret())
         object.__setattr__(self, "mask", from_mask_mod(kept))
         object.__setattr__(self, "scores", tuple(from_score_mod(item) for item in chain))
         object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "weight", weight)
 
     @cached_property
     def formula(self) -> Formula:
-        """`where(mask, score, -inf)` with everything that the masks and score mods hold."""
+        """`where(mask, score, -inf)` with everything that the masks and score mods hold; a weight's number for -inf."""
         none = ScoreMod(var("score"), "score")
         scores = reduce(lambda a, b: a + b, self.scores) if self.scores else none
-        return merged(Formula, lambda m, s: apply("where", m, s, const(-math.inf)), self.mask, scores, self.label)
+        whole = merged(Formula, lambda m, s: apply("where", m, s, const(-math.inf)), self.mask, scores, self.label)
+        if self.weight is None:
+            return whole
+        return merged(Formula, lambda w, x: apply("where", *w.children[:2], x), whole, self.weight, self.label)
 
     @property
     def kept(self) -> Mask:
@@ -65,6 +76,11 @@ class Attention:
         whole = self.formula
         assert isinstance(whole.expr, Apply)
         return Mask(whole.expr.args[0], self.mask.label, whole.tensors, whole.parameters, whole.canvas)
+
+    @property
+    def weighing(self) -> Weight | None:
+        """The weight, with names apart from those of the mask and the scores."""
+        return None if self.weight is None else replace(self.weight, expr=self.formula.expr.children[2])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""
@@ -74,8 +90,9 @@ class Attention:
 
     @property
     def label(self) -> str:
-        """The mask and the scores as people write them."""
-        return " ".join([self.mask.label, *(f"+ {item.label}" for item in self.scores)])
+        """The mask, the scores and the weight as people write them."""
+        weight = [f"with {self.weight.label}"] if self.weight else []
+        return " ".join([self.mask.label, *(f"+ {item.label}" for item in self.scores), *weight])
 
 
 def as_attention(spec: object) -> Attention:

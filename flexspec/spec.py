@@ -26,6 +26,7 @@ from .ops import Type
 from .score import ScoreMod
 from .source import user_caret
 from .syntax import parse
+from .weight import KINDS, Weight
 
 VERSION = 1
 MAX_ELEMENTS = 65_536
@@ -70,11 +71,16 @@ class _One(_Document, _Formula):
     kind: Literal["mask", "score"]
 
 
+class _Weight(_Formula):
+    kind: Literal[tuple(KINDS)]  # type: ignore[valid-type]
+
+
 class _Whole(_Document):
     kind: Literal["attention"]
     mask: _Formula
     scores: list[_Formula] = []
     scale: float | int | None = None
+    weight: _Weight | None = None
 
 
 def save(spec: Mask | ScoreMod | Attention, path: str | os.PathLike[str]) -> None:
@@ -88,6 +94,7 @@ def save(spec: Mask | ScoreMod | Attention, path: str | os.PathLike[str]) -> Non
     if isinstance(spec, Attention):
         scores = [_stored(score) for score in spec.scores]
         document |= {"kind": "attention", "mask": _stored(spec.mask), "scores": scores, "scale": spec.scale}
+        document |= {"weight": {"kind": spec.weight.kind} | _stored(spec.weight)} if spec.weight else {}
     elif isinstance(spec, (Mask, ScoreMod)):
         document |= {"kind": "mask" if isinstance(spec, Mask) else "score"} | _stored(spec)
     else:
@@ -148,14 +155,15 @@ def load(path: str | os.PathLike[str]) -> Mask | ScoreMod | Attention:
         made: Mask | ScoreMod = _made(model, Mask if model.kind == "mask" else ScoreMod, "")
         return made
     scores = [_made(item, ScoreMod, f"scores.{i}.") for i, item in enumerate(model.scores)]
-    return _at("scale", lambda: Attention(_made(model.mask, Mask, "mask."), scores, model.scale))
+    weight = _made(model.weight, Weight, "weight.").of_kind(model.weight.kind) if model.weight else None
+    return _at("scale", lambda: Attention(_made(model.mask, Mask, "mask."), scores, model.scale, weight))
 
 
 def _made(model: _Formula, kind: type[Any], at: str) -> Any:
     """The formula of a checked model; FS052 where its parts do not fit each other."""
     expr = _at(f"{at}expr", lambda: parse(model.expr))
     if (expr.type is Type.BOOL) != (kind is Mask) or expr.type is Type.INT:
-        wanted = "a mask" if kind is Mask else "a score"
+        wanted = "a mask" if kind is Mask else "a score" if kind is ScoreMod else "a number"
         raise _broken(f"{at}expr", f"this is {expr.type.text}, not {wanted}")
     sides = model.canvas or {}
     canvas = _at(f"{at}canvas", lambda: Canvas(**sides)) if sides else None
@@ -187,6 +195,8 @@ def _check_names(expr: Expr, canvas: Canvas | None, kind: type[Any], at: str) ->
             raise _broken(f"{at}canvas", f"the expression uses `{name}`; the canvas has {has}")
         if name == "score" and kind is Mask:
             raise _broken(f"{at}expr", "a mask cannot depend on the score")
+        if kind is Weight and name.partition(".")[0] in ("b", "q", "kv", "score"):
+            raise _broken(f"{at}expr", f"a weight's number cannot depend on `{name}`")
 
 
 def _fitting(node: Input, item: _Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from .patterns import CATALOG
 from .score import ScoreMod
 from .syntax import declared_names, formula, leaf
 from .trace import Traced
+from .weight import Weight
 
 _JOIN = {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "sub": operator.sub}
 _FOLD = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
@@ -280,6 +281,7 @@ def _kind(value: object) -> str:
     names = {
         Mask: "mask",
         ScoreMod: "score mod",
+        Weight: "weight",
         Canvas: "canvas",
         Input: "tensor",
         str: "string",

@@ -385,7 +385,7 @@ def test_the_catalog_lists_every_pattern():
     assert {name for name in p.__all__ if name not in ("CATALOG", "Entry", "TOKEN_TYPES", "t5_buckets")} == {*p.CATALOG}
     for name, entry in p.CATALOG.items():
         assert entry.name == name and entry.make is getattr(p, name)
-        assert entry.kind == ("score" if entry.family == "scores" else "mask")
+        assert entry.kind == {"scores": "score", "weights": "weight"}.get(entry.family, "mask")
         assert entry.meaning and (entry.example == "" or entry.example.startswith(f"{name}("))
 
 
@@ -407,5 +407,5 @@ def test_docstrings(name):
     assert test.examples, f"{name} shows no example"
     found: list[str] = []
     assert doctest.DocTestRunner().run(test, out=found.append).failed == 0, "".join(found)
-    if name not in ("everything", "nothing", "log_sparse", "axial", "t5_buckets"):
+    if name not in ("everything", "nothing", "log_sparse", "axial", "t5_buckets", "taylor_weight", "signed_weight"):
         assert "Raises FS" in " ".join(text.split())

@@ -26,6 +26,7 @@ from ..pipeline import needs_64_bits
 from ..reference import by_rows
 from . import Call
 from .torch_source import function_of, run_source, source_of
+from .weights import by_softmax
 
 ONE_QUERY_ROWS = 16
 """On CPU, one query against 512 keys or more is wrong or broken in torch: the query is repeated to this many rows."""
@@ -53,12 +54,14 @@ class FlexBackend:
         return reasons
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
-        call = call.unpaged()
+        return by_softmax(call.unpaged(), self._softmax)
+
+    def _softmax(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
         if call.q.device.type != "cpu":
             return self._compiled(call, call.q, call.block_map, call.mask)
         if call.return_lse:
             message = "the reference runs this, because FlexAttention gives no lse on CPU"
-            warnings.warn(message, FlexSpecWarning, stacklevel=5)
+            warnings.warn(message, FlexSpecWarning, stacklevel=7)
             out, lse = by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
             return out.to(call.q.dtype), lse.to(torch.float32)
         if call.q.shape[2] > 1 or call.k.shape[2] < 512:

@@ -18,5 +18,8 @@ class ReferenceBackend:
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
         call = call.unpaged()
-        out, lse = by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
+        attention = call.attention
+        out, lse = by_rows(
+            call.mask, call.score, attention.scale, call.bound, call.q, call.k, call.v, attention.weighing
+        )
         return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import documents, grid, heads, scores, segments, sequence
+from . import documents, grid, heads, scores, segments, sequence, weights
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Entry:
 
     name: str
     make: Callable[..., Any]
-    kind: Literal["mask", "score"]
+    kind: Literal["mask", "score", "weight"]
     family: str
     example: str
     meaning: str
@@ -100,6 +100,15 @@ _SCORES: list[tuple[Any, str, str]] = [
     (scores.distance_scale, "", "scores times a function of positions and lengths"),
     (scores.key_gain, "", "keys weighted by a gain"),
 ]
+_WEIGHTS: list[tuple[Any, str]] = [
+    (weights.sigmoid_weight, "the sigmoid of score plus bias, not normalised"),
+    (weights.relu_weight, "positive scores as they are, not normalised"),
+    (weights.squared_relu_weight, "positive scores squared, not normalised"),
+    (weights.taylor_weight, "1 + s + s * s / 2, normalised"),
+    (weights.signed_weight, "the score's sign times the exponential of its size, normalised"),
+    (weights.sink_logit, "the softmax with one more column that has no value"),
+    (weights.identity_mix, "the softmax mixed with the query's own value"),
+]
 
 
 def _name(make: Any) -> str:
@@ -114,6 +123,7 @@ def _catalog() -> dict[str, Entry]:
         for make, example, meaning in rows
     ]
     entries += [Entry(_name(make), make, "score", "scores", example, meaning) for make, example, meaning in _SCORES]
+    entries += [Entry(_name(make), make, "weight", "weights", "", meaning) for make, meaning in _WEIGHTS]
     return {entry.name: entry for entry in entries}
 
 

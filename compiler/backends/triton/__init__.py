@@ -9,6 +9,7 @@ import torch
 
 from ...block_map import BlockMap
 from .. import Call
+from ..weights import by_softmax, number_of
 
 LEAST_TILE = 16
 
@@ -38,12 +39,18 @@ class TritonBackend:
         return reasons
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight = call.attention.weight
+        if weight is not None and weight.kind == "sink_logit" and not call.wants_gradients:
+            return self._softmax(call, number_of(call))  # the kernel's own column; gradients go by the identity
+        return by_softmax(call, self._softmax)
+
+    def _softmax(self, call: Call, sink: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         from .decoding import decodes, run_decode
         from .launch import plan_of, run_forward  # Triton is slow to import
 
-        if decodes(call):
+        if sink is None and decodes(call):
             out, lse = run_decode(plan_of(call), call.q, call.k, call.v, call.page_table)
         else:
             call = call.unpaged()
-            out, lse = run_forward(plan_of(call), call.q, call.k, call.v)
+            out, lse = run_forward(plan_of(call, sink), call.q, call.k, call.v)
         return out, lse if call.return_lse else None

@@ -116,6 +116,7 @@ def forward(
     scale,
     mask_values,
     score_values,
+    sink,
     mask: tl.constexpr,
     score: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -129,7 +130,8 @@ def forward(
     PRECISION: tl.constexpr,
 ):
     """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule). full,
-    partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len, q_blocks).
+    partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len, q_blocks). sink: float32
+    [heads], the score of one more column without a value, or None.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
     tile = tl.load(rows[3] + tl.program_id(0))  # the rows with most work first
@@ -149,6 +151,9 @@ def forward(
     acc = tl.zeros([BLOCK_M, V_PAD], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if sink is not None:  # the first column of the online softmax
+        most = tl.zeros([BLOCK_M], tl.float32) + tl.load(sink + h) * LOG2_E
+        total = (most > float("-inf")).to(tl.float32)
 
     state = (acc, total, most)
     places = (b, h, q_idx, place(k, b, h // group), place(v, b, h // group))

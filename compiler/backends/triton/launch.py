@@ -30,6 +30,8 @@ class Plan:
     scale: float
     heads: int
     group: int
+    sink: torch.Tensor | None = None
+    """float32 [heads]: the score of one more column, which has no value."""
 
     def sizes(self, side: str) -> tuple[int, ...]:
         """Heads, query heads for each key head, lengths, and the rows of blocks on a side."""
@@ -37,7 +39,7 @@ class Plan:
         return self.heads, self.group, grid.q_len, grid.kv_len, grid.q_blocks if side == "q" else grid.kv_blocks
 
 
-def plan_of(call: Call) -> Plan:
+def plan_of(call: Call, sink: torch.Tensor | None = None) -> Plan:
     """Functions and values of a call. Kernels for a mask are compiled once; new values and lengths are arguments."""
     block_map = call.block_map
     assert isinstance(block_map, BlockMap)
@@ -55,6 +57,7 @@ def plan_of(call: Call) -> Plan:
         call.attention.scale or 1 / math.sqrt(call.q.shape[3]),
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
+        None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
     )
 
 
@@ -110,6 +113,7 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
         plan.scale,
         plan.mask_values,
         plan.score_values,
+        plan.sink,
         mask=plan.mask,
         score=plan.score,
         BLOCK_Q=grid.block_q,

@@ -1,0 +1,94 @@
+"""Weights other than softmax from fused softmax calls, by exact identities.
+
+A softmax over `log w(s)` and its lse give `sum_kv w(s) * v = out * exp(lse)` for every positive weight `w`. A weight
+with a sign is the difference of two positive ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+
+from flexspec.evaluate import evaluate
+from flexspec.expr import Expr, substitute
+from flexspec.syntax import parse
+from flexspec.weight import Weight
+
+from . import Call
+
+Result = tuple[torch.Tensor, torch.Tensor | None]
+
+# log w(s), and log of the negative part's size where there is one; -inf drops a pair. A score of 0 has the signed
+# weight 0 and counts one in the sum: half of it on each side.
+LOG_WEIGHTS: dict[str, tuple[str, ...]] = {
+    "sigmoid": ("number: float; min(score + number, 0.0) - log(1.0 + exp(-abs(score + number)))",),
+    "relu": ("where(score > 0, log(where(score > 0, score, 1.0)), -inf)",),
+    "squared_relu": ("where(score > 0, 2.0 * log(where(score > 0, score, 1.0)), -inf)",),
+    "taylor": (
+        "where(score > -inf, log(1.0 + max(score, -1e18) + max(score, -1e18) * max(score, -1e18) / 2.0), -inf)",
+    ),
+    "signed": (
+        "where(score > 0, score, where(score == 0, -0.6931471805599453, -inf))",
+        "where((score < 0) & (score > -inf), -score, where(score == 0, -0.6931471805599453, -inf))",
+    ),
+}
+
+
+def softmax_scores(weight: Weight | None, score: Expr) -> tuple[Expr, ...]:
+    """The scores of the softmax calls that compute a weight of `score`."""
+    if weight is None or weight.kind not in LOG_WEIGHTS:
+        return (score,)
+    return tuple(
+        substitute(_parsed(text), {"score": score, "number": weight.expr}) for text in LOG_WEIGHTS[weight.kind]
+    )
+
+
+_parsed = lru_cache(parse)
+
+
+def number_of(call: Call) -> torch.Tensor:
+    """The weight's own number, float32 [1, heads, 1]."""
+    weight = call.attention.weighing
+    assert weight is not None
+    heads = torch.arange(call.q.shape[1], device=call.q.device).view(1, -1, 1)
+    tensors = {name: tensor.to(call.q.device) for name, tensor in call.bound.tensors.items()}
+    return evaluate(weight.expr, {**call.bound.all_numbers(), **tensors, "h": heads}).float().expand_as(heads)
+
+
+def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
+    """Run a call whose weight may be another than the softmax, with `softmax`, which takes it for one."""
+    weight = call.attention.weight
+    scores = softmax_scores(call.attention.weighing, call.score)
+    if weight is None or weight.kind == "taylor":  # one normalised weight is a softmax itself
+        return softmax(replace(call, score=scores[0]))
+    parts = [softmax(replace(call, score=score, return_lse=True)) for score in scores]
+    outs = [out.float() for out, _ in parts]
+    lses = [lse for _, lse in parts if lse is not None]
+    if weight.kind == "sink_logit":
+        out, lse = _with_sink(outs[0], lses[0], number_of(call))
+    elif weight.kind == "identity_mix":
+        out, lse = _mixed(outs[0], lses[0], call), lses[0]
+    else:
+        lse = torch.logsumexp(torch.stack(lses), 0)
+        shift = lse if weight.normalised else torch.zeros_like(lse)
+        sums = [out * torch.exp(part - _finite(shift))[..., None] for out, part in zip(outs, lses, strict=True)]
+        out = sums[0] if len(sums) == 1 else sums[0] - sums[1]
+    return out.to(call.q.dtype), lse if call.return_lse else None
+
+
+def _with_sink(out: torch.Tensor, lse: torch.Tensor, logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return out * torch.sigmoid(_finite(lse) - logit)[..., None], torch.logaddexp(lse, logit)
+
+
+def _mixed(out: torch.Tensor, lse: torch.Tensor, call: Call) -> torch.Tensor:
+    share = number_of(call)[..., None]
+    own = call.v.float().repeat_interleave(call.q.shape[1] // call.v.shape[1], 1)
+    return torch.where((lse > -torch.inf)[..., None], (1 - share) * out + share * own, 0.0)
+
+
+def _finite(lse: torch.Tensor) -> torch.Tensor:
+    """0 for a query that keeps nothing, whose output is 0 already."""
+    return torch.where(lse > -torch.inf, lse, 0.0)

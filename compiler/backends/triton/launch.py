@@ -54,7 +54,7 @@ def plan_of(call: Call, sink: torch.Tensor | None = None) -> Plan:
         score,
         values_of(call.mask, bound, device),
         () if scored is None else values_of(scored, bound, device),
-        call.attention.scale or 1 / math.sqrt(call.q.shape[3]),
+        1 / math.sqrt(call.q.shape[3]) if call.attention.scale is None else call.attention.scale,
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
         None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
@@ -66,15 +66,14 @@ def is_wide(call: Call) -> bool:
     kept, block_map = call.attention.kept.expr.names, call.block_map
     if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
         return _computes_wide(call)
-    key = ("triton wide", call.mask, call.attention.formula.expr, *sorted(call.bound.numbers.items()))
+    key = ("triton wide", call.mask, call.score, *sorted(call.bound.numbers.items()))
     if key not in block_map.lists:
         block_map.lists[key] = _computes_wide(call)
     return bool(block_map.lists[key])
 
 
 def _computes_wide(call: Call) -> bool:
-    exprs = (call.mask, call.attention.formula.expr)
-    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in exprs)
+    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (call.mask, call.score))
 
 
 def described(tensor: torch.Tensor) -> tuple[Any, ...]:

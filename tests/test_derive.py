@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from flexspec.compiler.derive import RULES, derivative, loads_of
 
 import flexspec as fs
-from flexspec.compiler.derive import RULES, derivative, loads_of
 from flexspec.evaluate import evaluate
 from flexspec.expr import apply, const, input_, load, var
 from flexspec.ops import OPS, Type

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flexspec.expr import var
+from flexspec.expr import Expr, var
 
 from ...block_map import BlockMap
 from ...pipeline import needs_64_bits
@@ -30,6 +30,9 @@ class Plan:
     scale: float
     heads: int
     group: int
+    scored: Expr | None
+    wide: bool
+    label: str
 
     def sizes(self, side: str) -> tuple[int, ...]:
         """Heads, query heads for each key head, lengths, and the rows of blocks on a side."""
@@ -57,6 +60,9 @@ def plan_of(call: Call) -> Plan:
         call.attention.scale or 1 / math.sqrt(call.q.shape[3]),
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1],
+        scored,
+        wide,
+        call.attention.label,
     )
 
 

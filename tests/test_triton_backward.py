@@ -33,10 +33,117 @@ def same_gradients(spec, q, k, v, block_size=32, order=None, **values):
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(name):
-    same_gradients(MASKS[name], *qkv(90, heads=4, kv_heads=2))
+    if name == "documents":  # their ids are those of two sequences of 90 tokens
+        same_gradients(MASKS[name], *qkv(90, heads=1, kv_heads=1))
+    else:
+        same_gradients(MASKS[name], *qkv(50, heads=2, kv_heads=1, batch=2 if name == "by batch" else 1))
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_scores(name):
     some = SCORES[name] if isinstance(SCORES[name], list) else [SCORES[name]]
-    same_gradients(fs.Attention(mask=fs.causal_window(40), scores=some), *qkv(70, heads=4))
+    same_gradients(fs.Attention(mask=fs.causal_window(30), scores=some), *qkv(50, heads=4, kv_heads=4, batch=1))
+
+
+@pytest.mark.parametrize(("sizes", "block_size"), [((1, 70), 32), ((33, 7), 16), ((40, 75), (32, 64))])
+def test_lengths(sizes, block_size):
+    same_gradients(fs.sink_window(sink=3, window=20), *qkv(*sizes, batch=1), block_size=block_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("head_dim", "v_dim"), [(80, 80), (40, 72)])
+def test_channels(dtype, head_dim, v_dim):
+    same_gradients(fs.causal(), *qkv(40, 35, 3, 1, head_dim=head_dim, v_dim=v_dim, dtype=dtype, batch=1))
+
+
+def test_orders_and_strides():
+    q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv(70, batch=1, heads=1, kv_heads=1))
+    mask = fs.neighborhood(CANVAS, window={"t": 1, "h": 3, "w": 5})
+    same_gradients(mask, q, k, v, order=fs.tiled(CANVAS, t=1, h=2, w=4))
+
+
+def test_values_given_at_the_call():
+    window = fs.mask(lambda q, kv, *, window=8: (q >= kv) & (q - kv < window))
+    q, k, v = qkv(40, heads=1, kv_heads=1, batch=1)
+    for size in (5, 33):
+        same_gradients(window & fs.document(), q, k, v, window=size, document_id=torch.arange(40)[None] // size)
+
+
+def test_queries_that_keep_nothing():
+    """Their gradients are 0, whatever comes back for their lse, and they add nothing to those of the keys."""
+    tensors = [x.requires_grad_() for x in qkv(40, batch=1, heads=1, kv_heads=1)]
+    attend = fs.compile(fs.padding([20]), backend="triton", block_size=16)
+    out, lse = attend(*tensors, return_lse=True)
+    torch.autograd.backward((out, lse), (torch.ones_like(out), torch.full_like(lse, torch.nan).where(lse.isinf(), lse)))
+    for x in tensors:
+        assert x.grad[:, :, 20:].eq(0).all() and x.grad[:, :, :20].isfinite().all()
+
+
+SCALE = fs.Input("scale", ("_",), "float")
+PAIRS = fs.Input("pairs", ("_", "_"), "float")
+GAIN = fs.Input("gain", ("batch", "heads"), "float")
+READ = {
+    "relative bias": (fs.relative_bias, (4, 21)),
+    "slopes": (fs.alibi, (4,)),
+    "key gain": (fs.key_gain, (4, 50)),
+    "before a cap": (lambda table: fs.relative_bias(table) + fs.softcap(2.0), (4, 21)),
+    "twice": (
+        lambda x: fs.score(lambda score, q, kv: score * PAIRS[q % 3, kv % 5] + PAIRS[kv % 3, 2])(pairs=x),
+        (3, 5),
+    ),
+    "one number": (lambda x: fs.score(lambda score: score * SCALE[0])(scale=x), (1,)),
+    "a captured number": (lambda x: fs.score(lambda score: score * x), ()),
+    "one for all of a batch": (lambda x: fs.score(lambda score, b, h: score * GAIN[b, h])(gain=x), (1, 4)),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_tensors_that_scores_read(name):
+    make, shape = READ[name]
+    table = torch.rand(shape, generator=torch.Generator().manual_seed(2)) + 0.5
+    q, k, v = qkv(50, heads=4, kv_heads=2, batch=2 if "batch" in name else 1)
+    found = []
+    for backend, kind in (("triton", torch.float32), ("reference", torch.float64)):
+        leaf = table.to(DEVICE, kind, copy=True).requires_grad_()
+        attend = fs.compile(fs.Attention(fs.causal_window(30), [make(leaf)]), backend=backend, block_size=32)
+        out, lse = attend(*(x.to(kind).requires_grad_() for x in (q, k, v)), return_lse=True)
+        ((out * q.to(kind)).sum() + lse.sum()).backward()
+        found.append(leaf.grad.double())
+    torch.testing.assert_close(*found, atol=2e-4, rtol=2e-4)
+
+
+class Model(torch.nn.Module):
+    """Two layers with a trained bias each."""
+
+    def __init__(self, backend, checkpointed=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.tables = torch.nn.ParameterList(torch.randn(2, 9) for _ in range(2))
+        self.mixes = torch.nn.ModuleList(torch.nn.Linear(32, 96) for _ in range(2))
+        self.attends = [
+            fs.compile(fs.Attention(fs.causal(), [fs.relative_bias(table)]), backend=backend, block_size=32)
+            for table in self.tables
+        ]
+        self.checkpointed = checkpointed
+
+    def layer(self, x, mix, attend):
+        q, k, v = mix(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        return x + attend(q, k, v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        for mix, attend in zip(self.mixes, self.attends, strict=True):
+            if self.checkpointed:
+                x = checkpoint(self.layer, x, mix, attend, use_reentrant=False)
+            else:
+                x = self.layer(x, mix, attend)
+        return x.square().sum()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_model(checkpointed):
+    x = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    mine, exact = (Model(*how).to(DEVICE) for how in (("triton", checkpointed), ("reference",)))
+    for model in (mine, exact):
+        model(x).backward()
+    for a, b in zip(mine.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=2e-3, rtol=2e-3)

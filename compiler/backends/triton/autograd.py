@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 from flexspec.expr import inputs_of
 
@@ -17,7 +18,6 @@ from .gradients import gradient_functions
 from .launch import Plan, described, located, padded, plan_of, run_forward
 from .rows import rows_of
 
-Tensor = torch.Tensor
 LEAST = 32
 """Queries of a tile where sums are taken over the channels only."""
 

@@ -79,6 +79,7 @@ def test_queries_that_keep_nothing():
         assert x.grad[:, :, 20:].eq(0).all() and x.grad[:, :, :20].isfinite().all()
 
 
+SMALL = fs.Canvas(h=5, w=5)
 SCALE = fs.Input("scale", ("_",), "float")
 PAIRS = fs.Input("pairs", ("_", "_"), "float")
 GAIN = fs.Input("gain", ("batch", "heads"), "float")
@@ -147,3 +148,37 @@ def test_a_model(checkpointed):
         model(x).backward()
     for a, b in zip(mine.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=2e-3, rtol=2e-3)
+
+
+def test_a_compiled_model():
+    """Whole, with its layers as operators; the same kernels run."""
+    x = torch.randn(1, 40, 32, generator=torch.Generator().manual_seed(4)).to(DEVICE)
+    plain, model = (Model("triton").to(DEVICE) for _ in range(2))
+    plain(x).backward()
+    torch.compile(model, backend="aot_eager", fullgraph=True)(x).backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_a_compiled_call_with_everything():
+    """An order, an lse, and at the call an integer, a float, ids and a trained table that serves both sequences."""
+    window = fs.mask(lambda q, kv, *, window=8: (q - kv).abs() < window)
+    scores = fs.score(lambda score, b, h, *, factor=1.0: score * GAIN[b, h] * factor)
+    spec = fs.Attention(window & fs.document(), [scores])
+    attend = fs.compile(spec, backend="triton", block_size=16, order=fs.tiled(SMALL, h=2, w=4))
+    ids = (torch.arange(25)[None] // 14).to(DEVICE)
+    found = []
+    for run in (attend, torch.compile(lambda *x, **values: attend(*x, **values), backend="aot_eager", fullgraph=True)):
+        leaves = [x.requires_grad_() for x in qkv(25, heads=2, kv_heads=1)]
+        gain = torch.ones(1, 2, device=DEVICE, requires_grad=True)
+        out, lse = run(*leaves, return_lse=True, window=10, factor=0.5, document_id=ids, gain=gain)
+        (out.square().sum() + lse.sum()).backward()
+        found.append([out, lse, *(x.grad for x in (*leaves, gain))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_mistake_inside_a_compiled_model():
+    attend = torch.compile(fs.compile(fs.document(), backend="triton"), backend="aot_eager")
+    with pytest.raises(fs.FlexSpecError, match="FS020"):
+        attend(*qkv(40, batch=1))

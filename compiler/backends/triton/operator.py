@@ -90,7 +90,8 @@ def _operators() -> None:
         each: list[Tensor | None] = [None] * ctx.count
         for at, gradient in zip(ctx.wanted, found, strict=True):
             each[at] = gradient
-        return dq, dk, dv, each, *([None] * len(x) if isinstance(x, (list, tuple)) else None for x in ctx.rest)
+        empty = (isinstance(x, (list, tuple)) and not x for x in ctx.rest)  # torch takes it for a list of tensors
+        return dq, dk, dv, each, *([] if nothing else None for nothing in empty)
 
     forward.register_autograd(gradients, setup_context=keep)
 

@@ -178,7 +178,7 @@ def _told_apart(
     parts, stack = [], [expr]
     while stack:
         node = stack.pop()
-        if node.names & {"q", "kv", "score"}:
+        if node.names & {"q", "kv"}:
             stack.extend(node.children)
         elif node.names & {"b", "h"}:
             parts.append(node)

@@ -79,6 +79,12 @@ def test_queries_that_keep_nothing():
         assert x.grad[:, :, 20:].eq(0).all() and x.grad[:, :, :20].isfinite().all()
 
 
+def test_weights_that_are_all_zero():
+    """In full blocks too a row may keep nothing: its scores are -inf."""
+    spec = fs.Attention(scores=[fs.key_gain(torch.zeros(32))])
+    same_gradients(spec, *qkv(32, batch=1, heads=1, kv_heads=1), block_size=16)
+
+
 SMALL = fs.Canvas(h=5, w=5)
 SCALE = fs.Input("scale", ("_",), "float")
 PAIRS = fs.Input("pairs", ("_", "_"), "float")
@@ -165,7 +171,7 @@ def test_a_compiled_call_with_everything():
     window = fs.mask(lambda q, kv, *, window=8: (q - kv).abs() < window)
     scores = fs.score(lambda score, b, h, *, factor=1.0: score * GAIN[b, h] * factor)
     spec = fs.Attention(window & fs.document(), [scores])
-    attend = fs.compile(spec, backend="triton", block_size=16, order=fs.tiled(SMALL, h=2, w=4))
+    attend = fs.compile(spec, backend="triton", block_size=32, order=fs.tiled(SMALL, h=2, w=4))
     ids = (torch.arange(25)[None] // 14).to(DEVICE)
     found = []
     for run in (attend, torch.compile(lambda *x, **values: attend(*x, **values), backend="aot_eager", fullgraph=True)):

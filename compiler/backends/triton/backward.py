@@ -19,7 +19,8 @@ def tile_at(tensor, b, h, first, tokens, channels, length, SIZE: tl.constexpr, P
     there = (channels < SIZE)[None, :]
     if PARTIAL:
         there = there & (first + tokens < length)[:, None]
-    return tl.load(tile_of(place(tensor, b, h), tensor, first, tokens, channels), mask=there, other=0.0)
+    start = place(tensor, b, h) + tl.cast(first, tl.int64) * tensor[3]
+    return tl.load(start + (tokens[:, None] * tensor[3] + channels[None, :] * tensor[4]), mask=there, other=0.0)
 
 
 @triton.jit

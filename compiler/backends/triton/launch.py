@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flexspec.expr import Expr, var
+from flexspec.expr import Expr, const, substitute, var
 
 from ...block_map import BlockMap
 from ...pipeline import needs_64_bits
@@ -45,9 +45,8 @@ def plan_of(call: Call) -> Plan:
     block_map = call.block_map
     assert isinstance(block_map, BlockMap)
     bound = {**call.bound.all_numbers(), **call.bound.tensors}
-    wide = needs_64_bits(call.mask, call.bound, block_map.grid) or needs_64_bits(
-        call.attention.formula.expr, call.bound, block_map.grid
-    )
+    integers = substitute(call.score, {"score": const(0.0)})
+    wide = any(needs_64_bits(expr, call.bound, block_map.grid) for expr in (call.mask, integers))
     scored = call.score if call.score is not var("score") else None
     mask, score = functions(call.mask, scored, wide, call.attention.label)
     device = call.q.device

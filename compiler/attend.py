@@ -45,7 +45,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
     spec: a Mask, an Attention, or a FlexAttention mask_mod. order: where tokens lie in memory while the kernel runs.
-    block_size: tokens, one number or (query, key). backend: auto, flex or reference. exact: with False
+    block_size: tokens, one number or (query, key). backend: auto, flex, triton or reference. exact: with False
     the block lists of a call are made on its device from bounds, without waiting for it: documents that change at each
     step cost no synchronisation, and undecided blocks evaluate the mask. Raises FS023, FS030, FS033, FS041.
 
@@ -210,7 +210,7 @@ class CompiledAttention:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, FlexSpecWarning, stacklevel=4)
+            warnings.warn(message, FlexSpecWarning, stacklevel=7)
 
     def block_map(
         self,

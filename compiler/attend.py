@@ -14,7 +14,7 @@ import torch
 
 from flexspec.attention import Attention, as_attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
-from flexspec.expr import Apply, Expr
+from flexspec.expr import Apply, Expr, inputs_of
 from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory, relocate
@@ -22,6 +22,7 @@ from flexspec.source import user_caret
 
 from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
+from .backends.triton import operator
 from .block_map import BlockMap
 from .explain import Report, explain
 from .on_device import DeviceMap, map_on_device
@@ -45,7 +46,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
     spec: a Mask, an Attention, or a FlexAttention mask_mod. order: where tokens lie in memory while the kernel runs.
-    block_size: tokens, one number or (query, key). backend: auto, flex or reference. exact: with False
+    block_size: tokens, one number or (query, key). backend: auto, flex, triton or reference. exact: with False
     the block lists of a call are made on its device from bounds, without waiting for it: documents that change at each
     step cost no synchronisation, and undecided blocks evaluate the mask. Raises FS023, FS030, FS033, FS041.
 
@@ -72,6 +73,9 @@ class CompiledAttention:
         self._tables: tuple[Any, Tables] | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        scores = inputs_of(spec.formula.expr)
+        self.held = {name: x for name, x in spec.formula.tensors.items() if name in scores and x.is_floating_point()}
+        self._number = operator.enroll(self) if backend == "triton" else 0
 
     def __repr__(self) -> str:
         order = f", order={self.order}" if self.order else ""
@@ -80,7 +84,6 @@ class CompiledAttention:
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledAttention, (self.spec, self.order, self.block_size, self.backend, self.exact)
 
-    @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
     def __call__(
         self,
         q: torch.Tensor,
@@ -111,6 +114,31 @@ class CompiledAttention:
         >>> (3 * out).round()[0, 0, 0].tolist()
         [1.0, 0.0, 1.0, 1.0]
         """
+        plain = page_table is None and kv_len is None and self.spec.weight is None
+        if plain and self.backend == "triton" and torch.compiler.is_compiling() and operator.fits(values):
+            out, lse = operator.attend(self._number, self.held, q, k, v, inputs, values)
+            return (out, lse) if return_lse else out
+        return self._call(q, k, v, return_lse, inputs, values, page_table, kv_len)
+
+    @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
+    def _call(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool, inputs: str, *rest: Any
+    ) -> Any:
+        out, lse = self.run(self.call_of(q, k, v, return_lse, inputs, *rest), q.shape[2], inputs)
+        return (out, lse) if return_lse else out
+
+    def call_of(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        return_lse: bool,
+        inputs: str,
+        values: dict[str, Any],
+        page_table: torch.Tensor | None = None,
+        kv_len: int | None = None,
+    ) -> Call:
+        """The call in memory order, checked, with its block map."""
         seen_k, seen_v = self._seen(k, v, page_table, kv_len)
         check_qkv(q, seen_k, seen_v)
         if inputs not in ("logical", "ordered"):
@@ -120,20 +148,22 @@ class CompiledAttention:
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         check_weight(self.spec, sizes, return_lse)
         bound, blocks = self._cached(sizes, values, q.device, exact=self.exact)
-        moves = self.order is not None and inputs == "logical"
-        if moves:
-            assert self.order is not None
-            if page_table is not None:
-                k, v, page_table = *(gathered(x, page_table, seen_k.shape[2]) for x in (k, v)), None
-            q, k, v = (self.order.apply(x) for x in (q, k, v))
-        mask, score = self._expressions(sizes)
-        call = Call(self.spec, bound, mask, score, blocks, q, k, v, return_lse, page_table)
+        if page_table is not None and self.order is not None and inputs == "logical":
+            k, v, page_table = *(gathered(x, page_table, seen_k.shape[2]) for x in (k, v)), None
+        q, k, v = (self.moved(x, inputs) for x in (q, k, v))
+        return Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, return_lse, page_table)
+
+    def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]:
+        """Output and lse of a call, at the places where its inputs came from."""
         out, lse = self._backend(call).run(call)
-        if moves:
-            assert self.order is not None
-            out = self.order.undo(out, q_len)
-            lse = None if lse is None else self.order.undo(lse, q_len, dim=-1)
-        return (out, lse) if return_lse else out
+        lse = None if lse is None else self.moved_back(lse, inputs, q_len, dim=-1)
+        return self.moved_back(out, inputs, q_len), lse
+
+    def moved(self, x: torch.Tensor, inputs: str, dim: int = -2) -> torch.Tensor:
+        return self.order.apply(x, dim) if self.order is not None and inputs == "logical" else x
+
+    def moved_back(self, x: torch.Tensor, inputs: str, length: int, dim: int = -2) -> torch.Tensor:
+        return self.order.undo(x, length, dim) if self.order is not None and inputs == "logical" else x
 
     def _seen(self, k: Any, v: Any, page_table: Any, kv_len: Any) -> tuple[Any, Any]:
         """Keys and values as [batch, kv_heads, kv_len, head_dim], of pages their shape alone."""
@@ -213,7 +243,7 @@ class CompiledAttention:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, FlexSpecWarning, stacklevel=4)
+            warnings.warn(message, FlexSpecWarning, stacklevel=7)
 
     def block_map(
         self,

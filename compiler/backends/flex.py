@@ -61,7 +61,7 @@ class FlexBackend:
             return self._compiled(call, call.q, call.block_map, call.mask)
         if call.return_lse:
             message = "the reference runs this, because FlexAttention gives no lse on CPU"
-            warnings.warn(message, FlexSpecWarning, stacklevel=7)
+            warnings.warn(message, FlexSpecWarning, stacklevel=9)
             out, lse = by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
             return out.to(call.q.dtype), lse.to(torch.float32)
         if call.q.shape[2] > 1 or call.k.shape[2] < 512:

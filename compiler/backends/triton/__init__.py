@@ -1,4 +1,6 @@
-"""Kernels of our own. Read `forward` first; `source` prints the mask and score functions, `launch` runs the kernels."""
+"""Kernels of our own. Read `forward` first; then `backward`; `source` and `gradients` print the functions of
+masks and scores, `launch` and `autograd` run the kernels.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,6 @@ class TritonBackend:
             reasons.append(f"its blocks are multiples of {LEAST_TILE} tokens, not {grid.block_q} x {grid.block_kv}")
         if max(call.q.shape[3], call.v.shape[3]) > 256:
             reasons.append("heads have at most 256 channels")
-        if call.wants_gradients:
-            reasons.append("it has no gradients yet")
         return reasons
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -45,12 +45,12 @@ class TritonBackend:
         return by_softmax(call, self._softmax)
 
     def _softmax(self, call: Call, sink: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        from .autograd import attend
         from .decoding import decodes, run_decode
-        from .launch import plan_of, run_forward  # Triton is slow to import
+        from .launch import plan_of  # Triton is slow to import
 
         if sink is None and decodes(call):
             out, lse = run_decode(plan_of(call), call.q, call.k, call.v, call.page_table)
         else:
-            call = call.unpaged()
-            out, lse = run_forward(plan_of(call, sink), call.q, call.k, call.v)
+            out, lse = attend(call.unpaged(), sink)
         return out, lse if call.return_lse else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flexspec.expr import var
+from flexspec.expr import Expr, const, substitute, var
 
 from ...block_map import BlockMap
 from ...pipeline import needs_64_bits
@@ -30,6 +30,9 @@ class Plan:
     scale: float
     heads: int
     group: int
+    scored: Expr | None
+    wide: bool
+    label: str
     sink: torch.Tensor | None = None
     """float32 [heads]: the score of one more column, which has no value."""
 
@@ -57,6 +60,9 @@ def plan_of(call: Call, sink: torch.Tensor | None = None) -> Plan:
         1 / math.sqrt(call.q.shape[3]) if call.attention.scale is None else call.attention.scale,
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
+        scored,
+        wide,
+        call.attention.label,
         None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
     )
 
@@ -73,7 +79,8 @@ def is_wide(call: Call) -> bool:
 
 
 def _computes_wide(call: Call) -> bool:
-    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (call.mask, call.score))
+    integers = substitute(call.score, {"score": const(0.0)})
+    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (call.mask, integers))
 
 
 def described(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ class Gpu(NamedTuple):
 KB = 1024
 _AMD = {"warps": 32, "blocks": 32, "registers": 4 * 512 * 64, "reserved": 0, "threads": 64}
 
-# NVIDIA: CUDA C++ Programming Guide, "Compute Capabilities". AMD: CDNA instruction set guides; each of the four SIMDs has
+# NVIDIA: CUDA C++ Programming Guide, "Compute Capabilities". AMD: CDNA instruction set guides; each of four SIMDs has
 # 512 vector registers a lane, which at most 8 warps share.
 GPUS = {
     "sm_80": Gpu(64, 32, 65536, 164 * KB, 163 * KB),

@@ -22,11 +22,28 @@ class Config(NamedTuple):
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
+FORWARD: dict[str, dict[int, Config]] = {
+    "sm_80": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 3), 256: Config(64, 32, 8, 2)},
+    "sm_90": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 32, 8, 2)},
+    "sm_100": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 16, 8, 2)},
+    "gfx": {64: Config(128, 32, 4, 2), 128: Config(128, 32, 4, 2), 256: Config(64, 32, 4, 2)},
+    "float32": {64: Config(32, 32, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 16, 8, 2)},
+}
+"""By family of GPUs and most channels; chosen from the reports of `attend.aot`: the largest tiles that do not spill.
+
+"sm_80" needs under 99 KB of shared memory, and serves every GPU that has no row. No tensor core multiplies float32.
+"""
+
+
 def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Config:
-    """A choice that compiles everywhere: tiles divide the map's blocks."""
-    wide = max(q.shape[3], v.shape[3]) > 128 or q.dtype == torch.float32
-    block_m, block_n = (64, 32) if wide else (128, 64)
-    return Config(divisor(grid.block_q, block_m), divisor(grid.block_kv, block_n), 4 if block_m < 128 else 8, 2)
+    """The choice for a GPU; tiles divide the map's blocks. kernel: its name; all have the forward's so far."""
+    family = "gfx" if arch.startswith("gfx") else {"sm_90": arch, "sm_100": arch, "sm_103": "sm_100"}.get(arch, "sm_80")
+    table = FORWARD["float32" if q.dtype == torch.float32 else family]
+    channels = max(q.shape[3], v.shape[3])
+    chosen = table[min(most for most in table if most >= channels)]
+    block_m, block_n = divisor(grid.block_q, chosen.block_m), divisor(grid.block_kv, chosen.block_n)
+    warps = 4 if block_m < min(chosen.block_m, 64) else chosen.warps
+    return Config(block_m, block_n, warps, chosen.stages)
 
 
 def divisor(block: int, most: int) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from flexspec.attention import Attention, as_attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
-from flexspec.expr import Apply, Expr
+from flexspec.expr import Apply, Expr, inputs_of
 from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory, relocate
@@ -23,6 +23,7 @@ from flexspec.source import user_caret
 
 from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
+from .backends.triton import operator
 from .block_map import BlockMap
 from .explain import Report, explain
 from .on_device import DeviceMap, map_on_device
@@ -75,6 +76,9 @@ class CompiledAttention:
         self._tables: tuple[Any, Tables] | None = None
         self._lock = threading.Lock()
         self._warned: set[str] = set()
+        scores = inputs_of(spec.formula.expr)
+        self.held = {name: x for name, x in spec.formula.tensors.items() if name in scores and x.is_floating_point()}
+        self._number = operator.enroll(self) if backend == "triton" else 0
 
     def __repr__(self) -> str:
         order = f", order={self.order}" if self.order else ""
@@ -83,7 +87,6 @@ class CompiledAttention:
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledAttention, (self.spec, self.order, self.block_size, self.backend, self.exact)
 
-    @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
     def __call__(
         self,
         q: torch.Tensor,
@@ -102,6 +105,22 @@ class CompiledAttention:
         values: run-time parameters and tensors by name. A query that keeps nothing has output 0 and lse -inf. Raises
         FS020 to FS042.
         """
+        if self.backend == "triton" and torch.compiler.is_compiling() and operator.fits(values):
+            out, lse = operator.attend(self._number, self.held, q, k, v, inputs, values)
+            return (out, lse) if return_lse else out
+        return self._call(q, k, v, return_lse, inputs, values)
+
+    @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
+    def _call(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool, inputs: str, values: dict[str, Any]
+    ) -> Any:
+        out, lse = self.run(self.call_of(q, k, v, return_lse, inputs, values), q.shape[2], inputs)
+        return (out, lse) if return_lse else out
+
+    def call_of(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool, inputs: str, values: dict[str, Any]
+    ) -> Call:
+        """The call in memory order, checked, with its block map."""
         check_qkv(q, k, v)
         if inputs not in ("logical", "ordered"):
             fix = "choose logical or ordered"
@@ -109,18 +128,20 @@ class CompiledAttention:
         q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, k))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         bound, blocks = self._cached(sizes, values, q.device, exact=self.exact)
-        moves = self.order is not None and inputs == "logical"
-        if moves:
-            assert self.order is not None
-            q, k, v = (self.order.apply(x) for x in (q, k, v))
-        mask, score = self._expressions(sizes)
-        call = Call(self.spec, bound, mask, score, blocks, q, k, v, return_lse)
+        q, k, v = (self.moved(x, inputs) for x in (q, k, v))
+        return Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, return_lse)
+
+    def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]:
+        """Output and lse of a call, at the places where its inputs came from."""
         out, lse = self._backend(call).run(call)
-        if moves:
-            assert self.order is not None
-            out = self.order.undo(out, q_len)
-            lse = None if lse is None else self.order.undo(lse, q_len, dim=-1)
-        return (out, lse) if return_lse else out
+        lse = None if lse is None else self.moved_back(lse, inputs, q_len, dim=-1)
+        return self.moved_back(out, inputs, q_len), lse
+
+    def moved(self, x: torch.Tensor, inputs: str, dim: int = -2) -> torch.Tensor:
+        return self.order.apply(x, dim) if self.order is not None and inputs == "logical" else x
+
+    def moved_back(self, x: torch.Tensor, inputs: str, length: int, dim: int = -2) -> torch.Tensor:
+        return self.order.undo(x, length, dim) if self.order is not None and inputs == "logical" else x
 
     def _tokens(self, length: int, inputs: str) -> int:
         """Logical tokens of a tensor with `length` places."""

@@ -178,7 +178,7 @@ def _told_apart(
     parts, stack = [], [expr]
     while stack:
         node = stack.pop()
-        if node.names & {"q", "kv"}:
+        if node.names & {"q", "kv", "score"}:
             stack.extend(node.children)
         elif node.names & {"b", "h"}:
             parts.append(node)

@@ -52,8 +52,8 @@ def test_mission_patterns_compile_without_spills(matrix, target):
     assert {(row["pattern"], row["head_dim"]) for row in rows} == {(name, d) for name in PATTERNS for d in HEAD_DIMS}
     for row in rows:
         assert row["spills"] == 0 and 0 < row["registers"] <= 255, row
-        assert row["tensor_core_instructions"] > 0, row
-        assert 0 < row["occupancy"] <= 1 and 0 < row["shared_bytes"] <= GPUS[target].block_shared, row
+        assert 0 < row["occupancy"] <= 1 and row["shared_bytes"] <= GPUS[target].block_shared, row
+        assert (row["tensor_core_instructions"] > 0) == (row["name"] != "deltas"), row
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -61,7 +61,9 @@ def test_mission_patterns_compile_without_spills(matrix, target):
 def test_the_loop_over_full_runs_has_no_mask_arithmetic(matrix, target, head_dim):
     """One loop of each kernel is the same, operation for operation, whatever the mask; the other depends on it."""
     rows = [row for row in matrix[target] if row["head_dim"] == head_dim]
-    for name in {row["name"] for row in rows}:
+    names = {row["name"] for row in rows}
+    assert names == {"forward", "deltas", "backward_q", "backward_kv"}
+    for name in names - {"deltas"}:  # sums over channels, with no loop
         first, *rest = ([tuple(loop) for loop in row["loops"]] for row in rows if row["name"] == name)
         common = set(first).intersection(*rest)
         assert common and all(set(loops) - common for loops in (first, *rest)), name

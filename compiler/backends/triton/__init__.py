@@ -1,4 +1,6 @@
-"""Kernels of our own. Read `forward` first; `source` prints the mask and score functions, `launch` runs the kernels."""
+"""Kernels of our own. Read `forward` first; then `backward`; `source` and `gradients` print the functions of
+masks and scores, `launch` and `autograd` run the kernels.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,10 @@ class TritonBackend:
             reasons.append(f"its blocks are multiples of {LEAST_TILE} tokens, not {grid.block_q} x {grid.block_kv}")
         if max(call.q.shape[3], call.v.shape[3]) > 256:
             reasons.append("heads have at most 256 channels")
-        if call.wants_gradients:
-            reasons.append("it has no gradients yet")
         return reasons
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
-        from .launch import plan_of, run_forward  # Triton is slow to import
+        from .autograd import attend  # Triton is slow to import
 
-        out, lse = run_forward(plan_of(call), call.q, call.k, call.v)
+        out, lse = attend(call)
         return out, lse if call.return_lse else None

@@ -64,3 +64,21 @@ def power(a, b):
     odd = tl.floor(b / 2) * 2 != b
     signed = tl.where(a < 0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
     return tl.where((b == 0) | (a == 1), 1.0, signed)
+
+
+@triton.jit
+def only(x, keep):
+    """`x` where kept, else 0, also where `x` is no number; all of it where `keep` is None."""
+    if keep is not None:
+        x = tl.where(keep, x, 0.0)
+    return x
+
+
+@triton.jit
+def add_to(at, x, BY_Q: tl.constexpr, BY_KV: tl.constexpr):
+    """Add a tile [M, N] to the places `at`, which differ by queries, by keys, by both or not at all."""
+    if not BY_Q:
+        x = tl.sum(x, 0, keep_dims=True)
+    if not BY_KV:
+        x = tl.sum(x, 1, keep_dims=True)
+    tl.atomic_add(tl.broadcast_to(at, x.shape), x, sem="relaxed")  # other programs add to the same places

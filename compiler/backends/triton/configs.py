@@ -34,16 +34,28 @@ FORWARD: dict[str, dict[int, Config]] = {
 "sm_80" needs under 99 KB of shared memory, and serves every GPU that has no row. No tensor core multiplies float32.
 """
 
+BACKWARD: dict[str, dict[int, Config]] = {
+    "sm_80": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
+    "sm_90": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
+    "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+}
+"""As `FORWARD`, for queries; the kernel for keys has as many of these as the other has queries. A family without a row
+takes that of "sm_80".
+"""
+
 
 def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Config:
-    """The choice for a GPU; tiles divide the map's blocks. kernel: its name; all have the forward's so far."""
-    family = "gfx" if arch.startswith("gfx") else {"sm_90": arch, "sm_100": arch, "sm_103": "sm_100"}.get(arch, "sm_80")
-    table = FORWARD["float32" if q.dtype == torch.float32 else family]
+    """The choice for a GPU; tiles divide the map's blocks. kernel: forward, backward_q or backward_kv."""
+    family = "gfx" if arch.startswith("gfx") else {"sm_103": "sm_100"}.get(arch, arch)
+    tables = FORWARD if kernel == "forward" else BACKWARD
+    table = tables["float32"] if q.dtype == torch.float32 else tables.get(family, tables["sm_80"])
     channels = max(q.shape[3], v.shape[3])
     chosen = table[min(most for most in table if most >= channels)]
+    if kernel == "backward_kv":
+        chosen = chosen._replace(block_m=chosen.block_n, block_n=chosen.block_m)
     block_m, block_n = divisor(grid.block_q, chosen.block_m), divisor(grid.block_kv, chosen.block_n)
-    warps = 4 if block_m < min(chosen.block_m, 64) else chosen.warps
-    return Config(block_m, block_n, warps, chosen.stages)
+    fits = (block_m, block_n) == (chosen.block_m, chosen.block_n)
+    return chosen if fits else Config(block_m, block_n, 8 if block_m >= 64 else 4, chosen.stages)
 
 
 def divisor(block: int, most: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flexspec.expr import var
+from flexspec.expr import Expr, var
 
 from ...block_map import BlockMap
 from ...pipeline import needs_64_bits
@@ -39,6 +39,9 @@ class Plan:
     scale: float
     heads: int
     group: int
+    scored: Expr | None
+    wide: bool
+    label: str
     arch: str
     start: Callable[..., None] = run
 
@@ -71,6 +74,9 @@ def plan_of(call: Call, arch: str | None = None) -> Plan:
         call.attention.scale or 1 / math.sqrt(call.q.shape[3]),
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1],
+        scored,
+        wide,
+        call.attention.label,
         arch_of(device) if arch is None else arch,
     )
 

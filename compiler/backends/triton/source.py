@@ -21,7 +21,7 @@ from flexspec.ops import OPS, Type
 from flexspec.syntax import formula
 
 from ...limits import limits
-from ...simplify import simplify
+from ...simplify import cast, simplify
 from ..torch_source import POSITIONS, Printer
 
 HEADER = '''"""{title}
@@ -43,9 +43,9 @@ LINE = 100
 class TritonPrinter(Printer):
     """Statements for nodes that are used more than once, in Triton's language."""
 
-    def __init__(self, root: Expr, wide: bool) -> None:
+    def __init__(self, root: Expr, wide: bool, places: Mapping[str, int] | None = None) -> None:
         self.integer = "tl.int64" if wide else "tl.int32"
-        self.slots = slots(root)
+        self.slots = slots(root) if places is None else places
         super().__init__(root)
 
     def one(self, node: Expr) -> str:
@@ -83,9 +83,12 @@ class TritonPrinter(Printer):
         return f"tl.cast({text}, {to})"
 
     def _load(self, node: Load) -> str:
+        return self._as(node.type, f"tl.load(values[{self.slots[node.input.name]}] + {self.offset(node)})")
+
+    def offset(self, node: Load) -> str:
+        """Where in its tensor an element lies."""
         slot = self.slots[node.input.name]
-        rank = len(node.index)
-        offset = ""
+        offset = "0"
         for axis, part in enumerate(node.index):
             at = self.cast(part, Type.INT)
             if not isinstance(part, Var):
@@ -94,8 +97,7 @@ class TritonPrinter(Printer):
                     at = f"tl.where({at} < 0, {at} + {size}, {at})"
                 at = f"tl.minimum(tl.maximum({at}, 0), {size} - 1)"
             offset = f"({offset}) * values[{slot + 1 + axis}] + {at}" if axis else at
-        pointer = f"values[{slot}] + {offset}" if rank else f"values[{slot}]"
-        return self._as(node.type, f"tl.load({pointer})")
+        return offset
 
 
 def slots(expr: Expr) -> dict[str, int]:
@@ -116,7 +118,7 @@ def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device, wide: 
     for name in slots(expr):
         value = bound[name]
         if name in inputs:
-            tensor = value.to(device).contiguous()
+            tensor = value.detach().to(device).contiguous()
             tensor = tensor.to(torch.int8) if tensor.dtype == torch.bool else tensor
             tensor = tensor.to(torch.int32) if tensor.dtype == torch.int64 and not wide else tensor
             out += [tensor, *tensor.shape]
@@ -132,17 +134,22 @@ def _number(value: float) -> str:
     return repr(value)
 
 
-def source_of(expr: Expr, *, kind: str, wide: bool) -> str:
-    """The source of one jitted function: `kind` is its name, "mask" or "score"."""
+def source_of(
+    expr: Expr, *, kind: str, wide: bool, places: Mapping[str, int] | None = None, offset: bool = False
+) -> str:
+    """The source of one jitted function: `kind` is its name, "mask", "score" or of those that `gradients` prints.
+
+    places: where `values` has each value, else `slots(expr)`. offset: of a load, where it reads and not what.
+    """
     expr = simplify(expr)
-    printer = TritonPrinter(expr, wide)
+    printer = TritonPrinter(expr, wide, places)
     head = ["@triton.jit", f"def {kind}({'s, ' if kind != 'mask' else ''}b, h, q, kv, values):"]
     names = [name for name in POSITIONS if name in expr.names] if wide else []
     body = [f"{name} = {name}.to(tl.int64)" for name in names]
     if "score" in expr.names:
         body.append("score = s")
-    result = printer.result
-    if not expr.names & {"q", "kv", "score"}:  # a tile all the same
+    result = printer.offset(expr) if offset and isinstance(expr, Load) else printer.result
+    if not offset and not expr.names & {"q", "kv", "score"}:  # a tile all the same
         result = f"({result}) & (q >= 0) & (kv >= 0)" if kind == "mask" else f"({result}) + 0.0 * s"
     lines = [f"    {line}" for line in (*body, *printer.lines, f"return {result}")]
     return "\n".join([*head, *lines, ""])
@@ -186,6 +193,6 @@ def functions(mask: Expr, score: Expr | None, wide: bool, title: str) -> tuple[F
     """The jitted mask and score functions of a spec."""
     sources = [source_of(mask, kind="mask", wide=wide)]
     if score is not None:
-        sources.append(source_of(score, kind="score", wide=wide))
+        sources.append(source_of(cast(score, Type.FLOAT), kind="score", wide=wide))
     module = module_of(sources, title, formula(simplify(mask)))
     return module.mask, getattr(module, "score", None)

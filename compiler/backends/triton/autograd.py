@@ -1,0 +1,137 @@
+"""Gradients through `torch.autograd`: the forward kernel, and the backward ones where a gradient is asked for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from flexspec.expr import inputs_of
+
+from .. import Call
+from .backward import backward_kv, backward_q, deltas
+from .configs import Config, config_of
+from .gradients import gradient_functions
+from .launch import Plan, described, located, padded, plan_of, run_forward
+from .rows import rows_of
+
+LEAST = 32
+"""Queries of a tile where sums are taken over the channels only."""
+
+
+def attend(call: Call) -> tuple[Tensor, Tensor]:
+    """Output [batch, heads, q_len, v_head_dim] in q's dtype and lse float32 [batch, heads, q_len], with gradients for
+    q, k, v and the float tensors that the scores read.
+    """
+    plan = plan_of(call)
+    names = trained(call)
+    return Attend.apply(plan, names, call.q, call.k, call.v, *(call.bound.tensors[name] for name in names))
+
+
+def trained(call: Call) -> tuple[str, ...]:
+    """The tensors that the scores read and that want a gradient."""
+    tensors = call.bound.tensors
+    return tuple(name for name in inputs_of(call.score) if tensors[name].requires_grad)
+
+
+class Attend(torch.autograd.Function):
+    """One call of the kernels, in memory order."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: Plan, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = tensors[:3]
+        out, lse = run_forward(plan, q, k, v)
+        ctx.plan, ctx.names = plan, names
+        ctx.save_for_backward(out, lse, *tensors)
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        out, lse, q, k, v, *read = ctx.saved_tensors
+        dout = torch.zeros_like(out) if dout is None else dout
+        read_by_name = dict(zip(ctx.names, read, strict=True))
+        return None, None, *run_backward(ctx.plan, q, k, v, out, lse, dout, dlse, read_by_name)
+
+
+def run_backward(
+    plan: Plan,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    dlse: Tensor | None,
+    read: dict[str, Tensor],
+) -> list[Tensor]:
+    """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype."""
+    dscore, gather = None, None
+    if plan.scored is not None:
+        dscore, gather = gradient_functions(plan.scored, tuple(read), plan.wide, plan.label)
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
+    sums = [torch.zeros(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
+    stats = (lse, _deltas(plan, out, lse, dout, dlse))
+    values, functions = (plan.mask_values, plan.score_values), (plan.mask, plan.score, dscore)
+    _launch(backward_q, "q", plan, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (*functions, gather))
+    _launch(backward_kv, "kv", plan, (q, k, v, dout, dk, dv), stats, values, functions)
+    return [dq, dk, dv, *(total.to(x) for total, x in zip(sums, read.values(), strict=True))]
+
+
+def _deltas(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
+    delta = torch.empty_like(lse)
+    batch, heads, q_len, v_dim = out.shape
+    plan.start(
+        deltas,
+        (triton.cdiv(q_len, LEAST), batch * heads),
+        Config(LEAST, 1, 4, 1),
+        described(out),
+        described(dout),
+        lse,
+        None if dlse is None else dlse.float().contiguous(),
+        delta,
+        plan.sizes("q"),
+        BLOCK_M=LEAST,
+        V_DIM=v_dim,
+        V_PAD=padded(v_dim),
+    )
+    return delta
+
+
+def _launch(
+    kernel: Any,
+    side: str,
+    plan: Plan,
+    tensors: tuple[Tensor, ...],
+    stats: tuple[Tensor, ...],
+    values: tuple[Any, ...],
+    functions: tuple[Any, ...],
+) -> None:
+    """One program for each tile of a side, in each (batch, head) of that side's tensor."""
+    q, _, v = tensors[:3]
+    grid, at = plan.block_map.grid, ("q", "kv").index(side)
+    chosen = config_of(f"backward_{side}", plan.arch, grid, q, v)
+    block, tile = (grid.block_q, grid.block_kv), (chosen.block_m, chosen.block_n)
+    rows = rows_of(plan.block_map, side, block[at] // tile[at])
+    plan.start(
+        kernel,
+        (len(rows.schedule), math.prod(tensors[at].shape[:2])),
+        chosen,
+        *map(described, tensors),
+        *stats,
+        located(rows),
+        (rows.full, rows.partial),
+        plan.sizes(side),
+        plan.scale,
+        *values,
+        *functions,
+        BLOCK=block,
+        TILE=tile,
+        SIZE=(q.shape[3], v.shape[3]),
+        PAD=(padded(q.shape[3]), padded(v.shape[3])),
+        PRECISION="ieee",
+    )

@@ -1,0 +1,167 @@
+"""A call as one operator, `flexspec::attend`, so that a compiled model goes through without a graph break.
+
+The compiler of the model sees tensors in and tensors out (the fake functions give their shapes); bindings, block maps
+and kernels stay what they are outside of it. An operator takes no objects: it finds its attention by a number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flexspec.expr import inputs_of
+
+from .. import Call
+
+if TYPE_CHECKING:
+    from ...attend import CompiledAttention  # which needs this module
+
+_attentions: weakref.WeakValueDictionary[int, CompiledAttention] = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+def enroll(attention: CompiledAttention) -> int:
+    """A number by which the operator finds an attention while it lives."""
+    _operators()  # before the compiler of a model looks in
+    number = next(_numbers)
+    _attentions[number] = attention
+    return number
+
+
+def fits(values: Mapping[str, Any]) -> bool:
+    """Can the operator take these values? It takes tensors, integers and floats."""
+    return all(isinstance(x, (Tensor, int, float)) and not isinstance(x, bool) for x in values.values())
+
+
+def attend(number: int, held: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, inputs: str, values: Any) -> Any:
+    """Output and lse. held: the float tensors of the scores by name, for their gradients."""
+    kinds = [[name for name, x in values.items() if isinstance(x, kind)] for kind in (Tensor, int, float)]
+    names = ",".join([*held, *itertools.chain(*kinds)])
+    given = [[values[name] for name in kind] for kind in kinds]
+    tensors = [*held.values(), *given[0]]
+    return torch.ops.flexspec.attend(q, k, v, tensors, given[1], given[2], names, number, inputs)
+
+
+def _call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    names: str,
+    number: int,
+    inputs: str,
+) -> tuple[CompiledAttention, Call]:
+    """The attention and its call, with the tensors that the operator was given."""
+    attention = _attentions[number]
+    given: dict[str, Any] = dict(zip(names.split(","), [*tensors, *ints, *floats], strict=False))
+    held = {name: given.pop(name) for name in attention.held & given.keys()}
+    call = attention.call_of(q, k, v, True, inputs, given)
+    bound = call.bound.tensors
+    fitted = {name: x.expand(bound[name].shape) for name, x in held.items()}
+    return attention, replace(call, bound=replace(call.bound, tensors={**bound, **fitted}))
+
+
+@lru_cache(1)
+def _operators() -> None:
+    """Make `flexspec::attend` and `flexspec::attend_backward` known to torch, once."""
+    forward = torch.library.custom_op("flexspec::attend", _forward, mutates_args=())
+    forward.register_fake(_forward_shapes)
+    backward = torch.library.custom_op("flexspec::attend_backward", _backward, mutates_args=())
+    backward.register_fake(_backward_shapes)
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        q, k, v, tensors, *ctx.rest = inputs
+        ctx.wanted = [at for at, x in enumerate(tensors) if x.requires_grad]
+        ctx.count = len(tensors)
+        ctx.save_for_backward(q, k, v, *output, *tensors)
+
+    def gradients(ctx: Any, dout: Tensor, dlse: Tensor) -> tuple[Any, ...]:
+        q, k, v, out, lse, *tensors = ctx.saved_tensors
+        dq, dk, dv, *found = backward(dout, dlse, out, lse, ctx.wanted, q, k, v, tensors, *ctx.rest)
+        each: list[Tensor | None] = [None] * ctx.count
+        for at, gradient in zip(ctx.wanted, found, strict=True):
+            each[at] = gradient
+        empty = (isinstance(x, (list, tuple)) and not x for x in ctx.rest)  # torch takes it for a list of tensors
+        return dq, dk, dv, each, *([] if nothing else None for nothing in empty)
+
+    forward.register_autograd(gradients, setup_context=keep)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    names: str,
+    number: int,
+    inputs: str,
+) -> tuple[Tensor, Tensor]:
+    attention, call = _call(q, k, v, tensors, ints, floats, names, number, inputs)
+    out, lse = attention.run(call, q.shape[2], inputs)
+    return out.contiguous(), lse.contiguous()
+
+
+def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+def _backward(
+    dout: Tensor,
+    dlse: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    wanted: Sequence[int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Sequence[Tensor],
+    ints: Sequence[int],
+    floats: Sequence[float],
+    names: str,
+    number: int,
+    inputs: str,
+) -> list[Tensor]:
+    from .autograd import run_backward  # Triton is slow to import
+    from .launch import plan_of
+
+    attention, call = _call(q, k, v, tensors, ints, floats, names, number, inputs)
+    out, dout = (attention.moved(x, inputs) for x in (out, dout))
+    lse, dlse = (attention.moved(x, inputs, dim=-1) for x in (lse, dlse))
+    asked = {names.split(",")[at]: tensors[at] for at in wanted}
+    read = {name: call.bound.tensors[name] for name in asked if name in inputs_of(call.score)}
+    found = run_backward(plan_of(call), call.q, call.k, call.v, out, lse, dout, dlse, read)
+    back = [
+        attention.moved_back(x, inputs, like.shape[2]).contiguous()
+        for x, like in zip(found[:3], (q, k, v), strict=True)
+    ]
+    sums = dict(zip(read, found[3:], strict=True))
+    return [
+        *back,
+        *(sums[name].sum_to_size(x.shape) if name in sums else torch.zeros_like(x) for name, x in asked.items()),
+    ]
+
+
+def _backward_shapes(
+    dout: Tensor,
+    dlse: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    wanted: Sequence[int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tensors: Sequence[Tensor],
+    *rest: Any,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (q, k, v, *(tensors[at] for at in wanted))]

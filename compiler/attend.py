@@ -8,7 +8,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,6 +31,9 @@ from .pages import as_seen, check_pages, gathered
 from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
 from .reference import check_qkv, check_weight
 from .tables import Tables
+
+if TYPE_CHECKING:
+    from .backends.triton.report import AotReport
 
 MAPS_KEPT = 32
 """Block maps that one compiled attention keeps, the latest used."""
@@ -292,6 +296,45 @@ class CompiledAttention:
         stages = Stages()
         bound, made = self._cached(sizes, values, torch.device("cpu"), stages)
         return Report(self.spec, self.order, self.backend, bound, made, stages, head_dim, *self._expressions(sizes))
+
+    def aot(
+        self,
+        target: str = "sm_90",
+        *,
+        dtype: torch.dtype = torch.bfloat16,
+        head_dim: int = 128,
+        v_head_dim: int | None = None,
+        heads: int = 8,
+        kv_heads: int | None = None,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+        batch: int = 1,
+        folder: Path | str | None = None,
+        **values: Any,
+    ) -> AotReport:
+        """Compile the Triton kernels of a call with these sizes for a GPU, with none at hand, and report on them.
+
+        target: sm_80, sm_90, sm_100, gfx942, ... q_len: a canvas' own size, or 4096, where left out. folder: also write
+        the report, the generated source and each kernel's PTX and binary there. values: run-time values by name. Raises
+        FS020 to FS042, FS054.
+
+        >>> print(fs.compile(fs.causal()).aot("sm_90", head_dim=128))  # doctest: +SKIP
+        """
+        from .backends.triton.aot import build  # Triton is slow to import
+
+        if q_len is None:
+            canvas = self.spec.formula.canvas
+            q_len = canvas.size if canvas else 4096
+        sizes = make_sizes(q_len, kv_len, batch, heads)
+        bound, blocks = self._cached(sizes, values, torch.device("cpu"))
+        grid, few = blocks.grid, heads if kv_heads is None else kv_heads
+        shapes = (heads, grid.q_len, head_dim), (few, grid.kv_len, head_dim), (few, grid.kv_len, v_head_dim or head_dim)
+        q, k, v = (torch.empty((batch, *shape), dtype=dtype, device="meta") for shape in shapes)
+        check_qkv(q, k, v)
+        report = build(Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, True), target)
+        if folder is not None:
+            report.write(folder)
+        return report
 
     @property
     def mask_mod(self) -> Callable[..., torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The command line: `flexspec patterns | show | explain | check`. Exit 0: fine, 1: differs, 2: a mistake."""
+"""The command line: `flexspec patterns | show | explain | check | build`. Exit 0: fine, 1: differs, 2: a mistake."""
 
 from __future__ import annotations
 
@@ -65,6 +65,12 @@ CHECK_EXAMPLES = """[bold]Examples[/bold]
 flexspec check 'causal_window(window=8)' --against 'causal() & sliding_window(window=7)' --length 100
 
 flexspec check old.py:mask_mod --against new.yaml --length 65536 --heads 8"""
+
+BUILD_EXAMPLES = """[bold]Examples[/bold]
+
+flexspec build 'causal()' --target sm_90
+
+flexspec build spec.yaml --target sm_80 --dtype float16 --head-dim 64 -o kernels"""
 
 
 @contextmanager
@@ -304,6 +310,45 @@ def _details(found: dict[str, Any], difference: Diff) -> str:
     drawn = diff_drawing.draw(difference, **head, width=cli_values.terminal_width())
     see = f"see: flexspec show {pattern} {size} -o mask.png --region {region}"
     return "\n".join([*str(difference).splitlines()[1:], drawn, see])
+
+
+@app.command(epilog=BUILD_EXAMPLES)
+def build(
+    pattern: Pattern,
+    target: Annotated[str, typer.Option(help="The GPU: sm_80, sm_90, sm_100, gfx942, ...")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 128,
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
+    kv_heads: Annotated[int | None, typer.Option(help="Key heads. As many as query heads where left out.")] = None,
+    length: Length = None,
+    kv_length: KvLength = None,
+    block_size: BlockSize = "128",
+    order: OrderText = None,
+    batch: Annotated[int, typer.Option(help="Batch entries.")] = 1,
+    values: Values = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="A folder for the kernels.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile the Triton kernels of a pattern for a GPU, with none at hand, and report on them."""
+    with _reporting(as_json, pattern):
+        attention = cli_values.load(pattern)
+        size, given_order = cli_values.block_size(block_size), cli_values.order(order, attention)
+        report = fs.compile(attention, order=given_order, block_size=size).aot(
+            target,
+            dtype=cli_values.dtype(dtype),
+            head_dim=head_dim,
+            heads=heads,
+            kv_heads=kv_heads,
+            q_len=length,
+            kv_len=kv_length,
+            batch=batch,
+            folder=output,
+            **cli_values.inputs(values, *cli_values.formulas(attention)),
+        )
+        if as_json:
+            _print_json(report.facts() | ({"folder": str(output)} if output else {}))
+        else:
+            print(report)
 
 
 def main() -> None:

@@ -107,6 +107,16 @@ def block_size(text: str) -> int | tuple[int, int]:
     return (int(found[1]), int(found[2])) if found[2] else int(found[1])
 
 
+def dtype(text: str) -> Any:
+    """`bfloat16` as torch's dtype. FS023."""
+    import torch
+
+    names = ("bfloat16", "float16", "float32")
+    if text not in names:
+        raise FlexSpecError("FS023", f"the dtype is {text!r}", fix=f"choose {choices(names)}")
+    return getattr(torch, text)
+
+
 def order(text: str | None, attention: fs.Attention) -> Order | None:
     """The order that the text says of the pattern's canvas. FS033, FS050, FS051."""
     return None if text is None else parse_order(text, _canvas(attention))

@@ -32,7 +32,7 @@ CODES: dict[str, str] = {
     "FS035": "a division by zero",
     # running
     "FS040": "q, k and v do not fit each other",
-    "FS041": "an unknown backend",
+    "FS041": "an unknown backend or target",
     "FS042": "the backend cannot run this",
     # text and files
     "FS050": "the text cannot be parsed",

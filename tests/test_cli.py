@@ -279,7 +279,7 @@ def test_fixes_are_in_the_words_of_the_command_line():
     assert "`flexspec patterns` lists all" in CliRunner().invoke(app, shlex.split("show nope --length 9")).stderr
 
 
-@pytest.mark.parametrize("command", ["", "show", "explain", "check", "patterns"])
+@pytest.mark.parametrize("command", ["", "show", "explain", "check", "patterns", "build"])
 def test_help_has_examples(command):
     text = run(f"{command} --help")
     assert "Usage" in text

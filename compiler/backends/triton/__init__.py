@@ -21,11 +21,14 @@ class TritonBackend:
 
     name = "triton"
 
+    def __init__(self, ahead_of_time: bool = False) -> None:
+        self.ahead_of_time = ahead_of_time
+
     def reasons_against(self, call: Call) -> list[str]:
         reasons = []
         if find_spec("triton") is None:
             reasons.append("the triton package is not installed")
-        elif call.q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        elif not self.ahead_of_time and call.q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             reasons.append("Triton kernels need a CUDA device")
         if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             reasons.append(f"the kernels take float16, bfloat16 and float32, not {call.q.dtype}")

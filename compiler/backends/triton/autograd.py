@@ -13,7 +13,7 @@ from flexspec.expr import inputs_of
 
 from .. import Call
 from .backward import backward_kv, backward_q, deltas
-from .configs import config_of
+from .configs import Config, config_of
 from .gradients import gradient_functions
 from .launch import Plan, described, located, padded, plan_of, run_forward
 from .rows import rows_of
@@ -85,7 +85,10 @@ def run_backward(
 def _deltas(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
     delta = torch.empty_like(lse)
     batch, heads, q_len, v_dim = out.shape
-    deltas[triton.cdiv(q_len, LEAST), batch * heads](
+    plan.start(
+        deltas,
+        (triton.cdiv(q_len, LEAST), batch * heads),
+        Config(LEAST, 1, 4, 1),
         described(out),
         described(dout),
         lse,
@@ -111,10 +114,13 @@ def _launch(
     """One program for each tile of a side, in each (batch, head) of that side's tensor."""
     q, _, v = tensors[:3]
     grid, at = plan.block_map.grid, ("q", "kv").index(side)
-    chosen = config_of(f"backward_{side}", grid, q, v)
+    chosen = config_of(f"backward_{side}", plan.arch, grid, q, v)
     block, tile = (grid.block_q, grid.block_kv), (chosen.block_m, chosen.block_n)
     rows = rows_of(plan.block_map, side, block[at] // tile[at])
-    kernel[len(rows.schedule), math.prod(tensors[at].shape[:2])](
+    plan.start(
+        kernel,
+        (len(rows.schedule), math.prod(tensors[at].shape[:2])),
+        chosen,
         *map(described, tensors),
         *stats,
         located(rows),
@@ -127,7 +133,5 @@ def _launch(
         TILE=tile,
         SIZE=(q.shape[3], v.shape[3]),
         PAD=(padded(q.shape[3]), padded(v.shape[3])),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
+        PRECISION="ieee",
     )

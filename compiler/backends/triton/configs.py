@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,22 +17,61 @@ class Config(NamedTuple):
     warps: int
     stages: int
 
+    def options(self) -> dict[str, Any]:
+        """As Triton's compiler takes them; it is told of fused products because its default is about to change."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
-def config_of(kernel: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Config:
-    """A choice that compiles everywhere: tiles divide the map's blocks."""
-    wide = max(q.shape[3], v.shape[3]) > 128 or q.dtype == torch.float32
+
+FORWARD: dict[str, dict[int, Config]] = {
+    "sm_80": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 3), 256: Config(64, 32, 8, 2)},
+    "sm_90": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 32, 8, 2)},
+    "sm_100": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 16, 8, 2)},
+    "gfx": {64: Config(128, 32, 4, 2), 128: Config(128, 32, 4, 2), 256: Config(64, 32, 4, 2)},
+    "float32": {64: Config(32, 32, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 16, 8, 2)},
+}
+"""By family of GPUs and most channels; chosen from the reports of `attend.aot`: the largest tiles that do not spill.
+
+"sm_80" needs under 99 KB of shared memory, and serves every GPU that has no row. No tensor core multiplies float32.
+"""
+
+BACKWARD: dict[str, dict[int, Config]] = {
+    "sm_80": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
+    "sm_90": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
+    "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+}
+"""As `FORWARD`, for queries; the kernel for keys has as many of these as the other has queries. A family without a row
+takes that of "sm_80".
+"""
+
+
+def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Config:
+    """The choice for a GPU; tiles divide the map's blocks. kernel: forward, backward_q, backward_kv
+    or decode."""
     if kernel == "decode":  # its tile of queries is as high as the call needs
         row = max(q.shape[3], v.shape[3]) * q.element_size()
         return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 256 else 16), 4, 3)
-    block_m, block_n = (64, 32) if wide else (128, 64)
-    if kernel != "forward":  # which hold two products: small tiles and 8 warps, so that no register is spilled
-        block_m, block_n = (32, 32) if wide else (64, 64)
-        if kernel == "backward_kv" and not wide:
-            block_m, block_n = (32, 128) if max(q.shape[3], v.shape[3]) <= 64 else (64, 32)
-        return Config(divisor(grid.block_q, block_m), divisor(grid.block_kv, block_n), 8, 2)
-    return Config(divisor(grid.block_q, block_m), divisor(grid.block_kv, block_n), 4 if block_m < 128 else 8, 2)
+    family = "gfx" if arch.startswith("gfx") else {"sm_103": "sm_100"}.get(arch, arch)
+    tables = FORWARD if kernel == "forward" else BACKWARD
+    table = tables["float32"] if q.dtype == torch.float32 else tables.get(family, tables["sm_80"])
+    channels = max(q.shape[3], v.shape[3])
+    chosen = table[min(most for most in table if most >= channels)]
+    if kernel == "backward_kv":
+        chosen = chosen._replace(block_m=chosen.block_n, block_n=chosen.block_m)
+    block_m, block_n = divisor(grid.block_q, chosen.block_m), divisor(grid.block_kv, chosen.block_n)
+    fits = (block_m, block_n) == (chosen.block_m, chosen.block_n)
+    return chosen if fits else Config(block_m, block_n, 8 if block_m >= 64 else 4, chosen.stages)
 
 
 def divisor(block: int, most: int) -> int:
     """The largest power of two that divides a block, up to `most`."""
     return min(block & -block, most)
+
+
+def arch_of(device: torch.device) -> str:
+    """`sm_90`, `gfx942`, or nothing where there is no GPU."""
+    if device.type != "cuda":
+        return ""
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"

@@ -65,7 +65,7 @@ def run_decode(
     if table is not None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         table = table if table.stride(1) == 1 else table.contiguous()
-    chosen = config_of("decode", plan.block_map.grid, q, v)
+    chosen = config_of("decode", plan.arch, plan.block_map.grid, q, v)
     work = work_of(plan, q.shape[0], chosen.block_n, parts_on(q.device))
     block_m = padded(work.packed * q.shape[2])
     sizes = (*plan.sizes("q")[:4], work.packed)

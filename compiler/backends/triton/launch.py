@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,22 @@ from flexspec.expr import Expr, const, substitute, var
 from ...block_map import BlockMap
 from ...pipeline import needs_64_bits
 from .. import Call
-from .configs import Config, config_of
+from .configs import Config, arch_of, config_of
 from .rows import Rows, rows_of
 from .source import functions, values_of
 
 
+def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any) -> None:
+    """Start a kernel where its tensors are."""
+    kernel[grid](*args, **constants, **config.options())
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What every kernel of one call is given, beside its own tensors."""
+    """What every kernel of one call is given, beside its own tensors.
+
+    arch: the GPU it is for, such as "sm_90". start: `run`, or what takes its place ahead of time.
+    """
 
     block_map: BlockMap
     mask: Any
@@ -33,6 +42,8 @@ class Plan:
     scored: Expr | None
     wide: bool
     label: str
+    arch: str
+    start: Callable[..., None] = run
     sink: torch.Tensor | None = None
     """float32 [heads]: the score of one more column, which has no value."""
 
@@ -42,8 +53,11 @@ class Plan:
         return self.heads, self.group, grid.q_len, grid.kv_len, grid.q_blocks if side == "q" else grid.kv_blocks
 
 
-def plan_of(call: Call, sink: torch.Tensor | None = None) -> Plan:
-    """Functions and values of a call. Kernels for a mask are compiled once; new values and lengths are arguments."""
+def plan_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = None) -> Plan:
+    """Functions and values of a call. Kernels for a mask are compiled once; new values and lengths are arguments.
+
+    arch: that of the call's device where left out.
+    """
     block_map = call.block_map
     assert isinstance(block_map, BlockMap)
     bound = {**call.bound.all_numbers(), **call.bound.tensors}
@@ -55,15 +69,16 @@ def plan_of(call: Call, sink: torch.Tensor | None = None) -> Plan:
         block_map,
         mask,
         score,
-        values_of(call.mask, bound, device),
-        () if scored is None else values_of(scored, bound, device),
+        values_of(call.mask, bound, device, wide),
+        () if scored is None else values_of(scored, bound, device, wide),
         1 / math.sqrt(call.q.shape[3]) if call.attention.scale is None else call.attention.scale,
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
         scored,
         wide,
         call.attention.label,
-        None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
+        arch_of(device) if arch is None else arch,
+        sink=None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
     )
 
 
@@ -101,12 +116,15 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     from .forward import forward
 
     grid = plan.block_map.grid
-    chosen: Config = config_of("forward", grid, q, v)
+    chosen: Config = config_of("forward", plan.arch, grid, q, v)
     rows = rows_of(plan.block_map, "q", grid.block_q // chosen.block_m)
     batch, heads, q_len, _ = q.shape
     out = torch.empty((batch, heads, q_len, v.shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
-    forward[(len(rows.schedule), batch * heads)](
+    plan.start(
+        forward,
+        (len(rows.schedule), batch * heads),
+        chosen,
         described(q),
         described(k),
         described(v),
@@ -130,8 +148,6 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
         V_DIM=v.shape[3],
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=chosen.warps,
-        num_stages=chosen.stages,
+        PRECISION="ieee",
     )
     return out, lse

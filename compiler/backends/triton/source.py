@@ -117,8 +117,8 @@ def slots(expr: Expr) -> dict[str, int]:
     return found
 
 
-def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device) -> tuple[Any, ...]:
-    """The `values` of an expression, in the order of `slots`."""
+def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device, wide: bool = True) -> tuple[Any, ...]:
+    """The `values` of an expression, in the order of `slots`. wide: as in `functions`; 32 bits take fewer registers."""
     expr = simple(expr)
     inputs, params = inputs_of(expr), params_of(expr)
     out: list[Any] = []
@@ -127,6 +127,7 @@ def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device) -> tup
         if name in inputs:
             tensor = value.detach().to(device).contiguous()
             tensor = tensor.to(torch.int8) if tensor.dtype == torch.bool else tensor
+            tensor = tensor.to(torch.int32) if tensor.dtype == torch.int64 and not wide else tensor
             out += [tensor, *tensor.shape]
         else:
             kind = params[name].type if name in params else Type.INT

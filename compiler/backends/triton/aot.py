@@ -1,0 +1,119 @@
+"""Kernels compiled ahead of time: for any GPU that Triton's compiler knows, with none at hand.
+
+The kernels are started as in a call, on tensors without memory, and what would run them compiles them instead. So
+types, specialised sizes and tiles are those of a call on that GPU.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from flexspec.errors import FlexSpecError, choices
+from flexspec.source import user_caret
+
+from .. import Call
+from . import TritonBackend
+from .autograd import run_backward
+from .configs import Config
+from .gpus import GPUS, occupancy
+from .launch import Plan, plan_of, run_forward
+from .report import AotReport, KernelReport
+
+TENSOR_CORES = re.compile(r"\b(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA|v_s?w?mfmac?|v_wmma)(?=[._\s])")
+
+
+def target_of(name: str) -> GPUTarget:
+    """A GPU by its architecture's name. FS041."""
+    if name not in GPUS:
+        raise FlexSpecError("FS041", f"there is no target {name!r}", fix=f"choose {choices(GPUS)}", where=user_caret())
+    if name.startswith("sm_"):
+        return GPUTarget("cuda", int(name[3:]), GPUS[name].threads)
+    return GPUTarget("hip", name, GPUS[name].threads)
+
+
+def build(call: Call, target: str) -> AotReport:
+    """The kernels of a call on meta tensors, compiled. FS041, FS042."""
+    gpu = target_of(target)
+    against = TritonBackend(ahead_of_time=True).reasons_against(call)
+    if against:
+        raise FlexSpecError("FS042", f"triton cannot run this: {'; '.join(against)}", where=user_caret())
+    plan = plan_of(call, arch=target)
+    kernels: list[KernelReport] = []
+
+    def start(kernel: Any, grid: Any, config: Config, *args: Any, **constants: Any) -> None:
+        kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
+
+    run_all(replace(plan, start=start), call.q, call.k, call.v)
+    source = Path(inspect.getfile(plan.mask.fn)).read_text()
+    return AotReport(call.attention.label, target, tuple(kernels), source)
+
+
+def run_all(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Every kernel of a training step."""
+    out, lse = run_forward(plan, q, k, v)
+    run_backward(plan, q, k, v, out, lse, torch.empty_like(out), None, {})
+
+
+def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """What Triton would compile when the kernel is started with these arguments on this GPU."""
+    if not isinstance(kernel, JITFunction):
+        message = "in this process Triton interprets kernels, and cannot compile them"
+        raise FlexSpecError("FS042", message, fix="start Python without TRITON_INTERPRET", where=user_caret())
+    backend = make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialised, options = bind(*args, **named)
+    options, signature, constants, attributes = kernel._pack_args(backend, named, bound, specialised, options)
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=options.__dict__)
+
+
+def _reported(made: Any, target: str, config: Config) -> KernelReport:
+    gpu, files = GPUS[target], made.asm
+    read = _of_nvidia if "cubin" in files else _of_amd
+    registers, spills, code = read(files)
+    columns = getattr(made.metadata, "tmem_size", 0) or 0
+    warps, shared = made.metadata.num_warps, made.metadata.shared
+    return KernelReport(
+        made.metadata.name,
+        config,
+        registers,
+        spills,
+        shared,
+        len(TENSOR_CORES.findall(code)),
+        occupancy(gpu, warps, registers, shared, columns),
+        {kind: files[kind] for kind in ("ttgir", "ptx", "cubin", "amdgcn", "hsaco") if kind in files}
+        | ({"sass": code} if "cubin" in files else {}),
+    )
+
+
+def _of_nvidia(files: Any) -> tuple[int, int, str]:
+    """Registers, bytes of stack of a thread, and the disassembly, by NVIDIA's own tool, which Triton brings along."""
+    tool = triton.knobs.nvidia.cuobjdump.path
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as binary:
+        binary.write(files["cubin"])
+        binary.flush()
+        usage, code = (
+            subprocess.run([tool, option, binary.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "-sass")
+        )
+    used = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return used["REG"], used["STACK"] + used["LOCAL"], code
+
+
+def _of_amd(files: Any) -> tuple[int, int, str]:
+    """Vector registers, bytes of scratch memory of a thread, and the assembly."""
+    code = files["amdgcn"]
+    used = {name: int(value) for name, value in re.findall(r"\.(\w+):\s+(\d+)\s*$", code, re.MULTILINE)}
+    return used["vgpr_count"], used["private_segment_fixed_size"], code

@@ -1,0 +1,146 @@
+"""Kernels compiled with no GPU at hand: the mission patterns for two GPUs, and the report on them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from aot_matrix import HEAD_DIMS, PATTERNS, TARGETS
+from flexspec.compiler.backends.triton.configs import Config
+from flexspec.compiler.backends.triton.gpus import GPUS, occupancy
+from flexspec.compiler.backends.triton.report import AotReport, KernelReport
+
+import flexspec as fs
+
+ROOT = Path(__file__).parent.parent
+SMALL = """
+import json, torch, flexspec as fs
+spec = fs.Attention(mask=fs.causal_window(100) & fs.document(), scores=[fs.softcap(20.0), fs.alibi()])
+given = dict(heads=4, kv_heads=2, q_len=200, kv_len=333, document_id=torch.zeros(1, 333, dtype=torch.int64))
+several = ("sm_100", torch.float16, 80), ("gfx942", torch.bfloat16, 64), ("sm_80", torch.float32, 32)
+for target, dtype, head_dim in several:
+    report = fs.compile(spec, backend="triton").aot(target, dtype=dtype, head_dim=head_dim, **given)
+    print(json.dumps({"target": target, "ptx": report.kernels[0].ptx[:2000], **report.kernels[0].facts()}))
+"""
+
+
+def started(*command):
+    """A Python process in which Triton compiles."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=-1, stderr=-1)
+
+
+def output(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def matrix():
+    """Rows of kernels by target; the targets are compiled side by side."""
+    running = {target: started("-m", "tests.aot_matrix", target) for target in TARGETS}
+    return {target: json.loads(output(process)) for target, process in running.items()}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_mission_patterns_compile_without_spills(matrix, target):
+    rows = matrix[target]
+    assert {(row["pattern"], row["head_dim"]) for row in rows} == {(name, d) for name in PATTERNS for d in HEAD_DIMS}
+    for row in rows:
+        assert row["spills"] == 0 and 0 < row["registers"] <= 255, row
+        assert 0 < row["occupancy"] <= 1 and row["shared_bytes"] <= GPUS[target].block_shared, row
+        assert (row["tensor_core_instructions"] > 0) == (row["name"] != "deltas"), row
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_loop_over_full_runs_has_no_mask_arithmetic(matrix, target, head_dim):
+    """One loop of each kernel is the same, operation for operation, whatever the mask; the other depends on it."""
+    rows = [row for row in matrix[target] if row["head_dim"] == head_dim]
+    names = {row["name"] for row in rows}
+    assert names == {"forward", "deltas", "backward_q", "backward_kv"}
+    for name in names - {"deltas"}:  # sums over channels, with no loop
+        first, *rest = ([tuple(loop) for loop in row["loops"]] for row in rows if row["name"] == name)
+        common = set(first).intersection(*rest)
+        assert common and all(set(loops) - common for loops in (first, *rest)), name
+
+
+def test_scores_groups_odd_lengths_and_other_targets():
+    wide, amd, exact = (json.loads(line) for line in output(started("-c", SMALL)).splitlines())
+    assert ".target sm_100" in wide["ptx"] and not amd["ptx"]
+    assert wide["tensor_core_instructions"] and amd["tensor_core_instructions"]
+    assert exact["tensor_core_instructions"] == 0  # float32 is multiplied as float32
+    assert not wide["spills"] and not exact["spills"]
+
+
+def test_flexspec_build_writes_what_it_made(tmp_path):
+    words = ["build", "causal()", "--target", "sm_90", "--head-dim", "64", "-o", str(tmp_path / "made"), "--json"]
+    facts = json.loads(output(started("-m", "flexspec.compiler.cli", *words)))
+    assert facts["target"] == "sm_90" and [each["name"] for each in facts["kernels"]][0] == "forward"
+    assert {path.suffix for path in (tmp_path / "made").iterdir()} == {
+        ".json",
+        ".py",
+        ".ttgir",
+        ".ptx",
+        ".cubin",
+        ".sass",
+    }
+    assert (tmp_path / "made" / "forward.cubin").read_bytes().startswith(b"\x7fELF")
+    assert ".target sm_90" in (tmp_path / "made" / "forward.ptx").read_text()
+    assert "def mask(b, h, q, kv, values):" in (tmp_path / "made" / "functions.py").read_text()
+    written = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert written == {name: value for name, value in facts.items() if name != "folder"}
+
+
+@pytest.mark.parametrize(
+    ("target", "warps", "registers", "shared", "blocks"),
+    [
+        ("sm_80", 8, 128, 0, 2),  # 65,536 registers / (8 * 32 * 128)
+        ("sm_80", 4, 32, 1024, 16),  # 64 warps / 4
+        ("sm_80", 1, 32, 1024, 32),  # blocks
+        ("sm_90", 4, 64, 75 * 1024, 3),  # (75 + 1) KB * 3 = 228 KB
+        ("sm_90", 4, 64, 76 * 1024, 2),
+        ("sm_90", 4, 129, 0, 3),  # 129 registers take the room of 136
+        ("sm_80", 4, 64, 164 * 1024, 0),
+        ("gfx942", 4, 128, 16 * 1024, 4),
+    ],
+)
+def test_occupancy(target, warps, registers, shared, blocks):
+    assert occupancy(GPUS[target], warps, registers, shared) == blocks * warps / GPUS[target].warps
+
+
+def test_a_report_is_a_table_and_a_folder(tmp_path):
+    kernel = KernelReport("forward", Config(128, 64, 8, 2), 200, 0, 65536, 24, 0.125, {"ptx": "text", "cubin": b"12"})
+    report = AotReport("causal()", "sm_90", (kernel,), "source")
+    assert str(report).splitlines() == [
+        "causal() on sm_90",
+        "kernel   tile    warps  stages  registers  spills  shared  tensor cores  occupancy",
+        "forward  128x64  8      2       200        0       65,536  24            12%",
+    ]
+    assert (kernel.ptx, kernel.cubin) == ("text", b"12")
+    folder = report.write(tmp_path / "a" / "b")
+    assert (folder / "forward.ptx").read_text() == "text" and (folder / "functions.py").read_text() == "source"
+    with pytest.raises(fs.FlexSpecError, match="FS054"):
+        report.write(folder / "forward.ptx")
+
+
+def test_mistakes():
+    attend = fs.compile(fs.causal())
+    with pytest.raises(fs.FlexSpecError, match="FS041.*no target 'sm_91'"):
+        attend.aot("sm_91")
+    with pytest.raises(fs.FlexSpecError, match="FS042.*at most 256 channels"):
+        attend.aot("sm_90", head_dim=512)
+    with pytest.raises(fs.FlexSpecError, match="FS040.*no multiple"):
+        attend.aot("sm_90", heads=3, kv_heads=2)
+    with pytest.raises(fs.FlexSpecError, match="FS020.*document_id"):
+        fs.compile(fs.document()).aot("sm_90")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the kernels are not interpreted")
+def test_interpreted_kernels_cannot_be_compiled():
+    with pytest.raises(fs.FlexSpecError, match="FS042.*interprets"):
+        fs.compile(fs.causal()).aot("sm_90")

@@ -37,6 +37,7 @@ FORWARD: dict[str, dict[int, Config]] = {
 BACKWARD: dict[str, dict[int, Config]] = {
     "sm_80": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
     "sm_90": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
+    "gfx": {256: Config(32, 32, 4, 2)},
     "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
 }
 """As `FORWARD`, for queries; the kernel for keys has as many of these as the other has queries. A family without a row

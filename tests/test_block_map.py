@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from flexspec.compiler import classify, leaves
+from flexspec.compiler import tables as tables_module
 from flexspec.compiler.backends.torch_source import function_of
 from flexspec.compiler.flex_lists import contiguous_lists
 from flexspec.compiler.simplify import simplify
@@ -209,6 +210,23 @@ def test_documents_like_torchs():
     fn = lambda b, h, q, kv: (ids[b, q] == ids[b, kv]) & (q >= kv)  # noqa: E731
     ours, theirs = (make(fn, 2, None, 700, 700, device="cpu") for make in (fs.create_block_mask, create_block_mask))
     assert all(torch.equal(getattr(ours, field), getattr(theirs, field)) for field in LISTS)
+
+
+def test_tables_of_a_tensor_are_kept_while_it_holds_the_same(monkeypatch):
+    made = []
+    along = tables_module.along
+    monkeypatch.setattr(tables_module, "along", lambda *args: made.append(args[2]) or along(*args))
+    attend = fs.compile(fs.causal_window(window=fs.Param("window")) & fs.document(), backend="reference")
+    ids = torch.arange(600)[None] // 90
+    attend.block_map(600, window=50, document_id=ids)
+    once = len(made)
+    attend.block_map(600, window=200, document_id=ids)
+    assert once and len(made) == once
+    ids[0, 17] = 0
+    blocks = attend.block_map(600, window=200, document_id=ids)
+    assert len(made) == 2 * once
+    kept = (fs.causal_window(200) & fs.document(ids)).dense(600)
+    assert torch.equal(blocks.kinds(), block_kinds(kept, 128, 128))
 
 
 def test_bsr_lists_the_blocks_in_reading_order():

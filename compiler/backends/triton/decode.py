@@ -24,29 +24,10 @@ def in_pages(tensor, table, b, last, PAGE: tl.constexpr):
 
 @triton.jit
 def decode(
-    q,
-    k,
-    v,
-    table,
-    pieces,
-    work,
-    full,
-    partial,
-    sizes,
-    scale,
-    mask_values,
-    score_values,
-    mask: tl.constexpr,
-    score: tl.constexpr,
-    PAGE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    V_DIM: tl.constexpr,
-    HEAD_PAD: tl.constexpr,
-    V_PAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, v, table, pieces, work, full, partial, sizes, scale, mask_values, score_values, mask: tl.constexpr,
+    score: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
+    V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """q, k, v: tensors. table: (page table, its stride), read if PAGE, the tokens of a page, is not 0. pieces: what is
     written, float32 (sums [pieces, BLOCK_M, V_DIM], weights and base-2 maxima [pieces, BLOCK_M]). work: (first piece of
     each part, row of each piece). full, partial: (first, start, stop) of the runs of each piece, in tiles of keys.

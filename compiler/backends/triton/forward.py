@@ -104,31 +104,10 @@ def over_runs(
 
 @triton.jit
 def forward(
-    q,
-    k,
-    v,
-    out,
-    lse,
-    rows,
-    full,
-    partial,
-    sizes,
-    scale,
-    mask_values,
-    score_values,
-    sink,
-    mask: tl.constexpr,
-    score: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_KV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    V_DIM: tl.constexpr,
-    HEAD_PAD: tl.constexpr,
-    V_PAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, v, out, lse, rows, full, partial, sizes, scale, mask_values, score_values, sink, mask: tl.constexpr,
+    score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule). full,
     partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len, q_blocks). sink: float32
     [heads], the score of one more column without a value, or None.

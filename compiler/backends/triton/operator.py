@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from flexspec.expr import inputs_of
 
@@ -73,9 +73,9 @@ def _call(
 @lru_cache(1)
 def _operators() -> None:
     """Make `flexspec::attend` and `flexspec::attend_backward` known to torch, once."""
-    forward = torch.library.custom_op("flexspec::attend", _forward, mutates_args=())
+    forward = library.custom_op("flexspec::attend", _forward, mutates_args=())
     forward.register_fake(_forward_shapes)
-    backward = torch.library.custom_op("flexspec::attend_backward", _backward, mutates_args=())
+    backward = library.custom_op("flexspec::attend_backward", _backward, mutates_args=())
     backward.register_fake(_backward_shapes)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

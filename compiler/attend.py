@@ -24,13 +24,13 @@ from flexspec.source import user_caret
 from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
 from .backends.triton import operator
-from .block_map import BlockMap
+from .blocks.block_map import BlockMap
+from .blocks.on_device import DeviceMap, map_on_device
+from .blocks.tables import Tables
 from .explain import Report, explain
-from .on_device import DeviceMap, map_on_device
 from .pages import as_seen, check_pages, gathered
 from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
 from .reference import check_qkv, check_weight
-from .tables import Tables
 
 if TYPE_CHECKING:
     from .backends.triton.report import AotReport

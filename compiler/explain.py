@@ -14,12 +14,12 @@ from flexspec.syntax import formula
 
 from .backends.torch_source import source_of
 from .backends.weights import softmax_scores
-from .block_map import BlockMap
-from .count import pairs_formula
-from .flex_lists import contiguous_lists
+from .blocks.block_map import BlockMap
+from .blocks.flex_lists import contiguous_lists
+from .blocks.runs import BlockKind
 from .pipeline import Stages, needs_64_bits
-from .proof import Proof, ahead, lonely, never
-from .runs import BlockKind
+from .proofs.count import pairs_formula
+from .proofs.proof import Proof, ahead, lonely, never
 from .simplify import specialise
 
 _LONG = 100

@@ -24,13 +24,13 @@ from flexspec.order import Order, in_memory
 from flexspec.source import user_caret
 
 from .backends.torch_source import function_of
-from .block_map import BlockMap
-from .bounds import Bounds, Grid
-from .classify import Trail, classify
-from .intervals import FAR
-from .points import Array, evaluate_at
+from .blocks.block_map import BlockMap
+from .blocks.bounds import Bounds, Grid
+from .blocks.classify import Trail, classify
+from .blocks.intervals import FAR
+from .blocks.points import Array, evaluate_at
+from .blocks.tables import Tables
 from .simplify import as_array, specialise
-from .tables import Tables
 
 BlockSize = int | tuple[int, int]
 MAX_BLOCKS = 1 << 23
@@ -237,8 +237,8 @@ def create_block_mask(
     leave open are listed as partial. write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
     Raises what `from_mask_mod` and `block_map` raise.
     """
-    from .flex_lists import to_flex  # torch's flex_attention is slow to import and only needed from here on
-    from .on_device import DeviceMap, map_on_device
+    from .blocks.flex_lists import to_flex  # torch's flex_attention is slow to import and only needed from here on
+    from .blocks.on_device import DeviceMap, map_on_device
 
     mask = from_mask_mod(mask_mod)
     target = torch.device(device or torch.accelerator.current_accelerator() or "cpu")

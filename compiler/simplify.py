@@ -14,8 +14,8 @@ from flexspec.errors import FlexSpecError
 from flexspec.expr import Apply, Const, Expr, Load, apply, const, params_of, substitute, transform, walk
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
+from .blocks.points import Array, evaluate_at
 from .limits import limits
-from .points import Array, evaluate_at
 
 Rule = Callable[[Apply], Expr | None]
 

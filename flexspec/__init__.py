@@ -25,13 +25,13 @@ if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler
 
 if TYPE_CHECKING:
     from .compiler.attend import CompiledAttention, compile
-    from .compiler.block_map import BlockMap
-    from .compiler.diff import Diff, diff
+    from .compiler.blocks.block_map import BlockMap
+    from .compiler.blocks.runs import BlockKind
     from .compiler.pipeline import block_map, create_block_mask
-    from .compiler.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
-    from .compiler.reach import Reach, reach
+    from .compiler.proofs.diff import Diff, diff
+    from .compiler.proofs.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
+    from .compiler.proofs.reach import Reach, reach
     from .compiler.reference import reference_attention
-    from .compiler.runs import BlockKind
 
 __all__ = [
     "Attention",
@@ -77,22 +77,22 @@ __all__ += patterns.__all__
 
 # The one door to the compiler, opened at the first use of a name: describing patterns stays quick to import.
 _COMPILER = {
-    "BlockKind": "classify",
-    "BlockMap": "block_map",
+    "BlockKind": "blocks.runs",
+    "BlockMap": "blocks.block_map",
     "CompiledAttention": "attend",
-    "Diff": "diff",
-    "Proof": "proof",
-    "Reach": "reach",
+    "Diff": "proofs.diff",
+    "Proof": "proofs.proof",
+    "Reach": "proofs.reach",
     "block_map": "pipeline",
     "compile": "attend",
     "create_block_mask": "pipeline",
-    "diff": "diff",
-    "equals": "proof",
-    "every_query_attends": "proof",
-    "implies": "proof",
-    "is_causal": "proof",
-    "is_empty": "proof",
-    "reach": "reach",
+    "diff": "proofs.diff",
+    "equals": "proofs.proof",
+    "every_query_attends": "proofs.proof",
+    "implies": "proofs.proof",
+    "is_causal": "proofs.proof",
+    "is_empty": "proofs.proof",
+    "reach": "proofs.reach",
     "reference_attention": "reference",
 }
 

@@ -1,6 +1,6 @@
 """The one table of operators: arity, text form, result type, and how each evaluates and prints.
 
-How an operator bounds intervals stands in `flexspec.compiler.intervals`, under the same names; a test
+How an operator bounds intervals stands in `flexspec.compiler.blocks.intervals`, under the same names; a test
 compares the two tables.
 """
 
@@ -229,9 +229,7 @@ _TRITON = {
     **{name: (f"tl.{name}({{0}})",) * 2 for name in ("abs", "exp", "exp2", "log", "log2", "sin", "cos", "sigmoid")},
 }
 
-OPS: dict[str, Op] = {
-    op.name: replace(op, triton_source=_TRITON.get(op.name, (op.torch_source,) * 2)) for op in _TABLE
-}
+OPS: dict[str, Op] = {op.name: replace(op, triton_source=_TRITON.get(op.name, (op.torch_source,) * 2)) for op in _TABLE}
 INFIX: dict[str, Op] = {op.symbol: op for op in _TABLE if op.symbol and op.arity == 2}
 NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}

@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compiler.diff import Diff
-    from .compiler.proof import Proof
+    from .compiler.proofs.diff import Diff
+    from .compiler.proofs.proof import Proof
 
 
 class Questions:

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from flexspec.compiler import classify, leaves
-from flexspec.compiler import tables as tables_module
 from flexspec.compiler.backends.torch_source import function_of
-from flexspec.compiler.flex_lists import contiguous_lists
+from flexspec.compiler.blocks import classify, leaves
+from flexspec.compiler.blocks import tables as tables_module
+from flexspec.compiler.blocks.flex_lists import contiguous_lists
 from flexspec.compiler.simplify import simplify
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -6,8 +6,8 @@ import sys
 import oracle
 import pytest
 import sympy
-from flexspec.compiler import count
-from flexspec.compiler.count import pairs_formula
+from flexspec.compiler.proofs import count
+from flexspec.compiler.proofs.count import pairs_formula
 from flexspec.compiler.simplify import specialise
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,7 +185,7 @@ def test_explain_shows_it_where_it_is_one():
 
 def test_sympy_is_imported_only_for_a_formula():
     code = (
-        "import sys, flexspec as fs, flexspec.compiler.count as count\n"
+        "import sys, flexspec as fs, flexspec.compiler.proofs.count as count\n"
         "before = 'sympy' in sys.modules\n"
         "count.pairs_formula(fs.log_sparse().expr)\n"
         "assert ('sympy' in sys.modules) == before\n"

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from flexspec.compiler.intervals import FAR, RULES, bound
+from flexspec.compiler.blocks.intervals import FAR, RULES, bound
 
 import flexspec as fs
 from flexspec.ops import OPS, Type

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flexspec.compiler.assume import reduced
+from flexspec.compiler.proofs.assume import reduced
 from flexspec.compiler.simplify import simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -1,7 +1,7 @@
 """Block maps of random masks on random canvases under random orders, and of long sequences, against dense truth."""
 
 import torch
-from flexspec.compiler import classify, leaves
+from flexspec.compiler.blocks import classify, leaves
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import block_kinds, make_mask, masks, tables

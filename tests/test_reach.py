@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flexspec.compiler.draw import reach as drawing
-from flexspec.compiler.relation import Relation, pack, relation, unpack
+from flexspec.compiler.proofs.relation import Relation, pack, relation, unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import make_mask, masks, tables, truth

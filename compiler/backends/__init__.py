@@ -13,11 +13,11 @@ from flexspec.expr import Expr
 from flexspec.inputs import Bound
 from flexspec.source import user_caret
 
-from ..block_map import BlockMap
+from ..blocks.block_map import BlockMap
 from ..pages import gathered
 
 if TYPE_CHECKING:
-    from ..on_device import DeviceMap  # which needs the pipeline, and that needs this package
+    from ..blocks.on_device import DeviceMap  # which needs the pipeline, and that needs this package
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch.nn.attention import flex_attention as torch_flex
 from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, inputs_of, var
 
-from ..block_map import BlockMap
-from ..flex_lists import contiguous_lists, to_flex
-from ..on_device import DeviceMap
+from ..blocks.block_map import BlockMap
+from ..blocks.flex_lists import contiguous_lists, to_flex
+from ..blocks.on_device import DeviceMap
 from ..pipeline import needs_64_bits
 from ..reference import by_rows
 from . import Call

@@ -12,8 +12,8 @@ from . import picture, terminal
 from .scale import Cells, Region, Shade, block_cells, check_region, index_of, pair_cells, whole
 
 if TYPE_CHECKING:
-    from ..block_map import BlockMap
-    from ..diff import Diff
+    from ..blocks.block_map import BlockMap
+    from ..proofs.diff import Diff
 
 
 class Side(IntEnum):

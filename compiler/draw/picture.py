@@ -13,7 +13,7 @@ from flexspec.errors import FlexSpecError, choices
 from .scale import Cells, Region, Shade, block_cells, heads_text, pair_cells, ticks, whole
 
 if TYPE_CHECKING:
-    from ..block_map import BlockMap
+    from ..blocks.block_map import BlockMap
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

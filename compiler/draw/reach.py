@@ -11,7 +11,7 @@ from .picture import MOST_CELLS, SIDE, writable, write
 from .scale import ticks
 
 if TYPE_CHECKING:
-    from ..reach import Reach
+    from ..proofs.reach import Reach
 
 WIDTH, HEIGHT = 2 * SIDE + 2.6, SIDE + 1.15  # inches
 LINE, BAND = "#0B4272", "#E69F00"

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from flexspec.errors import FlexSpecError
 
 if TYPE_CHECKING:
-    from ..block_map import BlockMap
-    from ..runs import Runs
+    from ..blocks.block_map import BlockMap
+    from ..blocks.runs import Runs
 
 Levels = NDArray[np.uint8]
 Region = tuple[int, int, int, int]

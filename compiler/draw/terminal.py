@@ -11,7 +11,7 @@ import numpy as np
 from .scale import Cells, Levels, Shade, block_cells, coarse, heads_text, pair_cells, whole
 
 if TYPE_CHECKING:
-    from ..block_map import BlockMap
+    from ..blocks.block_map import BlockMap
 
 CHARACTERS = {Shade.BLANK: " ", Shade.DROPPED: "·", Shade.MIXED: "░", Shade.KEPT: "▓", Shade.SOLID: "█"}
 INKS = {

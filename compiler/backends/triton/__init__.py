@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import torch
 
-from ...block_map import BlockMap
+from ...blocks.block_map import BlockMap
 from .. import Call
 from ..weights import by_softmax, number_of
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...bounds import Grid
+from ...blocks.bounds import Grid
 
 
 class Config(NamedTuple):

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...block_map import BlockMap
-from ...flex_lists import by_kind
-from ...points import Array
-from ...runs import counting
+from ...blocks.block_map import BlockMap
+from ...blocks.flex_lists import by_kind
+from ...blocks.points import Array
+from ...blocks.runs import counting
 from .. import Call
 from .configs import config_of
 from .launch import Plan, described, padded

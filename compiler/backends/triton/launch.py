@@ -11,7 +11,7 @@ import torch
 
 from flexspec.expr import Expr, const, substitute, var
 
-from ...block_map import BlockMap
+from ...blocks.block_map import BlockMap
 from ...pipeline import needs_64_bits
 from .. import Call
 from .configs import Config, arch_of, config_of

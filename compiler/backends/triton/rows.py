@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...block_map import BlockMap
-from ...flex_lists import KindRuns, by_kind, transposed
-from ...points import Array
+from ...blocks.block_map import BlockMap
+from ...blocks.flex_lists import KindRuns, by_kind, transposed
+from ...blocks.points import Array
 
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

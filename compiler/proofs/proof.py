@@ -18,11 +18,11 @@ from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import in_memory
 from flexspec.source import user_caret
 
-from .classify import Trail
-from .pipeline import check_range, specialise_each
+from ..blocks.classify import Trail
+from ..blocks.tables import Tables
+from ..pipeline import check_range, specialise_each
+from ..simplify import as_array
 from .search import first_difference, first_lonely, first_pair
-from .simplify import as_array
-from .tables import Tables
 
 MaskLike = Mask | Callable[..., Any]
 Find = Callable[..., tuple[int, int | None] | None]

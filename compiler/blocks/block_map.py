@@ -249,7 +249,7 @@ class BlockMap:
         region: (q_start, q_stop, kv_start, kv_stop) draws the pairs themselves there, in a file only. Raises FS020,
         FS030, FS054.
         """
-        from .draw import picture, terminal
+        from ..draw import picture, terminal
 
         if path is not None:
             return picture.save(self, path, b=b, h=h, region=region)

@@ -14,14 +14,14 @@ import typer
 import flexspec as fs
 from flexspec.errors import FlexSpecError
 
-from . import cli_values
-from .draw import diff as diff_drawing
-from .draw import terminal
-from .draw.scale import index_of
+from ..draw import diff as diff_drawing
+from ..draw import terminal
+from ..draw.scale import index_of
+from . import values as cli_values
 
 if TYPE_CHECKING:
-    from .block_map import BlockMap
-    from .diff import Diff
+    from ..blocks.block_map import BlockMap
+    from ..proofs.diff import Diff
 
 app = typer.Typer(
     help="Attention patterns: draw them, explain them, compare them. A PATTERN is text such as "
@@ -354,7 +354,3 @@ def build(
 def main() -> None:
     """The `flexspec` command."""
     app()
-
-
-if __name__ == "__main__":
-    main()

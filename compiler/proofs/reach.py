@@ -22,13 +22,13 @@ from flexspec.inputs import check_length
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.source import user_caret
 
-from .block_map import BlockMap
-from .classify import classify
-from .pipeline import block_map
-from .points import Array
+from ..blocks.block_map import BlockMap
+from ..blocks.classify import classify
+from ..blocks.points import Array
+from ..blocks.tables import Tables
+from ..pipeline import block_map
+from ..simplify import simplify
 from .relation import Relation, identity, relation, unpack
-from .simplify import simplify
-from .tables import Tables
 
 MOST_BLOCKS = 1 << 13
 """Most blocks on a side: their relation fills 8 MiB of bits."""
@@ -115,7 +115,7 @@ class Reach:
 
     def show(self, path: str | Path) -> Path:
         """Draw when each block is first reached, and how the last query's reach grows; the file's path. FS054."""
-        from .draw import reach as drawing
+        from ..draw import reach as drawing
 
         return drawing.save(self, path)
 

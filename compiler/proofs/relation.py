@@ -10,11 +10,11 @@ import numpy as np
 
 from flexspec.expr import apply, param, substitute, var
 
-from .block_map import BlockMap
-from .leaves import CHUNK
-from .points import Array
-from .runs import BlockKind
-from .simplify import simplify
+from ..blocks.block_map import BlockMap
+from ..blocks.leaves import CHUNK
+from ..blocks.points import Array
+from ..blocks.runs import BlockKind
+from ..simplify import simplify
 
 _AT_ONCE = 1 << 22
 """Words that a product holds at once."""

@@ -21,10 +21,10 @@ from flexspec.mask import Mask
 from flexspec.ops import OPS, Type
 from flexspec.order import Order, in_memory
 
+from ..pipeline import BlockSize, make_grid, mask_mod_of, specialise_each
 from .bounds import Grid
 from .classify import classify
 from .intervals import FAR
-from .pipeline import BlockSize, make_grid, mask_mod_of, specialise_each
 from .points import needed, one_sided
 from .runs import Runs
 from .tables import Tables

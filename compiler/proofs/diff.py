@@ -17,14 +17,14 @@ from flexspec.inputs import Bound
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import flatten
 
+from ..blocks.block_map import BlockMap
+from ..blocks.points import Array
+from ..blocks.runs import BlockKind, Runs
+from ..pipeline import BlockSize, Stages, map_of
+from ..simplify import specialise
 from .assume import reduced
-from .block_map import BlockMap
-from .pipeline import BlockSize, Stages, map_of
-from .points import Array
 from .proof import MaskLike, never, sizes_of, without
-from .runs import BlockKind, Runs
 from .search import PAIRS
-from .simplify import specialise
 
 MOST_REGIONS = 8
 Place = tuple[int, int, int, int]
@@ -112,7 +112,7 @@ class Diff:
         b, h: which batch and head. region: (q_start, q_stop, kv_start, kv_stop) draws the pairs themselves there.
         Raises FS030, FS054.
         """
-        from .draw import diff as drawing
+        from ..draw import diff as drawing
 
         if path is not None:
             return drawing.save(self, path, b=b, h=h, region=region)

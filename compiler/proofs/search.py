@@ -12,13 +12,13 @@ import numpy as np
 
 from flexspec.expr import Apply, Const, Expr, apply, const, substitute, var, walk
 
+from ..blocks.bounds import Grid
+from ..blocks.classify import Trail, classify
+from ..blocks.points import Array, evaluate_at
+from ..blocks.runs import BlockKind, Runs
+from ..blocks.tables import Tables
+from ..simplify import simplify
 from .assume import reduced
-from .bounds import Grid
-from .classify import Trail, classify
-from .points import Array, evaluate_at
-from .runs import BlockKind, Runs
-from .simplify import simplify
-from .tables import Tables
 
 BLOCK = 128
 PAIRS = 1 << 22

@@ -270,6 +270,6 @@ def _legend(made: Any, groups: Sequence[Group], size: Size) -> None:
         if size.clear:
             handles.append(Patch(linewidth=1.1, label=text, **_own_style(itself)))
         else:
-            ring = {"markerfacecolor": "none", "markeredgecolor": OWN, "markeredgewidth": 1.6}
+            ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": OWN, "markeredgewidth": 1.6}
             handles.append(Line2D([], [], marker="o", linestyle="", markersize=7, label=text, **ring))
     picture.legend(made, handles)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .keys import KeptKeys
 
 CHARACTERS = {EMPTY: "·", PARTIAL: "▒", FULL: "█"}
+IN_ROW = 3  # frames beside each other, at the least, where there are as many
 INKS = {"·": 245, "▒": 110, "█": 32, "Q": 214, "q": 214}  # of the terminal's 256 colours
 LEGEND = (
     ("█", "kept"),
@@ -30,9 +31,10 @@ def draw(keys: KeptKeys, *, width: int = 72, color: bool | None = None) -> str:
     groups = groups_of(keys)
     lines = [shortened(keys.label, width)]
     for group in groups:
-        shown = [frame for frame in group.frames if frame.kept.any() or frame.own is not None]
+        shown = [frame for frame in group.frames if frame.kept.any() or frame.own is not None]  # never empty
         lines += [group.name] if group.name else []
-        lines += _in_rows([_drawn(frame, width) for frame in shown], width)
+        most = (width + 2) // min(len(shown), IN_ROW) - 2
+        lines += _in_rows([_drawn(frame, most) for frame in shown], width)
         if len(shown) < len(group.frames):
             lines.append(f"nothing is kept in {len(group.frames) - len(shown)} other frames")
     used = {character for line in lines if line.startswith("│") for character in line}

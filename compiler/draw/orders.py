@@ -15,7 +15,7 @@ from ..blocks.block_map import BlockMap
 from ..blocks.runs import BlockKind
 from ..pipeline import BlockSize, block_map
 from . import picture, terminal
-from .scale import Cells, heads_text
+from .scale import Cells, heads_text, whole
 
 IN_ROW = 3
 SIDES = {1: 5.4, 2: 3.7, 3: 2.9}  # inches of a map's longer axis, by maps in a row
@@ -57,20 +57,26 @@ def show_orders(
     shared: dict[str, Any] = {"batch": batch, "heads": heads, "block_size": block_size, **inputs}
     maps = [block_map(mask, tokens, order=order, **shared) for order in orders]
     if path is not None:
-        path = picture.writable(path)
-        return picture.write(figure(maps, b=b, h=h), path)
+        return save(maps, path, b=b, h=h)
     drawn = "\n\n".join(terminal.draw(each, b=b, h=h) for each in maps)
     print(drawn)
     return drawn
 
 
-def title_of(made: BlockMap, b: int = 0, h: int = 0) -> str:
+def save(maps: Sequence[BlockMap], path: str | Path, *, b: int = 0, h: int = 0) -> Path:
+    """Draw block maps of one mask side by side into a .png, .svg or .pdf file; returns its path. FS030, FS054."""
+    path = picture.writable(path)
+    return picture.write(figure(maps, b=b, h=h), path)
+
+
+def title_of(made: BlockMap, b: int = 0, h: int = 0) -> list[str]:
     """The order, and what it costs: blocks that are not empty, of how many, and how many of them are full."""
     counts = made.of(b, h).counts()
     partial, full, every = counts[BlockKind.PARTIAL], counts[BlockKind.FULL], made.q_blocks * made.kv_blocks
     name = "logical order" if made.order is None else str(made.order)
     share = picture.percent((partial + full) / every)
-    return f"{name}\n{partial + full:,} of {every:,} blocks, {share}\n{full:,} of them full"
+    note = picture.tile_note(made, whole(made))
+    return [name, f"{partial + full:,} of {every:,} blocks, {share}", "; ".join([f"{full:,} of them full", *note])]
 
 
 def figure(maps: Sequence[BlockMap], *, b: int = 0, h: int = 0) -> Any:
@@ -98,7 +104,7 @@ def figure(maps: Sequence[BlockMap], *, b: int = 0, h: int = 0) -> Any:
         x, top = start + column * (across + GAP + LEFT / 2), height - header - row * (ABOVE + down) - ABOVE
         axes = made.add_axes((x / width, (top - size[1]) / height, size[0] / width, size[1] / height))
         picture.fill(axes, each, cells, [picture.COLORS[shade] for shade in picture.Shade], labels=False)
-        name, *rest = title_of(each, b, h).split("\n")
+        name, *rest = title_of(each, b, h)
         style: dict[str, Any] = {"ha": "center", "parse_math": False}
         middle = (x + size[0] / 2) / width
         made.text(middle, (top + 0.62) / height, name, fontsize=9, weight="bold", **style)

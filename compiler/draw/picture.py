@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ COLORS = {
     Shade.KEPT: "#B55A00",
     Shade.SOLID: "#0B4272",
 }
+TILES = "#A3246E"  # lines where tiles of an order begin
+MOST_TILES = 32  # on a side, of which borders are drawn
 MOST_CELLS = 640  # per side: about as many as a page can show
 SMALL = 64  # tokens per side up to which a whole map is drawn pair by pair, and lines are drawn between tokens
 SIDE = 5.4  # inches of the longer axis
@@ -147,6 +150,7 @@ def fill(axes: Any, block_map: BlockMap, cells: Cells, colors: list[str], *, lab
     axes.set_xlim(kv_start, kv_stop)
     axes.set_ylim(q_stop, q_start)
     _lines(axes, block_map, cells)
+    _tile_lines(axes, block_map, cells)
     axes.xaxis.set_ticks_position("top")
     axes.xaxis.set_label_position("top")
     if labels:
@@ -201,8 +205,47 @@ def _lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
         color, width = "#BDBDBD", 0.45
     for line, start, stop, block in sides:
         if block > 1 or not cells.pairs:
-            for at in range(-(-(start + 1) // block) * block, stop, block):
+            for at in starts(start, stop, block):
                 line(at, color=color, linewidth=width)
+
+
+def starts(start: int, stop: int, step: int) -> range:
+    """Multiples of `step` inside a side, its own edges left out."""
+    return range(-(-(start + 1) // step) * step, stop, step)
+
+
+def tile_of(block_map: BlockMap) -> int:
+    """Memory positions of a tile of the map's order; 1 where it has no tiles."""
+    return prod(getattr(block_map.order, "tile", ()))
+
+
+def tile_starts(block_map: BlockMap, region: Region) -> tuple[range, range]:
+    """Where tiles of the map's order begin in a region, on both sides: none where there are too many to see, or where
+    a tile is a block.
+
+    A map that was sliced counts its queries from the cut, so that tiles are known on the side of the keys only.
+    """
+    order, tile, none = block_map.order, tile_of(block_map), range(0)
+    q_start, q_stop, kv_start, kv_stop = region
+    many = max(q_stop - q_start, kv_stop - kv_start) > MOST_TILES * tile
+    if order is None or order.canvas is None or tile == 1 or many:
+        return none, none
+    on_q = block_map.q_len == order.padded(order.canvas.size) and tile != block_map.block_q
+    on_kv = tile != block_map.block_kv
+    return starts(q_start, q_stop, tile) if on_q else none, starts(kv_start, kv_stop, tile) if on_kv else none
+
+
+def tile_note(block_map: BlockMap, region: Region) -> list[str]:
+    """What a picture says of its tiles."""
+    if any(tile_starts(block_map, region)):
+        return [f"purple: tiles of {tile_of(block_map):,}"]
+    return ["a tile is a block"] if tile_of(block_map) == block_map.block_q == block_map.block_kv > 1 else []
+
+
+def _tile_lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
+    for line, found in zip((axes.axhline, axes.axvline), tile_starts(block_map, cells.region), strict=True):
+        for at in found:
+            line(at, color=TILES, linewidth=1.3 if cells.pairs else 0.8 if len(found) <= MOST_TILES / 2 else 0.4)
 
 
 def titled(label: str, columns: int) -> list[str]:
@@ -218,6 +261,7 @@ def _facts(block_map: BlockMap, cells: Cells, head: str) -> list[str]:
     facts.append(f"blocks of {block_map.block_q} × {block_map.block_kv}")
     if block_map.order is not None:
         facts.append(f"order {block_map.order}")
+    facts += tile_note(block_map, cells.region)
     if head:
         facts.append(head)
     facts.append(f"density {percent(block_map.density)}")

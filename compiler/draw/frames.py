@@ -223,7 +223,7 @@ def _mark(axes: Any, frame: Frame, clear: bool) -> None:
                   markeredgewidth=width, clip_on=False, zorder=3)  # fmt: skip
 
 
-def _own_style(itself: bool) -> dict[str, str]:
+def _own_style(itself: bool) -> dict[str, Any]:
     return {"facecolor": OWN, "edgecolor": "#000000"} if itself else {"facecolor": COLORS[EMPTY], "edgecolor": OWN}
 
 

@@ -51,9 +51,9 @@ def show_orders(
     mask, orders = from_mask_mod(mask), list(orders)
     if not orders:
         raise FlexSpecError("FS020", "no order is given", fix="give one or more, or None", where=user_caret())
-    if length is None and mask.canvas is None:
+    tokens = mask.canvas.size if length is None and mask.canvas else length
+    if tokens is None:
         raise FlexSpecError("FS020", "the length is not given", fix="give length=4096", where=user_caret())
-    tokens = length if length is not None or mask.canvas is None else mask.canvas.size
     shared: dict[str, Any] = {"batch": batch, "heads": heads, "block_size": block_size, **inputs}
     maps = [block_map(mask, tokens, order=order, **shared) for order in orders]
     if path is not None:

@@ -238,7 +238,8 @@ def _label(axes: Any, keys: KeptKeys, *, at_corner: bool) -> None:
     sides = [(axes.xaxis, names[-1], size.width)] + ([(axes.yaxis, names[0], size.height)] if len(names) > 1 else [])
     for side, name, dots in sides:
         length = keys.canvas.lengths[name]
-        at = list(ticks(0, length, 1, max(1, round(dots / axes.figure.dpi * 1.6))))
+        most = round(dots / axes.figure.dpi * 1.6)
+        at = list(ticks(0, length, 1, most)) if most > 2 else sorted({0, length - 1})
         side.set_ticks([value + 0.5 for value in at], [f"{value:,}" for value in at])
     axes.set_xlabel(f"{names[-1]} →", fontsize=8, labelpad=1)
     if len(names) > 1:

@@ -99,6 +99,7 @@ FAMILIES = {
     "documents": "Documents, segments, tokens of several kinds",
     "grid": "On a canvas",
 }
+WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 INTRODUCTION = f"""# Patterns
 
 Each drawn at {LENGTH} tokens in blocks of {BLOCK}, one pixel a pair, its last head: queries downwards, keys rightwards.
@@ -146,8 +147,8 @@ def small(path: Path) -> None:
 
 
 def query_of(canvas: fs.Canvas) -> dict[str, int]:
-    """The query whose keys are drawn: a third of the way along each axis."""
-    return {name: length // 3 for name, length in canvas.axes}
+    """The query whose keys are drawn: two thirds of the way along each axis."""
+    return {name: 2 * length // 3 for name, length in canvas.axes}
 
 
 def source_of(entry: Any) -> str:
@@ -187,10 +188,16 @@ class Shown:
             for picture, width in zip(self.pictures, widths, strict=False)
         ]
         code = f"order = {self.order}\n{self.code}" if self.order else self.code
-        wrapped = textwrap.wrap(str(self.mask.expr), 110, break_long_words=False, break_on_hyphens=False)
+        wrapped = textwrap.wrap(str(self.mask.expr), 110, **WHOLE_WORDS)
         text = f"{meaning[0].upper()}{meaning[1:]}. {self.densities()}."
         text += f" Source: {source}." if source else ""
-        lines = [f"### {name}", "", " ".join(images), "", *textwrap.wrap(text, 118, break_long_words=False)]
+        lines = [
+            f"### {name}",
+            "",
+            " ".join(images),
+            "",
+            *textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False),
+        ]
         lines += ["", "```python", code, "```", "", "```text", *wrapped, "```", ""]
         return "\n".join(lines)
 

@@ -46,7 +46,7 @@ def test_kept_keys_lie_where_a_loop_over_the_canvas_finds_them(canvas):
         assert (found.kept[number].numpy() == brute(canvas, at)).all()
         by_name = fs.kept_keys(near(canvas), dict(zip(canvas.names, at, strict=True)))
         assert by_name.queries == (number,) and torch.equal(by_name.kept[0], found.kept[number])
-    assert found.counts == [int(brute(canvas, at).sum()) for at in points]
+    assert found.counts == tuple(int(brute(canvas, at).sum()) for at in points)
 
 
 @pytest.mark.parametrize("canvas", LAST_AXES, ids=str)
@@ -85,7 +85,7 @@ def test_a_mask_without_a_canvas_is_a_strip_or_is_laid_on_one():
     [
         ({"h": 5, "w": 0}, {}, "FS030", "h is 5, and canvas(h=5, w=7) has 5 there"),
         ({"h": 0, "w": -1}, {}, "FS030", "give w from 0 to 6"),
-        (35, {}, "FS030", "position is 35, and canvas(h=5, w=7) has 35 there"),
+        (35, {}, "FS030", "position is 35, and the sequence has 35 there"),
         ({"h": 1}, {}, "FS011", "the query names h"),
         ({"h": 1, "w": 1, "t": 1}, {}, "FS011", "the canvas has the axes h or w"),
         ({"h": 1, "w": 1.0}, {}, "FS023", "the query's w is 1.0"),
@@ -99,6 +99,30 @@ def test_mistakes(query, given, code, words):
     with pytest.raises(fs.FlexSpecError) as caught:
         fs.kept_keys(near(IMAGE), query, **given)
     assert caught.value.code == code and words in str(caught.value)
+
+
+def test_a_canvas_inside_a_longer_sequence():
+    """Video after 6 tokens of text, 4 more after it; the oracle is the dense mask."""
+    table = {("text", "video"): True, ("video", "video"): near(VIDEO), ("video", "text"): True, ("video", "end"): True}
+    pattern = fs.segments({"text": 6, "video": 60, "end": 4}, table)
+    whole = pattern.dense(70)[0, 0]
+    found = fs.kept_keys(pattern, [{"t": 1, "h": 2, "w": 1}, 0, 69], canvas=VIDEO, start=6, length=70)
+    assert found.queries == (6 + 29, 0, 69)
+    assert torch.equal(found.kept.flatten(1), whole[[35, 0, 69], 6:66])
+    assert found.counts == (55, 60, 0) and found.place(1) is None and found.place(0) == (1, 2, 1)
+    assert (found.kept[0].numpy() == brute(VIDEO, (1, 2, 1))).all()
+    one = fs.kept_keys(pattern, 35, canvas=VIDEO, start=6, length=70)
+    notes = texts(frames.figure(one))[1].replace("\n", " ")
+    assert "70 tokens, t × h × w = 3 × 5 × 4 from token 6" in notes
+    assert "keeps 55 keys (78.6%, 10 of them off the canvas)" in notes
+    drawn = frames_text.draw(found, color=False)
+    assert "query 0 keeps 60" in drawn and "query 69 keeps 0" in drawn
+    for given in ({"start": 6, "length": 65}, {"start": 11, "length": 70}):
+        with pytest.raises(fs.FlexSpecError, match="FS032"):
+            fs.kept_keys(pattern, 0, canvas=VIDEO, **given)
+    for given in ({"start": -1}, {"start": True}, {"length": 0}):
+        with pytest.raises(fs.FlexSpecError, match="FS030"):
+            fs.kept_keys(pattern, 0, canvas=VIDEO, **given)
 
 
 def test_a_mask_without_a_canvas_needs_one():
@@ -170,7 +194,7 @@ def test_text_of_frames():
         "│····████│  │····████│",
         "│····████│  │····████│",
         "└────────┘  └────────┘",
-        "nothing is kept in 1 other frames",
+        "nothing is kept in 1 other frame",
         "█ kept   · not kept   Q the query",
         "60 tokens, t × h × w = 3 × 5 × 4, query t=0, h=1, w=2 keeps 20 keys (33.3%)",
     ]

@@ -26,7 +26,7 @@ def of_queries(
     canvas = None if mask.canvas and mask.canvas.size == length else length
     found = fs.kept_keys(mask, list(places), canvas=canvas, h=head, **given)
     path = frames.save(found, output) if output else None
-    queries = [dict(zip(found.canvas.names, found.place(i), strict=True)) for i in range(len(found.queries))]
+    queries = [dict(zip(found.canvas.names, found.place(i) or (), strict=True)) for i in range(len(places))]
     kept = [{"query": query, "kept": count} for query, count in zip(queries, found.counts, strict=True)]
     facts = {"pattern": found.label, "canvas": found.canvas.lengths, "queries": kept}
     return _with(path, facts, lambda: frames_text.draw(found, width=terminal_width()))

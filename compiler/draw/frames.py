@@ -35,7 +35,7 @@ class Frame:
 
     name: str
     kept: NDArray[np.bool_]
-    own: tuple[int, int] | None
+    own: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def frames_of(keys: KeptKeys, number: int) -> list[Frame]:
     frames = []
     for image, at in zip(images, np.ndindex(*(length for _, length in outer)), strict=True):
         name = ", ".join(f"{axis}={index}" for (axis, _), index in zip(outer, at, strict=True))
-        own = (place[-2] if len(place) > 1 else 0, place[-1]) if at == place[:-2] else None
+        own = (0, *place)[-2:] if place and at == place[:-2] else None
         frames.append(Frame(name, image, own))
     return frames
 
@@ -83,7 +83,7 @@ def groups_of(keys: KeptKeys) -> list[Group]:
 
 
 def _around_own(frames: list[Frame]) -> list[Frame]:
-    own = next(index for index, frame in enumerate(frames) if frame.own is not None)
+    own = next((index for index, frame in enumerate(frames) if frame.own is not None), 0)
     start = max(0, min(own - MOST_FRAMES // 2, len(frames) - MOST_FRAMES))
     return frames[start : start + MOST_FRAMES]
 
@@ -251,10 +251,14 @@ def facts_of(keys: KeptKeys, groups: Sequence[Group]) -> list[str]:
     """Sizes and counts in words."""
     sides = " × ".join(f"{length:,}" for length in keys.canvas.lengths.values())
     names = " × ".join(keys.canvas.names)
-    facts = [f"{keys.canvas.size:,} tokens" + (f", {names} = {sides}" if len(keys.canvas.axes) > 1 else "")]
+    facts = [f"{keys.length:,} tokens" + (f", {names} = {sides}" if len(keys.canvas.axes) > 1 else "")]
+    if keys.length > keys.canvas.size:
+        facts[0] += f" from token {keys.start:,}"
     if len(keys.queries) == 1:
         (count,) = keys.counts
-        facts.append(f"{keys.named(0)} keeps {count:,} keys ({100 * count / keys.canvas.size:.3g}%)")
+        off = count - int(keys.kept.sum())
+        share = picture.percent(count / keys.length) + (f", {off:,} of them off the canvas" if off else "")
+        facts.append(f"{keys.named(0)} keeps {count:,} keys ({share})")
     facts += [group.note for group in groups if group.note] + ([keys.head] if keys.head else [])
     return facts
 

@@ -31,12 +31,12 @@ def draw(keys: KeptKeys, *, width: int = 72, color: bool | None = None) -> str:
     groups = groups_of(keys)
     lines = [shortened(keys.label, width)]
     for group in groups:
-        shown = [frame for frame in group.frames if frame.kept.any() or frame.own is not None]  # never empty
+        shown = [frame for frame in group.frames if frame.kept.any() or frame.own is not None]
         lines += [group.name] if group.name else []
-        most = (width + 2) // min(len(shown), IN_ROW) - 2
+        most = (width + 2) // max(1, min(len(shown), IN_ROW)) - 2
         lines += _in_rows([_drawn(frame, most) for frame in shown], width)
-        if len(shown) < len(group.frames):
-            lines.append(f"nothing is kept in {len(group.frames) - len(shown)} other frames")
+        if left_out := len(group.frames) - len(shown):
+            lines.append(f"nothing is kept in {left_out} other frame{'s' if left_out > 1 else ''}")
     used = {character for line in lines if line.startswith("│") for character in line}
     lines = [_inked(line) if color and line.startswith("│") else line for line in lines]
     lines.append("   ".join(f"{_inked(mark) if color else mark} {text}" for mark, text in LEGEND if mark in used))
@@ -59,7 +59,7 @@ def _drawn(frame: Frame, width: int) -> list[str]:
 
 
 def _in_rows(boxes: list[list[str]], width: int) -> Iterator[str]:
-    in_row = max(1, (width + 2) // (len(boxes[0][0]) + 2))
+    in_row = max(1, (width + 2) // (len(boxes[0][0]) + 2)) if boxes else 1
     for start in range(0, len(boxes), in_row):
         yield from ("  ".join(parts).rstrip() for parts in zip(*boxes[start : start + in_row], strict=True))
 

@@ -169,7 +169,28 @@ def test_of_many_frames_those_around_the_query_are_drawn_and_the_rest_is_counted
     (group,) = frames.groups_of(found)
     assert len(group.frames) == frames.MOST_FRAMES and group.frames[-1].name == "t=99"
     assert any(frame.own == (1, 2) and frame.name == "t=90" for frame in group.frames)
+    both = frames.groups_of(fs.kept_keys(fs.axial(tall, "t"), [0, 599]))
+    assert both[1].name.endswith(f"; {group.note}") and both[1].note == ""
     assert group.note == f"{frames.MOST_FRAMES} of 100 frames, {100 - frames.MOST_FRAMES} keys in the others"
+
+
+def test_of_many_queries_the_first_are_drawn():
+    flat, deep = (fs.kept_keys(near(canvas), range(canvas.size)) for canvas in (fs.Canvas(h=7, w=9), VIDEO))
+    (group,) = frames.groups_of(flat)
+    assert len(group.frames) == frames.MOST_FRAMES and group.note == f"the first {frames.MOST_FRAMES} of 63 queries"
+    groups = frames.groups_of(deep)
+    assert len(groups) == frames.MOST_QUERIES and groups[-1].note == f"the first {frames.MOST_QUERIES} of 60 queries"
+    assert "the first 6 of 60 queries" in frames_text.draw(deep, color=False)
+
+
+@pytest.mark.parametrize("sides", [{"t": 40, "h": 90, "w": 3}, {"v": 3, "t": 12, "h": 2, "w": 2}, {"h": 40, "w": 2}])
+def test_names_of_frames_do_not_overlap(sides):
+    canvas = fs.Canvas(**sides)
+    figure = frames.figure(fs.kept_keys(near(canvas), [0, canvas.size - 1, 5]))
+    renderer = figure.canvas.get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in figure.texts[2:] if text.get_text()]
+    assert not [(i, j) for i, a in enumerate(boxes) for j, b in enumerate(boxes[:i]) if a.overlaps(b)]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
 
 
 def test_a_long_strip_shows_single_keys_as_some_kept():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 COLORS = {EMPTY: "#E9ECEF", PARTIAL: "#7FA3C4", FULL: "#0B4272"}
 OWN = "#E69F00"
 MOST_FRAMES = 36  # of one query; of more, those around the query's own are drawn
-MOST_COLUMNS = 12
+MOST_QUERIES = 6  # of a canvas with frames; the first ones are drawn
 DPI, LEAST_DPI, MOST_DPI = 150, 130, 200
 BOX = 6.2, 4.6  # inches that the frames of one query may fill
 SIDE_GAP, TOP_GAP = 0.12, 0.26  # inches beside a frame, and above it for its name
+CHARACTER = 0.068  # inches of a character of a frame's name
 THINNEST = 0.06  # of the longer side: what a strip is stretched to
 CLEAR = 0.06  # inches of a token's side from which it is drawn with an edge
 MARGIN = {"left": 0.55, "right": 0.25, "below": 0.36, "legend": 0.42, "group": 0.3}
@@ -66,20 +67,28 @@ def groups_of(keys: KeptKeys) -> list[Group]:
     """The frames in the order in which they are drawn."""
     each = [frames_of(keys, number) for number in range(len(keys.queries))]
     names = [f"{keys.named(i)} keeps {count:,}" for i, count in enumerate(keys.counts)]
+    alone = len(each) == 1
     if len(keys.canvas.axes) <= 2:
-        alone = len(each) == 1
-        return [Group("", [Frame("" if alone else names[i], one.kept, one.own) for i, (one,) in enumerate(each)])]
+        shown = [Frame("" if alone else name, one.kept, one.own) for name, (one,) in zip(names, each, strict=True)]
+        note = f"the first {MOST_FRAMES} of {len(each):,} queries" if len(each) > MOST_FRAMES else ""
+        return [Group("", shown[:MOST_FRAMES], note=note)]
     sides = list(keys.canvas.lengths.values())[:-2]
-    columns = sides[-1] if len(sides) > 1 and sides[-1] <= MOST_COLUMNS else None
     made = []
-    for name, frames in zip(names, each, strict=True):
+    for name, frames in zip(names[:MOST_QUERIES], each, strict=False):
         shown = _around_own(frames)
-        note = ""
-        if len(shown) < len(frames):
-            others = sum(int(frame.kept.sum()) for frame in frames) - sum(int(frame.kept.sum()) for frame in shown)
-            note = f"{len(shown)} of {len(frames)} frames, {others:,} keys in the others"
-        made.append(Group(name if len(each) > 1 else "", shown, columns if not note else None, note))
+        columns = sides[-1] if len(sides) > 1 and len(shown) == len(frames) else None
+        note = _left_out(frames, shown)
+        made.append(Group("", shown, columns, note) if alone else Group(f"{name}{note and '; '}{note}", shown, columns))
+    if len(each) > MOST_QUERIES:
+        made[-1] = replace(made[-1], note=f"the first {MOST_QUERIES} of {len(each):,} queries")
     return made
+
+
+def _left_out(frames: list[Frame], shown: list[Frame]) -> str:
+    if len(shown) == len(frames):
+        return ""
+    others = sum(int(frame.kept.sum()) for frame in frames) - sum(int(frame.kept.sum()) for frame in shown)
+    return f"{len(shown)} of {len(frames)} frames, {others:,} keys in the others"
 
 
 def _around_own(frames: list[Frame]) -> list[Frame]:
@@ -130,7 +139,8 @@ def figure(keys: KeptKeys) -> Any:
 class Size:
     """How the frames of a query are laid out: rows and columns of frames, and inches of each.
 
-    step: tokens along a cell's side. clear: tokens are large enough for edges between them.
+    gap: above a frame. pitch: from one frame to the next in a row, at least its name's. step: tokens along a cell's
+    side. clear: tokens are large enough for edges between them.
     """
 
     rows: int
@@ -138,6 +148,7 @@ class Size:
     across: float
     down: float
     gap: float
+    pitch: float
     dpi: float
     step: int
     clear: bool
@@ -148,12 +159,14 @@ def _fitted(group: Group) -> Size:
     rows, columns = group.frames[0].kept.shape
     ratio = min(max(rows / columns, THINNEST), 1 / THINNEST)
     count, gap = len(group.frames), TOP_GAP if group.frames[0].name else 0.06
+    named = max(len(frame.name) for frame in group.frames) * CHARACTER
+    most = min(count, max(1, int((BOX[0] + SIDE_GAP) / (named + SIDE_GAP))))
 
     def across(in_row: int) -> float:
         fits = (BOX[0] + SIDE_GAP) / in_row - SIDE_GAP, (BOX[1] / ceil(count / in_row) - gap) / ratio
         return max(0.1, min(fits))
 
-    chosen = [group.columns] if group.columns else range(1, min(count, MOST_COLUMNS) + 1)
+    chosen = [group.columns] if group.columns and group.columns <= most else range(1, most + 1)
     in_row = max(chosen, key=lambda n: (round(across(n), 3), -(-count // n * n)))
     wide = across(in_row)
     longer, side = (columns, wide) if columns >= rows else (rows, wide * ratio)
@@ -162,18 +175,18 @@ def _fitted(group: Group) -> Size:
     dots = max(1, round(DPI * side / cells))
     dots += dots * cells / side < LEAST_DPI
     clear = min(wide / columns, wide * ratio / rows) >= CLEAR
-    return Size(ceil(count / in_row), in_row, wide, wide * ratio, gap, dots * cells / side, step, clear)
+    pitch = max(wide, named) + SIDE_GAP
+    return Size(ceil(count / in_row), in_row, wide, wide * ratio, gap, pitch, dots * cells / side, step, clear)
 
 
 def _draw_group(made: Any, keys: KeptKeys, group: Group, size: Size, top: float) -> None:
     width, height = made.get_size_inches()
-    used = min(size.columns, len(group.frames)) * (size.across + SIDE_GAP) - SIDE_GAP
-    left = MARGIN["left"] + (BOX[0] - used) / 2
+    left = MARGIN["left"] + (BOX[0] + size.pitch - size.across - size.columns * size.pitch) / 2
     several = len(keys.canvas.axes) > 2
     counted = several and all(len(frame.name) + 7 <= size.across * 14 for frame in group.frames)
     for number, frame in enumerate(group.frames):
         row, column = divmod(number, size.columns)
-        x, y = left + column * (size.across + SIDE_GAP), top - (row + 1) * (size.down + size.gap)
+        x, y = left + column * size.pitch, top - (row + 1) * (size.down + size.gap)
         x, y = (round(at * size.dpi) / size.dpi for at in (x, y))
         axes = made.add_axes((x / width, y / height, size.across / width, size.down / height))
         _fill(axes, frame, size)
@@ -239,7 +252,8 @@ def _label(axes: Any, keys: KeptKeys, *, at_corner: bool) -> None:
     for side, name, dots in sides:
         length = keys.canvas.lengths[name]
         most = round(dots / axes.figure.dpi * 1.6)
-        at = list(ticks(0, length, 1, most)) if most > 2 else sorted({0, length - 1})
+        few = sorted({0, length - 1}) if dots > 0.3 * axes.figure.dpi else [0]
+        at = list(ticks(0, length, 1, most)) if most > 2 else few
         side.set_ticks([value + 0.5 for value in at], [f"{value:,}" for value in at])
     axes.set_xlabel(f"{names[-1]} →", fontsize=8, labelpad=1)
     if len(names) > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from contextlib import chdir
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -243,10 +244,11 @@ def main() -> None:
     shown = gallery()
     for one in track(shown.values(), transient=True):
         one.draw(folder)
-    code = re.search(r"```python\n(.*?)```", ORDERS, re.S)
-    assert code
-    exec(code[1].replace('"orders.png"', repr(str(folder / "orders.png"))), {"fs": fs})
-    small(folder / "orders.png")
+    with chdir(folder):
+        for code in re.findall(r"```python\n(.*?)```", ORDERS, re.S):
+            exec(code, {"fs": fs})
+        for name in re.findall(r'src="pictures/(.*?)"', ORDERS):
+            small(Path(name))
     (DOCS / "patterns.md").write_text(page(shown))
     write_table(shown, DOCS.parent / "README.md")
     print(f"{len(shown)} patterns drawn:", DOCS / "patterns.md")

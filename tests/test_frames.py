@@ -330,6 +330,9 @@ def test_the_command_line_draws_queries(tmp_path, monkeypatch):
         (["--query", "t=1,h=0,h=0"], "FS050"),
         (["--query", "near"], "FS050"),
         (["--query", "0", "--length", "9"], "FS032"),
+        (["--query", "0", "--kv-length", "9"], "FS030"),
+        (["--query", "0", "--region", "0:9,0:9", "-o", "x.png"], "FS030"),
+        (["--order", "row_major", "--order", "axes(h, t, w)", "--region", "0:9,0:9", "-o", "x.png"], "FS030"),
     ],
 )
 def test_queries_that_the_command_line_cannot_draw(words, code):

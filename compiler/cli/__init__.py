@@ -177,8 +177,13 @@ def show(
         if part and output is None:
             fix = "add -o mask.png"
             raise FlexSpecError("FS020", "a region is drawn into a picture, and no file is named", fix=fix)
+        if part and (query or len(order or ()) > 1):
+            raise FlexSpecError("FS030", "a region is drawn of one block map", fix="give one order, and no query")
         given = {"batch": batch, "heads": heads, **cli_values.inputs(values, attention.mask)}
         if query:
+            if kv_len not in (None, q_len):
+                message = f"a query's keys are drawn among as many as there are queries, not {kv_len:,} of {q_len:,}"
+                raise FlexSpecError("FS030", message, fix="leave --kv-length out")
             places = [cli_values.query(text) for text in query]
             facts, drawn = pictures.of_queries(attention.mask, places, q_len, head, output, given)
         else:

@@ -17,9 +17,9 @@ from ..pipeline import BlockSize, block_map
 from . import picture, terminal
 from .scale import Cells, heads_text, whole
 
-IN_ROW = 3
-SIDES = {1: 5.4, 2: 3.7, 3: 2.9}  # inches of a map's longer axis, by maps in a row
-GAP, ABOVE, LEFT, RIGHT = 0.3, 0.95, 0.75, 0.2  # inches beside and above a map, and at the figure's sides
+IN_ROW = {1: 1, 2: 2, 4: 2}  # maps in a row, by how many there are; else 3
+SIDES = {1: 5.4, 2: 3.2, 3: 2.6}  # inches of a map's longer axis, by maps in a row
+GAP, ABOVE, LEFT, RIGHT = 0.3, 0.9, 0.75, 0.2  # inches beside and above a map, and at the figure's sides
 
 
 def show_orders(
@@ -85,7 +85,7 @@ def figure(maps: Sequence[BlockMap], *, b: int = 0, h: int = 0) -> Any:
     from matplotlib.figure import Figure
 
     parts = [picture.cells_of(each, b, h) for each in maps]
-    in_row = min(len(maps), IN_ROW)
+    in_row = IN_ROW.get(len(maps), 3)
     dpi = picture.axes_size(parts[0], SIDES[in_row])[2]
     sizes = [picture.axes_size(cells, SIDES[in_row], dpi) for cells in parts]
     across, down = (max(size[axis] for size in sizes) for axis in (0, 1))

@@ -90,6 +90,8 @@ def test_a_mask_without_a_canvas_is_a_strip_or_is_laid_on_one():
         ({"h": 1, "w": 1, "t": 1}, {}, "FS011", "the canvas has the axes h or w"),
         ({"h": 1, "w": 1.0}, {}, "FS023", "the query's w is 1.0"),
         (True, {}, "FS023", "the query's position is True"),
+        (3.5, {}, "FS023", "the query's position is 3.5"),
+        ("h=1", {}, "FS023", "the query's position is 'h=1'"),
         ([], {}, "FS020", "no query is given"),
         (3, {"canvas": fs.Canvas(h=5, w=8)}, "FS032", "canvas(h=5, w=7) has 35 tokens"),
         (3, {"h": -1}, "FS030", "there is no head -1"),

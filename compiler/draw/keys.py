@@ -104,7 +104,7 @@ def kept_keys(
     mask = from_mask_mod(mask)
     laid = _canvas(mask, canvas)
     length = _length(laid, start, length)
-    queries = [query] if isinstance(query, (int, Mapping)) else list(query)
+    queries: list[Any] = list(query) if isinstance(query, Sequence) and not isinstance(query, str) else [query]
     places = tuple(_position(each, laid, start, length) for each in queries)
     if not places:
         raise FlexSpecError("FS020", "no query is given", fix="give one, e.g. dict(h=3, w=5)", where=user_caret())

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .compiler.attend import CompiledAttention, compile
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
+    from .compiler.draw.keys import KeptKeys, kept_keys
+    from .compiler.draw.orders import show_orders
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.proofs.diff import Diff, diff
     from .compiler.proofs.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
@@ -43,6 +45,7 @@ __all__ = [
     "FlexSpecError",
     "FlexSpecWarning",
     "Input",
+    "KeptKeys",
     "Mask",
     "Order",
     "Param",
@@ -62,6 +65,7 @@ __all__ = [
     "implies",
     "is_causal",
     "is_empty",
+    "kept_keys",
     "load",
     "mask",
     "parse",
@@ -70,6 +74,7 @@ __all__ = [
     "reference_attention",
     "row_major",
     "score",
+    "show_orders",
     "striped",
     "tiled",
 ]
@@ -81,6 +86,7 @@ _COMPILER = {
     "BlockMap": "blocks.block_map",
     "CompiledAttention": "attend",
     "Diff": "proofs.diff",
+    "KeptKeys": "draw.keys",
     "Proof": "proofs.proof",
     "Reach": "proofs.reach",
     "block_map": "pipeline",
@@ -92,8 +98,10 @@ _COMPILER = {
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",
+    "kept_keys": "draw.keys",
     "reach": "proofs.reach",
     "reference_attention": "reference",
+    "show_orders": "draw.orders",
 }
 
 

@@ -67,8 +67,9 @@ SAMPLES: dict[str, str | tuple[str, str]] = {
     "temporal_head": f"fs.temporal_head({VIDEO}, width=32)",
     "radial": f"fs.radial({VIDEO}, decay=0.5, block=8)",
     "epipolar": (
-        "fs.epipolar(fs.Canvas(v=4, h=8, w=16), torch.tensor([[1.0, 2.0, -16.0], [1.0, -1.0, -4.0]]).repeat(256, 2, 1)"
-        ".view(512, 4, 3), width=1.5)"
+        "fs.epipolar(fs.Canvas(v=4, h=8, w=16), torch.tensor([[1.0, 2.0, -16.0], [1.0, -1.0, -4.0]]).repeat(512, 2, 1),"
+        " width=1.5)",
+        "fs.tiled(fs.Canvas(v=4, h=8, w=16), h=4, w=4)",
     ),
     "reordered": f'fs.reordered(fs.temporal_head({VIDEO}, width=32), fs.axes({VIDEO}, "h", "w", "t"))',
     "with_text": "fs.with_text(fs.axial(fs.Canvas(t=7, h=8, w=8), 't'), text=64, lengths=[40])",

@@ -119,14 +119,16 @@ def radial(
 
     rounded: whole tiles of `block` x `block` tokens, frame after frame, as the public kernel computes them. A tile is
     kept if, of its keys that any query of the tile keeps, more than 3/5 are kept by more than 1/3 of its queries. This
-    is lossy: `radial(...).diff(radial(..., rounded=True))` counts the pairs that it drops (`only_a`) and adds
-    (`only_b`). A table of the tiles is made here, at the cost of `size ** 2 / block` counts.
+    is lossy: the repr says how many pairs it adds and drops, `radial(...).diff(radial(..., rounded=True))` where. A
+    table of the tiles is made here, at the cost of `size ** 2 / block` counts.
 
     Source: Radial Attention. Its code has 128 for `block` in the choice of frames, rounds each two frames alone, and
     treats `d = 1` apart: width `S // 2` for Wan, `S` for HunyuanVideo. Raises FS011, FS025, FS032.
 
     >>> radial(Canvas(t=3, w=4), decay=0.5, block=1, first_frame_sink=False).dense(12).int()[0, 0].tolist()[8]
     [1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1]
+    >>> radial(Canvas(t=3, w=4), decay=0.5, block=2, rounded=True)
+    radial(canvas=canvas(t=3, w=4), decay=0.5, block=2, rounded=True, added=8, dropped=0)
     """
     others = _others(canvas, on_axis(canvas, "radial", time, "time"))
     _check_radial(decay, block, first_frame_sink, rounded)
@@ -143,7 +145,7 @@ def radial(
 
     shown: dict[str, Any] = {"canvas": canvas, "decay": decay, "block": block}
     shown |= {} if first_frame_sink else {"first_frame_sink": False}
-    shown |= _time(time) | ({"rounded": True} if rounded else {})
+    shown |= _time(time)
     if not rounded:
         return mask(canvas=canvas)(near).named("radial", **shown)
     tiles = Input("tiles", ("_", "_"), bool)
@@ -151,7 +153,9 @@ def radial(
     def tiled(q: Any, kv: Any) -> Any:
         return tiles[tuple(_number(at, canvas, [time, *others]) // block for at in (q, kv))]
 
-    table = _rounded(canvas.lengths[time], canvas.size // canvas.lengths[time], rings, first_frame_sink, block)
+    inside = canvas.size // canvas.lengths[time]
+    table, added, dropped = _rounded(canvas.lengths[time], inside, rings, first_frame_sink, block)
+    shown |= {"rounded": True, "added": added, "dropped": dropped}
     return mask(canvas=canvas)(tiled)(tiles=table).named("radial", **shown)
 
 
@@ -176,8 +180,8 @@ def _rings(frames: int, inside: int, decay: float, block: int) -> dict[int, tupl
 
 def _rounded(
     frames: int, inside: int, rings: dict[int, tuple[int, int]], first_frame_sink: bool, block: int
-) -> torch.Tensor:
-    """The tiles that are kept: bool [tiles, tiles]."""
+) -> tuple[torch.Tensor, int, int]:
+    """The tiles that are kept, bool [tiles, tiles], and how many pairs they add and drop."""
     reach = np.full(frames, inside)
     for first, (width, step) in rings.items():
         apart = np.arange(first, min(2 * first, frames))
@@ -185,7 +189,7 @@ def _rounded(
     size, frame, place = frames * inside, np.arange(frames), np.arange(inside, dtype=np.int32)
     tiles = -(-size // block)
     columns = np.zeros(tiles * block, dtype=np.int32)  # of each key, how many of a tile's queries keep it
-    kept = np.zeros((tiles, tiles), dtype=bool)
+    kept, added, dropped = np.zeros((tiles, tiles), dtype=bool), 0, 0
     for row in range(tiles):
         start, stop = row * block, min(row * block + block, size)
         counts = np.zeros((frames, inside), dtype=np.int32)
@@ -195,9 +199,13 @@ def _rounded(
             width[0] = inside if first_frame_sink else width[0]
             counts += np.maximum(np.minimum(place + width, high) - np.maximum(place - width, low) + 1, 0)
         columns[:size] = counts.reshape(-1)
-        many, any_ = 3 * columns > stop - start, columns > 0
-        kept[row] = 5 * many.reshape(tiles, block).sum(1) > 3 * any_.reshape(tiles, block).sum(1)
-    return torch.from_numpy(kept)
+        of_tiles = columns.reshape(tiles, block)
+        kept[row] = 5 * (3 * of_tiles > stop - start).sum(1) > 3 * (of_tiles > 0).sum(1)
+        pairs = of_tiles.sum(1, dtype=np.int64)
+        keys = np.minimum(size - block * np.arange(tiles), block)
+        added += int((keys * (stop - start) - pairs)[kept[row]].sum())
+        dropped += int(pairs[~kept[row]].sum())
+    return torch.from_numpy(kept), added, dropped
 
 
 def epipolar(canvas: Canvas, lines: Any = None, width: float = 1.0, view: str = "v") -> Mask:

@@ -195,9 +195,9 @@ def _rounded(
         counts = np.zeros((frames, inside), dtype=np.int32)
         for time in range(start // inside, (stop - 1) // inside + 1):
             low, high = max(start - time * inside, 0), min(stop - time * inside, inside) - 1
-            width = reach[abs(frame - time)].astype(np.int32)[:, None]
-            width[0] = inside if first_frame_sink else width[0]
-            counts += np.maximum(np.minimum(place + width, high) - np.maximum(place - width, low) + 1, 0)
+            widest = reach[abs(frame - time)].astype(np.int32)[:, None]
+            widest[0] = inside if first_frame_sink else widest[0]
+            counts += np.maximum(np.minimum(place + widest, high) - np.maximum(place - widest, low) + 1, 0)
         columns[:size] = counts.reshape(-1)
         of_tiles = columns.reshape(tiles, block)
         kept[row] = 5 * (3 * of_tiles > stop - start).sum(1) > 3 * (of_tiles > 0).sum(1)

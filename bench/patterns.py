@@ -66,9 +66,9 @@ SAMPLES: dict[str, str | tuple[str, str]] = {
     "spatial_head": f"fs.spatial_head({VIDEO}, width=48)",
     "temporal_head": f"fs.temporal_head({VIDEO}, width=32)",
     "radial": f"fs.radial({VIDEO}, decay=0.5, block=8)",
-    "epipolar": (
-        "fs.epipolar(fs.Canvas(v=4, h=8, w=16), torch.tensor([[1.0, 2.0, -16.0], [1.0, -1.0, -4.0]]).repeat(512, 2, 1),"
-        " width=1.5)",
+    "epipolar": (  # a line through the query's own pixel, steeper in each next view
+        "fs.epipolar(fs.Canvas(v=4, h=8, w=16), torch.tensor([[[v / 4, 1.0, -(v / 4 * (i % 16) + i % 128 // 16)]"
+        " for v in range(4)] for i in range(512)]), width=1.0)",
         "fs.tiled(fs.Canvas(v=4, h=8, w=16), h=4, w=4)",
     ),
     "reordered": f'fs.reordered(fs.temporal_head({VIDEO}, width=32), fs.axes({VIDEO}, "h", "w", "t"))',

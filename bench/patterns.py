@@ -66,6 +66,21 @@ SAMPLES: dict[str, str | tuple[str, str]] = {
     "sliding_tile": (f"fs.sliding_tile({VIDEO}, {SLIDING})", f"fs.tiled({VIDEO}, t=2, h=4, w=2)"),
     "windows": (f"fs.windows({IMAGE}, size=8, shift=4)", f"fs.tiled({IMAGE}, h=4, w=4)"),
     "axial": f'fs.axial({VIDEO}, "t")',
+    "halo": (f"fs.halo({IMAGE}, block=4, halo=2)", f"fs.tiled({IMAGE}, h=4, w=4)"),
+    "any_shared": 'fs.any_shared(fs.Canvas(v=4, t=8, h=4, w=4), "v t")',
+    "block_causal_2d": (f"fs.block_causal_2d({IMAGE}, block=4)", f"fs.tiled({IMAGE}, h=4, w=4)"),
+    "first_frame": f"fs.first_frame({VIDEO})",
+    "frame_window": f"fs.frame_window({VIDEO}, window=3, sink=1)",
+    "spatial_head": f"fs.spatial_head({VIDEO}, width=48)",
+    "temporal_head": f"fs.temporal_head({VIDEO}, width=32)",
+    "radial": f"fs.radial({VIDEO}, decay=0.5, block=8)",
+    "epipolar": (  # a line through the query's own pixel, steeper in each next view
+        "fs.epipolar(fs.Canvas(v=4, h=8, w=16), torch.tensor([[[v / 4, 1.0, -(v / 4 * (i % 16) + i % 128 // 16)]"
+        " for v in range(4)] for i in range(512)]), width=1.0)",
+        "fs.tiled(fs.Canvas(v=4, h=8, w=16), h=4, w=4)",
+    ),
+    "reordered": f'fs.reordered(fs.temporal_head({VIDEO}, width=32), fs.axes({VIDEO}, "h", "w", "t"))',
+    "with_text": "fs.with_text(fs.axial(fs.Canvas(t=7, h=8, w=8), 't'), text=64, lengths=[40])",
 }
 
 

@@ -90,7 +90,10 @@ def _number(point: Any, canvas: Canvas, names: Sequence[str]) -> Any:
     """A point's row-major number over the named axes, in their order."""
     if tuple(names) == canvas.names:
         return point
-    return reduce(lambda total, name: total * canvas.lengths[name] + getattr(point, name), names, 0)
+    if not names:
+        return 0
+    first, *rest = names
+    return reduce(lambda total, name: total * canvas.lengths[name] + getattr(point, name), rest, getattr(point, first))
 
 
 def _others(canvas: Canvas, time: str) -> list[str]:

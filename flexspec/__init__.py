@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
     from .compiler.pipeline import block_map, create_block_mask
+    from .compiler.planning.families import Family
+    from .compiler.planning.fit import Fit, Fits, fit
     from .compiler.proofs.diff import Diff, diff
     from .compiler.proofs.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.proofs.reach import Reach, reach
@@ -40,6 +42,9 @@ __all__ = [
     "Canvas",
     "CompiledAttention",
     "Diff",
+    "Family",
+    "Fit",
+    "Fits",
     "FlexSpecError",
     "FlexSpecWarning",
     "Input",
@@ -57,6 +62,7 @@ __all__ = [
     "diff",
     "equals",
     "every_query_attends",
+    "fit",
     "from_mask_mod",
     "from_score_mod",
     "implies",
@@ -81,6 +87,9 @@ _COMPILER = {
     "BlockMap": "blocks.block_map",
     "CompiledAttention": "attend",
     "Diff": "proofs.diff",
+    "Family": "planning.families",
+    "Fit": "planning.fit",
+    "Fits": "planning.fit",
     "Proof": "proofs.proof",
     "Reach": "proofs.reach",
     "block_map": "pipeline",
@@ -89,6 +98,7 @@ _COMPILER = {
     "diff": "proofs.diff",
     "equals": "proofs.proof",
     "every_query_attends": "proofs.proof",
+    "fit": "planning.fit",
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",

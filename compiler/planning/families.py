@@ -73,9 +73,10 @@ def _given(item: Any, orders: tuple[Order | None, ...], sizes: Sequence[int]) ->
         message = f"`{made.label}` has {len(left)} open parameters: {', '.join(left)}"
         fix = f"bind all but one, e.g. {made.label.split('(')[0]}({left[0]}=4)"
         raise FlexSpecError("FS021", message, fix=fix, where=user_caret())
+    name = made.label.removesuffix("()")
     if not left:
-        return Family(made.label, lambda _: made, ONE, orders)
-    return Family(made.label, lambda size: made(**{left[0]: size}), sizes, orders)
+        return Family(name, lambda _: made, ONE, orders)
+    return Family(name, lambda size: made(**{left[0]: size}), sizes, orders)
 
 
 def _takes_one(fn: Callable[..., Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,6 +50,12 @@ class Fit:
     def pair_density(self) -> float:
         """Pairs that are kept, over all pairs."""
         return self._density("pairs")
+
+    @property
+    def label(self) -> str:
+        """The mask for a line of a table: shortened, its canvas left out."""
+        text = re.sub(r"canvas=canvas\([^)]*\), ", "", self.mask.label)
+        return text if len(text) <= 60 else text[:58] + " …"
 
     def _density(self, by: str) -> float:
         same = by == self.problem.by
@@ -116,7 +123,7 @@ class Fits:
             other = next(iter(self.alternatives(fit.head)), None)
             after = f"{other.family} {other.mass:.1%}" if other else "none"
             figures = (f"{fit.mass:.1%}", f"{fit.block_density:.1%}", f"{fit.pair_density:.1%}")
-            rows.append((str(fit.head), *figures, str(fit.order or "as is"), _short(fit.mask.label), after))
+            rows.append((str(fit.head), *figures, str(fit.order or "as is"), fit.label, after))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = []
         for row in rows:
@@ -131,10 +138,6 @@ class Fits:
         from ..draw import fit as drawing
 
         return drawing.save(self, path)
-
-
-def _short(label: str) -> str:
-    return label if len(label) <= 60 else label[:58] + " …"
 
 
 def fit(

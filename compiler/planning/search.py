@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .observed import Observed
 
 STEPS = 4
 """Sizes of a family that are measured: the largest within the budget, and its half, quarter and eighth."""
-LIMIT = 1 << 21
+LIMIT = 1 << 20
 """Most pairs of masks that are held as float64 at once."""
 
 
@@ -73,10 +74,13 @@ def sized(family: Family, problem: Problem) -> list[Trial]:
             seen[index, order] = Trial(family, mask, order, problem.density(mask, order))
         return seen[index, order]
 
+    def worst_of(order: Order | None, index: int) -> float:
+        return max(at(index, order).density)
+
     best: Trial | None = None
     largest = -1
     for order in family.orders:
-        index = _largest(lambda i, order=order: max(at(i, order).density), largest, len(family.sizes), problem.budget)
+        index = _largest(partial(worst_of, order), largest, len(family.sizes), problem.budget)
         if index < 0:
             continue
         found = at(index, order)
@@ -129,9 +133,11 @@ def masses(trials: Sequence[Trial], observed: Observed, problem: Problem) -> lis
         step = max(1, LIMIT // flat.shape[1])
         for start in range(0, len(common), step):
             jobs = common[start : start + step]
-            kept = torch.stack([rows for job in jobs for rows in job.kept(some)])
-            kept = kept.flatten(1).to(torch.float64) @ flat.T
-            for job, sums in zip(jobs, kept.split([len(job.firsts) for job in jobs]), strict=True):
+            counts = [len(job.firsts) for job in jobs]
+            kept = torch.empty(sum(counts), *part.shape[1:], dtype=torch.float64)
+            for place, rows in zip(kept, (rows for job in jobs for rows in job.kept(some)), strict=True):
+                place.copy_(rows)
+            for job, sums in zip(jobs, (kept.flatten(1) @ flat.T).split(counts), strict=True):
                 found[id(job)] += sums[job.which, heads]
         for job in own:
             found[id(job)][job.head] += flat[job.head] @ job.kept(some)[0].flatten().to(torch.float64)

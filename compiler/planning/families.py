@@ -98,12 +98,12 @@ def usual(
     if canvas is not None:
         tile = _tile(canvas, block)
         tried = (None,) if observed.pooled else tuple(orders or _orders(canvas, tile))
-        both += [replace(family, orders=tried) for family in _on_canvas(canvas, tile)]
+        both = [*(replace(family, orders=tried) for family in _on_canvas(canvas, tile)), *both]
     if seen.causal:
         both = [replace(family, make=partial(_causal, family.make)) for family in both]
     if canvas is None and orders:
         return [replace(family, orders=tuple(orders)) for family in (*past, *both)]
-    return [*past, *both]
+    return [*both, *past] if canvas is not None else [*past, *both]  # of equal ones, the first named is taken
 
 
 def _causal(make: Callable[[int], Mask], size: int) -> Mask:

@@ -13,8 +13,8 @@ from flexspec.errors import FlexSpecError
 from flexspec.inputs import check_length
 from flexspec.source import user_caret
 
-CHUNK = 1 << 21
-"""Most weights that are held as float64 at once; of one head an eighth of that, which stays in a cache."""
+CHUNK = 1 << 24
+"""Most weights that are held as float64 at once, 128 MiB; of one head an eighth of that."""
 CELLS = 96
 """Most cells a side of the picture."""
 
@@ -37,15 +37,20 @@ class Observed:
     def pooled(self) -> bool:
         return self.cell != (1, 1)
 
+    @property
+    def step(self) -> int:
+        """Rows that are read at once."""
+        batch, heads, rows, columns = self.weights.shape
+        return max(1, min(rows, CHUNK // (max(batch * heads, 8) * columns)))
+
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """Row by row: which rows, their weights float64 [heads, rows, columns], how many have any, int64 [heads].
 
         Each row with weight sums to 1, and batches are added up. FS025 for what is no weight.
         """
-        batch, heads, rows, columns = self.weights.shape
-        step = max(1, CHUNK // (max(batch * heads, 8) * columns))
-        for start in range(0, rows, step):
-            some = slice(start, min(rows, start + step))
+        rows = self.weights.shape[2]
+        for start in range(0, rows, self.step):
+            some = slice(start, min(rows, start + self.step))
             part = self.weights[:, :, some].detach().to("cpu", torch.float64)
             part = self._softmax(part) if self.softmax else part
             total = part.sum(-1, keepdim=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,13 +17,16 @@ from flexspec.source import user_caret
 
 from ..blocks.block_map import BlockMap
 from ..blocks.points import Array
+from ..blocks.runs import BlockKind
 from ..pipeline import block_map
 from .families import Family
 from .observed import Observed
 
 STEPS = 4
 """Sizes of a family that are measured: the largest within the budget, and its half, quarter and eighth."""
-LIMIT = 1 << 20
+WIDTH = 128
+"""Keys in a block while weights are summed."""
+LIMIT = 1 << 22
 """Most pairs of masks that are held as float64 at once."""
 
 
@@ -119,53 +122,70 @@ def _largest(density: Callable[[int], float], least: int, count: int, budget: fl
 def masses(trials: Sequence[Trial], observed: Observed, problem: Problem) -> list[Array]:
     """The weight that each trial's mask keeps of each head, float64 [heads] for each trial; equal masks are met once.
 
-    A trial of one head has the others at 0.
+    A trial of one head has the others at 0. Of a row of blocks, full runs are differences of running sums, partial
+    ones are evaluated; where most of it is partial, several masks are one matrix product with all heads.
     """
-    places: dict[tuple[Mask, int | None], int] = {}
+    jobs: dict[tuple[Mask, int | None], _Kept] = {}
     for trial in trials:
-        places.setdefault((trial.mask, trial.family.head), len(places))
-    common = [_Rows(mask, head, observed, problem) for mask, head in places if head is None]
-    own = [_Rows(mask, head, observed, problem) for mask, head in places if head is not None]
-    heads = torch.arange(observed.heads)
-    found = {id(job): torch.zeros(observed.heads, dtype=torch.float64) for job in (*common, *own)}
+        key = trial.mask, trial.family.head
+        if key not in jobs:
+            jobs[key] = _Kept(*key, observed, problem)
     for some, part, _ in observed.chunks():
-        flat = part.flatten(1)
-        step = max(1, LIMIT // flat.shape[1])
-        for start in range(0, len(common), step):
-            jobs = common[start : start + step]
-            counts = [len(job.firsts) for job in jobs]
-            kept = torch.empty(sum(counts), *part.shape[1:], dtype=torch.float64)
-            for place, rows in zip(kept, (rows for job in jobs for rows in job.kept(some)), strict=True):
-                place.copy_(rows)
-            for job, sums in zip(jobs, (kept.flatten(1) @ flat.T).split(counts), strict=True):
-                found[id(job)] += sums[job.which, heads]
-        for job in own:
-            found[id(job)][job.head] += flat[job.head] @ job.kept(some)[0].flatten().to(torch.float64)
-    jobs_of = dict(zip([key for key in places if key[1] is None], common, strict=True))
-    jobs_of |= dict(zip([key for key in places if key[1] is not None], own, strict=True))
-    return [found[id(jobs_of[trial.mask, trial.family.head])].numpy() for trial in trials]
+        until = torch.nn.functional.pad(part.sum(1).cumsum(-1), (1, 0))
+        left = [one for job in jobs.values() for one in job.by_runs(some, part, until)]
+        step = max(1, LIMIT // part[0].numel())
+        for start in range(0, len(left), step):
+            _whole_rows(left[start : start + step], some, part)
+    return [jobs[trial.mask, trial.family.head].sums.numpy() for trial in trials]
 
 
-class _Rows:
-    """What a mask keeps of an observed map's entries, some rows at a time."""
+class _Kept:
+    """What a mask keeps of an observed map so far: `sums` [heads], of one head where that is given."""
 
     def __init__(self, mask: Mask, head: int | None, observed: Observed, problem: Problem) -> None:
-        self.map = problem.map(mask)
-        self.head = head
+        self.pooled = observed.pooled
+        self.map = (problem if self.pooled else replace(problem, block_size=(observed.step, WIDTH))).map(mask)
+        self.sums = torch.zeros(observed.heads, dtype=torch.float64)
         index = np.broadcast_to(self.map.index, (1, problem.heads))[0]
-        chosen = index if head is None else index[head : head + 1]
-        firsts, which = np.unique(chosen, return_index=True, return_inverse=True)[1:]
-        self.firsts = [int(first) for first in firsts] if head is None else [head]
-        """A head for each of the mask's different maps."""
-        self.which = torch.from_numpy(which)
-        blocks = self.map.kv_blocks
-        self.blocks = [self.map.of(0, h).dense(blocks) != 0 for h in self.firsts] if observed.pooled else []
+        heads = np.arange(problem.heads) if head is None else np.array([head])
+        self.groups = [heads[index[heads] == which] for which in np.unique(index[heads])]
+        """Heads that share a map."""
 
-    def kept(self, some: slice) -> list[torch.Tensor]:
-        """bool [rows, columns] for each of `firsts`."""
-        if self.blocks:
-            return [torch.from_numpy(blocks[some]) for blocks in self.blocks]
-        return [self.map.tokens(some.start, some.stop, 0, self.map.kv_len, h=h) for h in self.firsts]
+    def by_runs(self, some: slice, part: torch.Tensor, until: torch.Tensor) -> list[tuple[_Kept, Array]]:
+        """Add the rows `some` where they are mostly empty or full; what is left, to be evaluated as a whole."""
+        if self.pooled:
+            return [(self, heads) for heads in self.groups]
+        left = []
+        for heads in self.groups:
+            runs = self.map.runs(some.start // self.map.block_q, h=int(heads[0]))
+            ends = [(a * WIDTH, min(b * WIDTH, self.map.kv_len), kind) for a, b, kind in runs]
+            if 2 * sum(b - a for a, b, kind in ends if kind is BlockKind.PARTIAL) > self.map.kv_len:
+                left.append((self, heads))
+                continue
+            for a, b, kind in ends:
+                if kind is BlockKind.FULL:
+                    self.sums[heads] += until[heads, b] - until[heads, a]
+                else:
+                    kept = self.map.tokens(some.start, some.stop, a, b, h=int(heads[0]))
+                    self.sums[heads] += (part[heads, :, a:b] * kept).sum((1, 2))
+        return left
+
+    def rows(self, some: slice, head: int) -> torch.Tensor:
+        """bool [rows, columns]: which entries are kept."""
+        if self.pooled:
+            return torch.from_numpy(self.map.of(0, head).dense(self.map.kv_blocks)[some] != 0)
+        return self.map.tokens(some.start, some.stop, 0, self.map.kv_len, h=head)
+
+
+def _whole_rows(left: Sequence[tuple[_Kept, Array]], some: slice, part: torch.Tensor) -> None:
+    kept = torch.empty(len(left), *part.shape[1:], dtype=torch.float64)
+    for place, (job, heads) in zip(kept, left, strict=True):
+        place.copy_(job.rows(some, int(heads[0])))
+    several = [len(heads) > 1 for _, heads in left]
+    found = kept[several].flatten(1) @ part.flatten(1).T if any(several) else kept[:0]
+    of_several = iter(found)
+    for (job, heads), rows in zip(left, kept, strict=True):
+        job.sums[heads] += next(of_several)[heads] if len(heads) > 1 else (part[heads] * rows).sum((1, 2))
 
 
 def nothing_fits(tried: Sequence[Family], problem: Problem) -> FlexSpecError:

@@ -54,12 +54,16 @@ class Fit:
     @property
     def label(self) -> str:
         """The mask for a line of a table: shortened, its canvas left out."""
-        text = re.sub(r"canvas=canvas\([^)]*\), ", "", self.mask.label)
-        return text if len(text) <= 60 else text[:58] + " …"
+        return _short(self.mask.label)
 
     def _density(self, by: str) -> float:
         same = by == self.problem.by
         return self.density if same else self.problem.density(self.mask, self.order, by)[self.head]
+
+
+def _short(label: str) -> str:
+    text = re.sub(r"canvas=canvas\([^)]*\), |'", "", label)
+    return text if len(text) <= 72 else text[:70] + " …"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +125,7 @@ class Fits:
         rows = [("head", "mass", "blocks", "pairs", "order", "pattern", "next best")]
         for fit in self:
             other = next(iter(self.alternatives(fit.head)), None)
-            after = f"{other.family} {other.mass:.1%}" if other else "none"
+            after = f"{_short(other.family)} {other.mass:.1%}" if other else "none"
             figures = (f"{fit.mass:.1%}", f"{fit.block_density:.1%}", f"{fit.pair_density:.1%}")
             rows.append((str(fit.head), *figures, str(fit.order or "as is"), fit.label, after))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -106,13 +106,13 @@ def test_planted_patterns_are_found():
 
 
 def test_planted_patterns_on_a_canvas_are_found_with_an_order():
-    video = fs.Canvas(t=6, h=8, w=8)
+    video = fs.Canvas(t=6, h=4, w=8)
     masks = [
         fs.axial(video, "t"),
         fs.neighborhood(video, window=3),
-        fs.neighborhood(video, window={"t": 1, "h": 8, "w": 8}),
+        fs.neighborhood(video, window={"t": 1, "h": 4, "w": 8}),
     ]
-    found = fs.fit(planted(*masks, length=video.size, floor=0), budget=0.17, canvas=video, block_size=16)
+    found = fs.fit(planted(*masks, length=video.size, floor=0), budget=0.17, canvas=video, block_size=8)
     everywhere = fs.axial(video, "t")
     assert found[0].mass == 1.0 and everywhere.implies(found[0].mask)
     assert found[0].order is not None
@@ -299,6 +299,7 @@ def test_the_table_and_the_picture(tmp_path):
         ("FS023", lambda: fs.fit(torch.ones(4, 4), [3])),
         ("FS021", lambda: fs.fit(torch.ones(4, 4), [fs.sink_window])),
         ("FS030", lambda: fs.fit(torch.ones(4, 4), pooled=True, block_size=8, q_len=40)),
+        ("FS030", lambda: fs.fit(torch.ones(4, 4), q_len=5)),
         ("FS030", lambda: fs.fit(torch.ones(4, 4), block_size=0)),
         ("FS032", lambda: fs.fit(torch.ones(4, 4), canvas=IMAGE)),
         ("FS032", lambda: fs.fit(torch.ones(4, 4), canvas=(2, 2))),

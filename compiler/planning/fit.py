@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,8 +20,9 @@ from flexspec.source import user_caret
 
 from ..pipeline import BlockSize, make_grid
 from . import families
+from .families import Family
 from .observed import Observed, Survey, read, survey
-from .search import Problem, Trial, masses, nothing_fits, sized
+from .search import Problem, Trial, masses, sized
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +165,7 @@ def fit(
     canvas row-major) order. Each row is divided by its sum; rows without weight do not count; batches are averaged.
     softmax: they are logits instead, -inf where masked. pooled: an entry is the weight of a block of `block_size`
     tokens; it counts as kept where its block is not empty, and orders are not searched, as a pooled map cannot be
-    reordered. q_len, kv_len: tokens of a pooled map, where its last blocks are ragged.
+    reordered. q_len, kv_len: tokens, where the last blocks of a pooled map are ragged.
 
     budget: the largest density, in (0, 1], of all `q_len * kv_len` pairs (causal attention has about 0.5). by: what it
     counts. "blocks", blocks of `block_size` that are not empty under the order, padding included, which is what a
@@ -187,12 +188,11 @@ def fit(
     >>> found[0].mask, found[0].mass, found[0].density
     (causal_window(window=33), 1.0, 0.17578125)
     """
+    _check(budget, by, canvas, orders)
     grid = make_grid(make_sizes(1, 1, None, None), block_size, None)
     size = (grid.block_q, grid.block_kv)
-    _check(budget, by, canvas, orders, candidates)
-    if pooled and canvas is not None:
-        q_len, kv_len = q_len or canvas.size, kv_len or canvas.size
-    observed = read(attention, size if pooled else (1, 1), (q_len, kv_len) if pooled else (None, None), softmax)
+    lengths = (canvas.size, canvas.size) if canvas is not None and pooled else (q_len, kv_len)
+    observed = read(attention, size if pooled else (1, 1), lengths, softmax)
     if canvas is not None and (canvas.size, canvas.size) != (observed.q_len, observed.kv_len):
         message = f"{canvas} has {canvas.size:,} tokens; the map is {observed.q_len:,} x {observed.kv_len:,}"
         raise FlexSpecError("FS032", message, where=user_caret())
@@ -202,12 +202,25 @@ def fit(
         tried = families.usual(observed, seen, canvas, orders, size[1])
     else:
         tried = families.given(candidates, orders or (None,), max(observed.q_len, observed.kv_len))
+    return _ranked(_trials(tried, problem, pooled), observed, seen, problem)
+
+
+def _trials(tried: list[Family], problem: Problem, pooled: bool) -> list[Trial]:
     if pooled and any(family.orders != (None,) for family in tried):
         raise FlexSpecError("FS025", "a pooled map cannot be reordered", fix="leave orders out", where=user_caret())
-    trials = [trial for family in tried for trial in sized(family, problem)]
-    if not trials:
-        raise nothing_fits(tried, problem)
-    return _ranked(trials, observed, seen, problem)
+    return [trial for family in tried for trial in sized(family, problem)] or _nothing_fits(tried, problem)
+
+
+def _nothing_fits(tried: list[Family], problem: Problem) -> NoReturn:
+    """The error where no candidate has a mask within the budget, with the least density there is."""
+    least, name = min(
+        (max(problem.density(family.make(family.sizes[0]), order)), family.name)
+        for family in tried
+        for order in family.orders
+    )
+    message = f"no candidate is within a budget of {problem.budget:.3g} of the {problem.by}"
+    fix = f"the smallest, {name}, has density {least:.3g}: raise the budget, or take smaller blocks"
+    raise FlexSpecError("FS025", message, fix=fix, where=user_caret())
 
 
 def _ranked(trials: list[Trial], observed: Observed, seen: Survey, problem: Problem) -> Fits:
@@ -226,7 +239,7 @@ def _ranked(trials: list[Trial], observed: Observed, seen: Survey, problem: Prob
     return Fits(tuple(made[0] for made in ranked), ranked, seen.picture, problem)
 
 
-def _check(budget: Any, by: str, canvas: Any, orders: Any, candidates: Any) -> None:
+def _check(budget: Any, by: str, canvas: Any, orders: Any) -> None:
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget <= 1:
         message = f"budget is {budget!r}"
         raise FlexSpecError("FS025", message, fix="give a density above 0 and at most 1", where=user_caret())

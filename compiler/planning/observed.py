@@ -14,7 +14,9 @@ from flexspec.inputs import check_length
 from flexspec.source import user_caret
 
 CHUNK = 1 << 24
-"""Most weights that are held as float64 at once, 128 MiB; of one head an eighth of that."""
+"""Most weights that are held as float64 at once: 128 MiB."""
+ROWS = 128
+"""Most rows that are read at once."""
 CELLS = 96
 """Most cells a side of the picture."""
 
@@ -41,7 +43,7 @@ class Observed:
     def step(self) -> int:
         """Rows that are read at once."""
         batch, heads, rows, columns = self.weights.shape
-        return max(1, min(rows, CHUNK // (max(batch * heads, 8) * columns)))
+        return max(1, min(rows, ROWS, CHUNK // (batch * heads * columns)))
 
     def chunks(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
         """Row by row: which rows, their weights float64 [heads, rows, columns], how many have any, int64 [heads].
@@ -51,18 +53,15 @@ class Observed:
         rows = self.weights.shape[2]
         for start in range(0, rows, self.step):
             some = slice(start, min(rows, start + self.step))
-            part = self.weights[:, :, some].detach().to("cpu", torch.float64)
-            part = self._softmax(part) if self.softmax else part
+            part = self.weights[:, :, some].detach().to("cpu", torch.float64, copy=True)
+            if self.softmax:
+                top = part.amax(-1, keepdim=True)
+                part.sub_(torch.where(top == -torch.inf, 0.0, top)).exp_()
             total = part.sum(-1, keepdim=True)
-            if not bool(torch.isfinite(total).all()) or (not self.softmax and float(part.min()) < 0):
+            if not bool(torch.isfinite(total).all()) or float(part.min()) < 0:
                 raise _no_weight(part)
-            part = part / torch.where(total > 0, total, 1.0)
-            yield some, part.sum(0), (total > 0).sum((0, 2, 3))
-
-    @staticmethod
-    def _softmax(scores: torch.Tensor) -> torch.Tensor:
-        top = scores.amax(-1, keepdim=True)
-        return torch.exp(scores - torch.where(top == -torch.inf, 0.0, top))
+            part.div_(torch.where(total > 0, total, 1.0))
+            yield some, part[0] if len(part) == 1 else part.sum(0), (total > 0).sum((0, 2, 3))
 
 
 def _no_weight(part: torch.Tensor) -> FlexSpecError:
@@ -128,15 +127,17 @@ def survey(observed: Observed) -> Survey:
     diagonals = torch.zeros(heads, rows + columns - 1, dtype=torch.float64)
     tall, wide = -(-rows // CELLS), -(-columns // CELLS)
     picture = torch.zeros(heads, -(-rows // tall), -(-columns // wide), dtype=torch.float64)
-    last_query = torch.arange(1, rows + 1).mul(observed.cell[0]).clamp(max=observed.q_len) - 1
-    first_key = torch.arange(columns) * observed.cell[1]
-    causal = True
     for some, part, weighted in observed.chunks():
         counted += weighted
         by_key += part.sum(1)
-        causal = causal and not bool((part.sum(0) * (first_key > last_query[some, None])).any())
-        padded = torch.nn.functional.pad(part, (0, -columns % wide)).unflatten(-1, (-1, wide)).sum(-1)
+        padded = torch.nn.functional.pad(part, (0, -columns % wide)) if columns % wide else part
+        padded = padded.unflatten(-1, (-1, wide)).sum(-1)
         for row, at in enumerate(range(some.start, some.stop)):
             diagonals[:, rows - 1 - at : rows - 1 - at + columns] += part[:, row]
             picture[:, at // tall] += padded[:, row]
+    causal = not bool(diagonals[:, rows:].any())
+    if observed.pooled:
+        last_query = torch.arange(1, rows + 1).mul(observed.cell[0]).clamp(max=observed.q_len) - 1
+        later = torch.arange(columns) * observed.cell[1] > last_query[:, None]
+        causal = not any(bool(part.mul(later[some]).any()) for some, part, _ in observed.chunks())
     return Survey(counted.double(), by_key, diagonals, picture, causal)

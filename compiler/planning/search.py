@@ -10,10 +10,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from flexspec.errors import FlexSpecError
 from flexspec.mask import Mask
 from flexspec.order import Order
-from flexspec.source import user_caret
 
 from ..blocks.block_map import BlockMap
 from ..blocks.points import Array
@@ -162,12 +160,14 @@ class _Kept:
             if 2 * sum(b - a for a, b, kind in ends if kind is BlockKind.PARTIAL) > self.map.kv_len:
                 left.append((self, heads))
                 continue
+            chosen = heads if 1 < len(heads) < len(part) else slice(int(heads[0]), int(heads[-1]) + 1)
             for a, b, kind in ends:
                 if kind is BlockKind.FULL:
-                    self.sums[heads] += until[heads, b] - until[heads, a]
+                    self.sums[chosen] += until[chosen, b] - until[chosen, a]
                 else:
-                    kept = self.map.tokens(some.start, some.stop, a, b, h=int(heads[0]))
-                    self.sums[heads] += (part[heads, :, a:b] * kept).sum((1, 2))
+                    kept = self.map.tokens(some.start, some.stop, a, b, h=int(heads[0])).numpy().astype(np.float64)
+                    added = np.einsum("hqk,qk->h", part[chosen, :, a:b].numpy(), kept)  # too small for threads
+                    self.sums[chosen] += torch.from_numpy(added)
         return left
 
     def rows(self, some: slice, head: int) -> torch.Tensor:
@@ -185,16 +185,7 @@ def _whole_rows(left: Sequence[tuple[_Kept, Array]], some: slice, part: torch.Te
     found = kept[several].flatten(1) @ part.flatten(1).T if any(several) else kept[:0]
     of_several = iter(found)
     for (job, heads), rows in zip(left, kept, strict=True):
-        job.sums[heads] += next(of_several)[heads] if len(heads) > 1 else (part[heads] * rows).sum((1, 2))
-
-
-def nothing_fits(tried: Sequence[Family], problem: Problem) -> FlexSpecError:
-    """The error where no candidate has a mask within the budget, with the least density there is."""
-    least = min(
-        (max(problem.density(family.make(family.sizes[0]), order)), family.name)
-        for family in tried
-        for order in family.orders
-    )
-    message = f"no candidate is within a budget of {problem.budget:.3g} of the {problem.by}"
-    fix = f"the smallest, {least[1]}, has density {least[0]:.3g}: raise the budget, or take smaller blocks"
-    return FlexSpecError("FS025", message, fix=fix, where=user_caret())
+        if len(heads) > 1:
+            job.sums[heads] += next(of_several)[heads]
+        else:
+            job.sums[heads] += part[int(heads[0])].flatten() @ rows.flatten()

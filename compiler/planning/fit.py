@@ -186,7 +186,7 @@ def fit(
     >>> local = fs.causal_window(24).dense(256)[0, 0]
     >>> found = fs.fit(local, [fs.causal_window, fs.sink(n=64), fs.chunked], block_size=16)
     >>> found[0].mask, found[0].mass, found[0].density
-    (causal_window(window=33), 1.0, 0.17578125)
+    (causal_window(window=24), 1.0, 0.17578125)
     """
     _check(budget, by, canvas, orders)
     grid = make_grid(make_sizes(1, 1, None, None), block_size, None)

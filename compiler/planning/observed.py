@@ -133,8 +133,8 @@ def survey(observed: Observed) -> Survey:
         padded = torch.nn.functional.pad(part, (0, -columns % wide)) if columns % wide else part
         padded = padded.unflatten(-1, (-1, wide)).sum(-1)
         for row, at in enumerate(range(some.start, some.stop)):
-            diagonals[:, rows - 1 - at : rows - 1 - at + columns] += part[:, row]
-            picture[:, at // tall] += padded[:, row]
+            diagonals.numpy()[:, rows - 1 - at : rows - 1 - at + columns] += part[:, row].numpy()
+            picture.numpy()[:, at // tall] += padded[:, row].numpy()
     causal = not bool(diagonals[:, rows:].any())
     if observed.pooled:
         last_query = torch.arange(1, rows + 1).mul(observed.cell[0]).clamp(max=observed.q_len) - 1

@@ -158,6 +158,12 @@ def test_the_largest_within_the_budget(by, budget):
         )
 
 
+def test_a_family_that_does_not_grow_stays_within_the_budget():
+    odd = fs.Family("odd", lambda n: fs.causal() if n == 4 else fs.causal_window(1), range(1, 9))
+    found = fs.fit(noise(24, 24), [odd], 0.3, block_size=2)  # the half of the largest is over it
+    assert len(found.trials[0]) == 3 and all(fit.density <= 0.3 for fit in found.trials[0])
+
+
 def test_ties_go_to_the_lower_density_then_to_the_first_named():
     weights = torch.eye(64)
     found = fs.fit(weights, [fs.causal(), fs.causal_window(9), fs.sliding_window(0), fs.chunked(1)], 1.0, block_size=8)

@@ -230,7 +230,7 @@ def _ranked(trials: list[Trial], observed: Observed, seen: Survey, problem: Prob
     for trial, mass in zip(trials, masses(trials, observed, problem), strict=True):
         for head, made in enumerate(by_head):
             if trial.family.head in (None, head):
-                share = min(1.0, float(mass[head]) / rows[head]) if rows[head] else 1.0
+                share = min(1.0, max(0.0, float(mass[head]) / rows[head])) if rows[head] else 1.0
                 density = trial.density[head]
                 made.append(Fit(head, trial.family.name, trial.mask, trial.order, share, density, problem))
     for made in by_head:

@@ -91,7 +91,8 @@ def sized(family: Family, problem: Problem) -> list[Trial]:
         return []
     halves = [family.sizes[largest] // 2**step for step in range(1, STEPS)]
     smaller = {bisect_right(family.sizes, size) - 1 for size in halves} - {-1, largest}
-    return [best, *(at(index, best.order) for index in sorted(smaller, reverse=True))]
+    halved = [at(index, best.order) for index in sorted(smaller, reverse=True)]
+    return [best, *(trial for trial in halved if max(trial.density) <= problem.budget)]  # not all families grow
 
 
 def _largest(density: Callable[[int], float], least: int, count: int, budget: float) -> int:

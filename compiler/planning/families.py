@@ -97,13 +97,12 @@ def usual(
     both += [_dilated(observed, stride, head) for head, stride in strides if stride not in DILATIONS]
     if canvas is not None:
         tile = _tile(canvas, block)
-        tried = (None,) if observed.pooled else tuple(orders or _orders(canvas, tile))
+        tried = (None,) if observed.pooled else tuple(_orders(canvas, tile))
         both = [*(replace(family, orders=tried) for family in _on_canvas(canvas, tile)), *both]
     if seen.causal:
         both = [replace(family, make=partial(_causal, family.make)) for family in both]
-    if canvas is None and orders:
-        return [replace(family, orders=tuple(orders)) for family in (*past, *both)]
-    return [*both, *past] if canvas is not None else [*past, *both]  # of equal ones, the first named is taken
+    found = [*both, *past] if canvas is not None else [*past, *both]  # of equal ones, the first named is taken
+    return [replace(family, orders=tuple(orders)) for family in found] if orders else found
 
 
 def _causal(make: Callable[[int], Mask], size: int) -> Mask:

@@ -201,6 +201,9 @@ def _on_canvas(canvas: Canvas, tile: dict[str, int]) -> Iterator[Family]:
         return patterns.sliding_tile(canvas, window=window, tile=tile)
 
     yield Family("sliding_tile", tiles, range(1, most + 1))
+    frames, time = patterns.CATALOG.get("frame_window"), canvas.names[0]
+    if frames is not None:
+        yield Family("frame_window", lambda size: frames.make(canvas, size, time=time), range(1, sides[time] + 1))
     for axis, side in canvas.axes:
         yield Family(f"slab({axis})", partial(_slab, canvas, axis), range(1, side + 1))
         if len(sides) > 2:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .compiler.draw.keys import KeptKeys, kept_keys
     from .compiler.draw.orders import show_orders
     from .compiler.pipeline import block_map, create_block_mask
+    from .compiler.planning.families import Family
+    from .compiler.planning.fit import Fit, Fits, fit
     from .compiler.proofs.diff import Diff, diff
     from .compiler.proofs.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.proofs.reach import Reach, reach
@@ -42,6 +44,9 @@ __all__ = [
     "Canvas",
     "CompiledAttention",
     "Diff",
+    "Family",
+    "Fit",
+    "Fits",
     "FlexSpecError",
     "FlexSpecWarning",
     "Input",
@@ -60,6 +65,7 @@ __all__ = [
     "diff",
     "equals",
     "every_query_attends",
+    "fit",
     "from_mask_mod",
     "from_score_mod",
     "implies",
@@ -87,6 +93,9 @@ _COMPILER = {
     "CompiledAttention": "attend",
     "Diff": "proofs.diff",
     "KeptKeys": "draw.keys",
+    "Family": "planning.families",
+    "Fit": "planning.fit",
+    "Fits": "planning.fit",
     "Proof": "proofs.proof",
     "Reach": "proofs.reach",
     "block_map": "pipeline",
@@ -95,6 +104,7 @@ _COMPILER = {
     "diff": "proofs.diff",
     "equals": "proofs.proof",
     "every_query_attends": "proofs.proof",
+    "fit": "planning.fit",
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",

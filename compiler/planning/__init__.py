@@ -1,0 +1,1 @@
+"""Which pattern and which order: what fits an observed map, what runs cheapest."""

@@ -201,16 +201,18 @@ def _on_canvas(canvas: Canvas, tile: dict[str, int]) -> Iterator[Family]:
         return patterns.sliding_tile(canvas, window=window, tile=tile)
 
     yield Family("sliding_tile", tiles, range(1, most + 1))
-    frames, time = patterns.CATALOG.get("frame_window"), canvas.names[0]
-    if frames is not None:
-        yield Family("frame_window", lambda size: frames.make(canvas, size, time=time), range(1, sides[time] + 1))
+    time = canvas.names[0]
+    yield Family("frame_window", lambda size: patterns.frame_window(canvas, size, time=time), range(1, sides[time] + 1))
     for axis, side in canvas.axes:
         yield Family(f"slab({axis})", partial(_slab, canvas, axis), range(1, side + 1))
         if len(sides) > 2:
             others = max(side for name, side in canvas.axes if name != axis)
             yield Family(f"line({axis})", partial(_line, canvas, axis, others), range(1, others + 1))
     for names in _permuted(canvas):
-        yield Family(f"band({', '.join(names)})", partial(_band, canvas, names), range(1, canvas.size + 1))
+        if names == canvas.names[1:] + canvas.names[:1]:
+            yield Family("temporal_head", partial(patterns.temporal_head, canvas, time=time), range(1, canvas.size + 1))
+        else:
+            yield Family(f"band({', '.join(names)})", partial(_band, canvas, names), range(1, canvas.size + 1))
 
 
 def _slab(canvas: Canvas, axis: str, size: int) -> Mask:
@@ -227,7 +229,7 @@ def _line(canvas: Canvas, axis: str, of: int, size: int) -> Mask:
 
 
 def _band(canvas: Canvas, names: Sequence[str], size: int) -> Mask:
-    """Closer than `size` tokens when tokens lie in the order of `names`: Sparse VideoGen's heads, in all orders."""
+    """Closer than `size` tokens when tokens lie in the order of `names`: as in `temporal_head`."""
 
     def place(token: Any) -> Any:
         at: Any = 0

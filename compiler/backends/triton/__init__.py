@@ -52,8 +52,8 @@ class TritonBackend:
         from .decoding import decodes, run_decode
         from .launch import plan_of  # Triton is slow to import
 
-        if sink is None and decodes(call):
-            out, lse = run_decode(plan_of(call), call.q, call.k, call.v, call.page_table)
+        if decodes(call):
+            out, lse = run_decode(plan_of(call, sink), call.q, call.k, call.v, call.page_table)
         else:
             out, lse = attend(call.unpaged(), sink)
         return out, lse if call.return_lse else None

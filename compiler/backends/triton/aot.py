@@ -27,6 +27,7 @@ from .. import Call
 from . import TritonBackend
 from .autograd import run_backward
 from .configs import Config
+from .decoding import decodes, run_decode
 from .gpus import GPUS, occupancy
 from .launch import Plan, plan_of, run_forward
 from .report import AotReport, KernelReport
@@ -55,7 +56,11 @@ def build(call: Call, target: str) -> AotReport:
     def start(kernel: Any, grid: Any, config: Config, *args: Any, **constants: Any) -> None:
         kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
 
-    run_all(replace(plan, start=start), call.q, call.k, call.v)
+    plan = replace(plan, start=start)
+    if decodes(call):
+        run_decode(plan, call.q, call.k, call.v)
+    else:
+        run_all(plan, call.q, call.k, call.v)
     source = Path(inspect.getfile(plan.mask.fn)).read_text()
     return AotReport(call.attention.label, target, tuple(kernels), source)
 

@@ -5,6 +5,7 @@ masks and scores, `launch` and `autograd` run the kernels.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -26,7 +27,7 @@ class TritonBackend:
 
     def reasons_against(self, call: Call) -> list[str]:
         reasons = []
-        if find_spec("triton") is None:
+        if not _installed():
             reasons.append("the triton package is not installed")
         elif not self.ahead_of_time and call.q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             reasons.append("Triton kernels need a CUDA device")
@@ -57,3 +58,8 @@ class TritonBackend:
         else:
             out, lse = attend(call.unpaged(), sink)
         return out, lse if call.return_lse else None
+
+
+@lru_cache(1)
+def _installed() -> bool:
+    return find_spec("triton") is not None

@@ -13,8 +13,9 @@ from ...blocks.flex_lists import by_kind
 from ...blocks.points import Array
 from ...blocks.runs import counting
 from .. import Call
-from .configs import Config, config_of
+from .configs import Config
 from .launch import Plan, described, padded
+from .tuning import launched
 
 MOST_QUERIES = 16
 """Longer calls run the forward kernel."""
@@ -65,7 +66,21 @@ def run_decode(
     if table is not None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         table = table if table.stride(1) == 1 else table.contiguous()
-    chosen = config_of("decode", plan.arch, plan.block_map.grid, q, v)
+    result: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def launch(chosen: Config) -> None:
+        result[:] = [_decode(plan, q, k, v, table, chosen)]
+
+    launched(launch, decode, plan, q, v, (plan.mask, plan.score))
+    return result[0]
+
+
+def _decode(
+    plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None, chosen: Config
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both kernels: how many pieces there are to merge follows from the tiles."""
+    from .decode import decode
+
     work = work_of(plan, q.shape[0], chosen.block_n, parts_on(q.device))
     block_m = padded(work.packed * q.shape[2])
     sizes = (*plan.sizes("q")[:4], work.packed)

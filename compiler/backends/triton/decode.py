@@ -97,7 +97,7 @@ def merge(
     most = float("-inf")
     if sink is not None:  # the first column
         most = tl.load(sink + h) * LOG2_E
-        total = (most > float("-inf")).to(tl.float32)
+        total = 1.0
     last = tl.load(first + row + 1)
     for start in range(tl.load(first + row), last, PIECES):
         piece = start + tl.arange(0, PIECES)

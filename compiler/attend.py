@@ -321,13 +321,15 @@ class CompiledAttention:
         q_len: int | None = None,
         kv_len: int | None = None,
         batch: int = 1,
+        backward: bool = True,
         folder: Path | str | None = None,
         **values: Any,
     ) -> AotReport:
         """Compile the Triton kernels of a call with these sizes for a GPU, with none at hand, and report on them.
 
-        target: sm_80, sm_90, sm_100, gfx942, ... q_len: a canvas' own size, or 4096, where left out. folder: also write
-        the report, the generated source and each kernel's PTX and binary there. values: run-time values by name. Raises
+        target: sm_80, sm_90, sm_100, gfx942, ... q_len: a canvas' own size, or 4096, where left out; 16 queries or
+        fewer take the decode kernels. backward: its kernels too, unless the call decodes. folder: also write the
+        report, the generated source and each kernel's PTX and binary there. values: run-time values by name. Raises
         FS020 to FS042, FS054.
 
         >>> print(fs.compile(fs.causal()).aot("sm_90", head_dim=128))  # doctest: +SKIP
@@ -343,7 +345,7 @@ class CompiledAttention:
         shapes = (heads, grid.q_len, head_dim), (few, grid.kv_len, head_dim), (few, grid.kv_len, v_head_dim or head_dim)
         q, k, v = (torch.empty((batch, *shape), dtype=dtype, device="meta") for shape in shapes)
         check_qkv(q, k, v)
-        report = build(Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, True), target)
+        report = build(Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, True), target, backward)
         if folder is not None:
             report.write(folder)
         return report

@@ -44,7 +44,7 @@ def target_of(name: str) -> GPUTarget:
     return GPUTarget("hip", name, GPUS[name].threads)
 
 
-def build(call: Call, target: str) -> AotReport:
+def build(call: Call, target: str, backward: bool = True) -> AotReport:
     """The kernels of a call on meta tensors, compiled. FS041, FS042."""
     gpu = target_of(target)
     against = TritonBackend(ahead_of_time=True).reasons_against(call)
@@ -60,15 +60,16 @@ def build(call: Call, target: str) -> AotReport:
     if decodes(call):
         run_decode(plan, call.q, call.k, call.v)
     else:
-        run_all(plan, call.q, call.k, call.v)
+        run_all(plan, call.q, call.k, call.v, backward)
     source = Path(inspect.getfile(plan.mask.fn)).read_text()
     return AotReport(call.attention.label, target, tuple(kernels), source)
 
 
-def run_all(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Every kernel of a training step."""
+def run_all(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool) -> None:
+    """Every kernel of a training step, or of its forward pass."""
     out, lse = run_forward(plan, q, k, v)
-    run_backward(plan, q, k, v, out, lse, torch.empty_like(out), None, {})
+    if backward:
+        run_backward(plan, q, k, v, out, lse, torch.empty_like(out), None, {})
 
 
 def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> Any:

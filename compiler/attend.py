@@ -133,9 +133,11 @@ class CompiledAttention:
         if plain and self.backend == "triton" and torch.compiler.is_compiling() and operator.fits(values):
             out, lse = operator.attend(self._number, self.held, q, k, v, inputs, values)
             return (out, lse) if return_lse else out
-        return self._call(q, k, v, return_lse, inputs, values, page_table, kv_len)
+        call = self._call  # it compiles itself; inside a compiled model it is a graph break
+        if torch.compiler.is_compiling():
+            call = torch.compiler.disable(call)  # which imports torch's compiler: slow, and no other call needs it
+        return call(q, k, v, return_lse, inputs, values, page_table, kv_len)
 
-    @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
     def _call(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool, inputs: str, *rest: Any
     ) -> Any:

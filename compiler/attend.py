@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import warnings
 from collections import OrderedDict
@@ -19,7 +20,7 @@ from flexspec.expr import Apply, Expr, inputs_of
 from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory, relocate
-from flexspec.source import user_caret
+from flexspec.source import user_caret, user_level
 
 from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
@@ -133,9 +134,9 @@ class CompiledAttention:
         if plain and self.backend == "triton" and torch.compiler.is_compiling() and operator.fits(values):
             out, lse = operator.attend(self._number, self.held, q, k, v, inputs, values)
             return (out, lse) if return_lse else out
-        call = self._call  # it compiles itself; inside a compiled model it is a graph break
-        if torch.compiler.is_compiling():
-            call = torch.compiler.disable(call)  # which imports torch's compiler: slow, and no other call needs it
+        call = self._call
+        if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:  # which is slow to import
+            call = torch.compiler.disable(call)  # it compiles itself; inside a compiled model it is a graph break
         return call(q, k, v, return_lse, inputs, values, page_table, kv_len)
 
     def _call(
@@ -261,7 +262,7 @@ class CompiledAttention:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, FlexSpecWarning, stacklevel=7)
+            warnings.warn(message, FlexSpecWarning, stacklevel=user_level())
 
     def block_map(
         self,

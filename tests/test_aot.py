@@ -34,6 +34,9 @@ for target in ("sm_80", "sm_90"):
     for q_len in (1, 16):
         report = fs.compile(spec, backend="triton").aot(target, kv_heads=2, q_len=q_len, kv_len=1000)
         print(json.dumps(report.facts()))
+spec = fs.Attention(mask=fs.causal(), weight=fs.sigmoid_weight())
+report = fs.compile(spec, backend="triton").aot("sm_80", q_len=64, head_dim=32, backward=False)
+print(json.dumps({"source": report.source, **report.facts()}))
 """
 
 
@@ -88,8 +91,11 @@ def test_scores_groups_odd_lengths_and_other_targets():
 
 
 def test_few_queries_take_the_decode_kernels():
-    for line in output(started("-c", FEW)).splitlines():
-        decode, merge = json.loads(line)["kernels"]
+    *few, last = map(json.loads, output(started("-c", FEW)).splitlines())
+    assert [each["name"] for each in last["kernels"]] == ["forward"] and "def score(" in last["source"]
+    assert len(few) == 4
+    for report in few:
+        decode, merge = report["kernels"]
         assert (decode["name"], merge["name"]) == ("decode", "merge")
         assert decode["tensor_core_instructions"] > 0 and merge["tensor_core_instructions"] == 0
         for each in (decode, merge):

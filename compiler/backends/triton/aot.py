@@ -24,6 +24,7 @@ from flexspec.errors import FlexSpecError, choices
 from flexspec.source import user_caret
 
 from .. import Call
+from ..weights import softmax_scores
 from . import TritonBackend
 from .autograd import run_backward
 from .configs import Config
@@ -50,13 +51,16 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
     against = TritonBackend(ahead_of_time=True).reasons_against(call)
     if against:
         raise FlexSpecError("FS042", f"triton cannot run this: {'; '.join(against)}", where=user_caret())
-    plan = plan_of(call, arch=target)
     kernels: list[KernelReport] = []
 
     def start(kernel: Any, grid: Any, config: Config, *args: Any, **constants: Any) -> None:
         kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
 
-    plan = replace(plan, start=start)
+    weight, sink = call.attention.weight, None
+    if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward):
+        sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
+    score, *_ = softmax_scores(call.attention.weighing, call.score)  # a weight with a sign has another like it
+    plan = replace(plan_of(replace(call, score=score), sink, target), start=start)
     if decodes(call):
         run_decode(plan, call.q, call.k, call.v)
     else:

@@ -79,11 +79,20 @@ def facts_of(kernel: Any, plan: Plan, q: torch.Tensor, v: torch.Tensor, function
         "batch * heads": _rounded(q.shape[0] * q.shape[1]),
         "q_len": _rounded(grid.q_len),
         "kv_len": _rounded(grid.kv_len),
-        "functions": [None if each is None else f"{each.fn.__module__}.{each.fn.__name__}" for each in functions],
+        "functions": _names(functions),
         "source": getattr(kernel, "cache_key", ""),
         "torch": torch.__version__,
         "triton": triton.__version__,
     }
+
+
+def _names(functions: Any) -> Any:
+    """Of functions, however nested: a generated one's module is named by its content."""
+    if functions is None:
+        return None
+    if isinstance(functions, tuple):
+        return [_names(each) for each in functions]
+    return f"{functions.fn.__module__}.{functions.fn.__name__}"
 
 
 def _rounded(size: int) -> int:

@@ -128,6 +128,11 @@ def mask_mod_of(expr: Expr, bound: Bound, device: torch.device) -> Callable[[], 
     return partial(function_of, expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
 
 
+def by_content(tensor: torch.Tensor) -> bool:
+    """Is a tensor known by what it holds? On the CPU anyone may write to its memory unseen by torch."""
+    return tensor.device.type == "cpu" or tensor.is_inference()
+
+
 def tables_of(bound: Bound) -> Tables:
     """The tensors of a binding as arrays, with tables of what they hold."""
     return Tables({name: as_array(tensor) for name, tensor in bound.tensors.items()})

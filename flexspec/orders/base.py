@@ -51,7 +51,12 @@ class Order:
     """
 
     canvas: Canvas | None = None
+    tokens: int | None = field(init=False, compare=False)
+    """How many tokens it orders; None: any number."""
     _kept: dict[Any, Any] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", self._count())
 
     def __repr__(self) -> str:
         return str(self)
@@ -59,9 +64,7 @@ class Order:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": {}}
 
-    @property
-    def tokens(self) -> int | None:
-        """How many tokens it orders; None: any number."""
+    def _count(self) -> int | None:
         return self.canvas.size if self.canvas else None
 
     def padded(self, length: int) -> int:
@@ -82,7 +85,7 @@ class Order:
 
     def check(self, length: int) -> None:
         """FS033 where the order is of another number of tokens."""
-        if self.tokens not in (None, length):
+        if self.tokens is not None and self.tokens != length:
             what = self.canvas or self
             message = f"the order is of {what} with {self.tokens:,} tokens; the length is {length:,}"
             raise FlexSpecError("FS033", message, where=user_caret())
@@ -102,13 +105,15 @@ class Order:
     def apply(self, x: torch.Tensor, dim: int = -2) -> torch.Tensor:
         """Tokens of `x` along `dim` in memory order, padding zero. Differentiable; any dtype. FS022, FS033.
 
-        Its index tensors are kept for each length and device, so that nothing waits for the device.
+        Its index tensors are kept for each length and device, so that nothing waits for the device. A compiled model
+        takes them as constants; it needs a length that is static, or an order of a fixed number of tokens.
 
         >>> import flexspec as fs, torch
         >>> fs.tiled(fs.Canvas(h=2, w=4), h=2, w=2).apply(torch.arange(8), dim=0).tolist()
         [0, 1, 4, 5, 2, 3, 6, 7]
         """
-        moves = self.moves(x.shape[dim], x.device)
+        self.check(x.shape[dim])
+        moves = self.moves(self.tokens or x.shape[dim], x.device)
         return moved(x, moves.token_at, moves.empty, moves.place_of, None, dim % x.dim())
 
     def undo(self, x: torch.Tensor, length: int | None = None, dim: int = -2) -> torch.Tensor:
@@ -117,13 +122,15 @@ class Order:
         `length`: tokens without padding; it may be left out where the order is of a fixed number or pads nothing.
         """
         length = length or self.tokens or x.shape[dim]
-        moves = self.moves(length, x.device)
-        places = self.padded(length)
+        self.check(length)
+        moves = self.moves(self.tokens or length, x.device)
+        places = moves.token_at.shape[-1]
         if places != x.shape[dim]:
             message = f"{length:,} tokens take {places:,} places in this order, dim {dim} has {x.shape[dim]:,}"
             raise FlexSpecError("FS033", message, where=user_caret())
         return moved(x, moves.place_of, None, moves.token_at, moves.empty, dim % x.dim())
 
+    @torch.compiler.assume_constant_result  # a compiled model holds them as it holds its weights
     def moves(self, length: int, device: torch.device) -> Moves:
         """The order's index tensors on `device`, made once. FS033."""
         key = (length, device)
@@ -163,8 +170,8 @@ def moved(
     dim: int,
 ) -> torch.Tensor:
     """`x` at `index` along `dim`, zero where `empty`. back, back_empty: the same for the gradient."""
-    if index.dim() == 2 and (dim == 0 or x.shape[0] != index.shape[0]):
-        message = f"the order is of {index.shape[0]} sequences; dim 0 of {list(x.shape)} is not their batch"
+    if index.dim() == 2 and (dim == 0 or x.size(0) != index.size(0)):
+        message = f"the order is of {index.size(0)} sequences; dim 0 of {list(x.shape)} is not their batch"
         raise FlexSpecError("FS022", message, fix="give a tensor [batch, ...] of as many", where=user_caret())
     result: torch.Tensor = _Moved.apply(x, index, empty, back, back_empty, dim)
     return result
@@ -197,9 +204,9 @@ class _Moved(torch.autograd.Function):
 def _along(index: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
     """An index [places] or [batch, places] in a shape that broadcasts along `dim` of `x`."""
     shape = [1] * x.dim()
-    shape[dim] = index.shape[-1]
+    shape[dim] = -1
     if index.dim() == 2:
-        shape[0] = index.shape[0]
+        shape[0] = index.size(0)
     return index.view(shape)
 
 

@@ -92,8 +92,7 @@ class ByLabel(Table):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    @property
-    def tokens(self) -> int:
+    def _count(self) -> int:
         return self.labels.shape[-1]
 
     @property
@@ -113,8 +112,7 @@ class Concatenated(Table):
 
     parts: tuple[int | Order, ...] = ()
 
-    @property
-    def tokens(self) -> int:
+    def _count(self) -> int:
         return sum(map(_tokens, self.parts))
 
     @property

@@ -124,7 +124,7 @@ class Order:
         length = length or self.tokens or x.shape[dim]
         self.check(length)
         moves = self.moves(self.tokens or length, x.device)
-        places = moves.token_at.shape[-1]
+        places = moves.token_at.size(-1)  # unlike shape, torch.compile knows it where sizes are dynamic
         if places != x.shape[dim]:
             message = f"{length:,} tokens take {places:,} places in this order, dim {dim} has {x.shape[dim]:,}"
             raise FlexSpecError("FS033", message, where=user_caret())

@@ -75,7 +75,7 @@ class Curve(Table):
 
     def _table(self, length: int) -> torch.Tensor:
         assert self.canvas is not None
-        sides = list(self.canvas.lengths.values())
+        sides = [side for side in self.canvas.lengths.values() if side > 1] or [1]
         points = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
         rank = {"morton": morton_rank, "hilbert": hilbert_rank}[self.name]
         return torch.argsort(rank(points, sides))
@@ -165,7 +165,11 @@ def hilbert(canvas: Canvas) -> Order:
     >>> hilbert(Canvas(h=2, w=2)).permutation(4).tolist()
     [0, 2, 3, 1]
     """
-    return Curve(canvas_of(canvas, "hilbert"), "hilbert")
+    wide = [side for side in canvas_of(canvas, "hilbert").lengths.values() if side > 1]
+    if len(wide) * max(wide, default=1).bit_length() > 63:
+        message = f"the cube around {canvas} has more than 2**63 points"
+        raise FlexSpecError("FS033", message, fix="use morton", where=user_caret())
+    return Curve(canvas, "hilbert")
 
 
 def by_label(labels: torch.Tensor) -> Order:

@@ -113,7 +113,7 @@ class Order:
         [0, 1, 4, 5, 2, 3, 6, 7]
         """
         self.check(x.shape[dim])
-        moves = self.moves(self.tokens or x.shape[dim], x.device)
+        moves = self.moves(x.shape[dim] if self.tokens is None else None, x.device)
         return moved(x, moves.token_at, moves.empty, moves.place_of, None, dim % x.dim())
 
     def undo(self, x: torch.Tensor, length: int | None = None, dim: int = -2) -> torch.Tensor:
@@ -123,7 +123,7 @@ class Order:
         """
         length = length or self.tokens or x.shape[dim]
         self.check(length)
-        moves = self.moves(self.tokens or length, x.device)
+        moves = self.moves(length if self.tokens is None else None, x.device)
         places = moves.token_at.size(-1)  # unlike shape, torch.compile knows it where sizes are dynamic
         if places != x.shape[dim]:
             message = f"{length:,} tokens take {places:,} places in this order, dim {dim} has {x.shape[dim]:,}"
@@ -131,8 +131,10 @@ class Order:
         return moved(x, moves.place_of, None, moves.token_at, moves.empty, dim % x.dim())
 
     @torch.compiler.assume_constant_result  # a compiled model holds them as it holds its weights
-    def moves(self, length: int, device: torch.device) -> Moves:
-        """The order's index tensors on `device`, made once. FS033."""
+    def moves(self, length: int | None, device: torch.device) -> Moves:
+        """The order's index tensors on `device`, made once. length: None for an order of a fixed number. FS033."""
+        length = self.tokens if length is None else length
+        assert length is not None
         key = (length, device)
         if key not in self._kept:
             self.check(length)

@@ -180,7 +180,8 @@ class CompiledAttention:
         """Logical tokens of a tensor with `length` places."""
         if self.order is None or inputs == "logical":
             return length
-        tokens = self.order.tokens or length
+        canvas = self.spec.formula.canvas
+        tokens = self.order.tokens or (canvas.size if canvas else length)
         if self.order.padded(tokens) != length:
             message = f"{self.order} has {self.order.padded(tokens):,} places; q, k, v have {length:,}"
             raise FlexSpecError("FS033", message, fix='move them with order.apply, or inputs="logical"')

@@ -59,7 +59,7 @@ def relocate(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int,
     """An expression over memory positions: logical positions and coordinates written by the order. FS026, FS033."""
     if order is None:
         return flatten(expr, canvas)
-    if TOKEN_AT in expr.names:
+    if isinstance(order, Table) and TOKEN_AT in expr.names:
         message = f"`{TOKEN_AT}` is a value of the pattern, and the table of {order}"
         raise FlexSpecError("FS026", message, fix="rename the pattern's", where=user_caret())
     values: dict[str, Expr] = {}

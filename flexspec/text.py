@@ -54,9 +54,9 @@ def parse_pattern(text: str, catalog: Mapping[str, Any] = CATALOG) -> Mask | Sco
 def parse_order(text: str, canvas: Canvas | None = None) -> Order:
     """The order that `text` writes, as in Python without the canvas: `axes(h, w, t)`, `tiled(t=6, h=8, w=8)`.
 
-    Tiles of tiles are `tiled({t: 6, h: 16, w: 16}, {h: 8, w: 8})`; segments `concatenated(77, tiled(h=8, w=8))`. canvas:
-    the canvas that it orders, where the text names none: `hilbert(canvas(h=48, w=80))`; orders over ranks need none.
-    Raises FS033, FS050, FS051.
+    Tiles of tiles are `tiled({t: 6, h: 8, w: 8}, {h: 4, w: 4})`, segments `concatenated(77, tiled(h=8, w=8))`. canvas:
+    what it orders where the text names none, as `hilbert(canvas(h=48, w=80))` does; orders over ranks need none. Raises
+    FS033, FS050, FS051, FS053.
 
     >>> parse_order("tiled(h=2, w=2)", Canvas(h=4, w=6))
     tiled(h=2, w=2)

@@ -243,7 +243,11 @@ VALUES = [
     (lambda: fs.striped(0), "FS033", ["ranks is 0"]),
     (lambda: fs.tiled(VIDEO, t=2, h=2).permutation(5), "FS033", ["4 tokens; the length is 5"]),
     (lambda: fs.striped(3).undo(torch.zeros(5, 2), length=5), "FS033", ["take 6 places", "has 5"]),
-    (lambda: fs.tiled(VIDEO, dict(t=4, h=4), dict(t=3, h=4)), "FS033", ["on `t` is 3, the outer one's 4", "divides"]),
+    (
+        lambda: fs.tiled(VIDEO, {"t": 4, "h": 4}, {"t": 3, "h": 4}),
+        "FS033",
+        ["on `t` is 3, the outer one's 4", "divides"],
+    ),
     (lambda: fs.zigzag(0), "FS033", ["ranks is 0"]),
     (lambda: fs.dilated(VIDEO, 2.0), "FS033", ["dilation on `t` is 2.0"]),
     (lambda: fs.hilbert(3), "FS033", ["needs a canvas, got int"]),

@@ -217,7 +217,7 @@ ORDERS = {
     "tiled(h=2)": fs.tiled(VIDEO, h=2),
     "tiled(2)": fs.tiled(VIDEO, 2),
     "tiled({h: 2, w: 3, t: 1})": fs.tiled(VIDEO, h=2, w=3),
-    "tiled({t: 2, h: 4, w: 4}, {h: 2, w: 2})": fs.tiled(VIDEO, dict(t=2, h=4, w=4), dict(h=2, w=2)),
+    "tiled({t: 2, h: 4, w: 4}, {h: 2, w: 2})": fs.tiled(VIDEO, {"t": 2, "h": 4, "w": 4}, {"h": 2, "w": 2}),
     "tiled(4, 2)": fs.tiled(VIDEO, 4, 2),
     "dilated(2)": fs.dilated(VIDEO, 2),
     "dilated(w=3)": fs.dilated(VIDEO, w=3),

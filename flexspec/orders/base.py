@@ -186,10 +186,8 @@ class _Moved(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, index: Any, empty: Any, back: Any, back_empty: Any, dim: int) -> torch.Tensor:
-        if index.dim() == 1:
-            picked = x.index_select(dim, index)
-        else:
-            picked = torch.take_along_dim(x, _along(index, x, dim), dim)
+        by_batch = index.dim() == 2
+        picked = torch.take_along_dim(x, _along(index, x, dim), dim) if by_batch else x.index_select(dim, index)
         return picked if empty is None else picked.masked_fill(_along(empty, x, dim), 0)
 
     @staticmethod

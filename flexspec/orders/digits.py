@@ -19,11 +19,11 @@ from .base import Order, Place, canvas_of, whole_number
 
 
 class Digit(NamedTuple):
-    """A digit of one axis' coordinate: it counts steps of `stride`, `count` of them."""
+    """A digit of one axis' coordinate: `x // stride % base`."""
 
     axis: str
     stride: int
-    count: int
+    base: int
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,7 +32,7 @@ class Digits(Order):
 
     @property
     def digits(self) -> list[Digit]:
-        """Slowest first. Of each axis, the digit of the greatest stride comes before those of smaller ones, or alone."""
+        """Slowest first."""
         raise NotImplementedError
 
     @property
@@ -46,7 +46,7 @@ class Digits(Order):
         return self.canvas
 
     def padded(self, length: int) -> int:
-        return prod(digit.count for digit in self.digits) if self.permutes else length
+        return prod(digit.base for digit in self.digits) if self.permutes else length
 
     def place(self, position: Expr, length: int) -> Place:
         if not self.permutes:
@@ -54,8 +54,8 @@ class Digits(Order):
         total = stride = self.padded(length)
         parts: dict[str, list[Expr]] = {name: [] for name in self._canvas.names}
         for digit in self.digits:
-            outer, stride = stride, stride // digit.count
-            if digit.count == 1:
+            outer, stride = stride, stride // digit.base
+            if digit.base == 1:
                 continue
             value = position if outer == total else apply("mod", position, const(outer))
             value = value if stride == 1 else apply("floordiv", value, const(stride))
@@ -76,19 +76,19 @@ class Digits(Order):
         at = self._canvas.coordinates(position)
         parts, stride = [], self.padded(length)
         for digit in self.digits:
-            stride //= digit.count
-            if digit.count == 1:
+            stride //= digit.base
+            if digit.base == 1:
                 continue
             value = at[digit.axis]
             value = value if digit.stride == 1 else apply("floordiv", value, const(digit.stride))
-            if digit.stride * digit.count < self._room(digit.axis):
-                value = apply("mod", value, const(digit.count))
+            if digit.stride * digit.base < self._room(digit.axis):
+                value = apply("mod", value, const(digit.base))
             parts.append(_times(value, stride))
         return _sum(parts)
 
     def _room(self, axis: str) -> int:
         """Coordinates that the digits of an axis can write."""
-        return prod(digit.count for digit in self.digits if digit.axis == axis)
+        return prod(digit.base for digit in self.digits if digit.axis == axis)
 
 
 def _times(value: Expr, factor: int) -> Expr:

@@ -163,7 +163,7 @@ def hilbert(canvas: Canvas) -> Order:
     bit operations (2004). FS033.
 
     >>> hilbert(Canvas(h=2, w=2)).permutation(4).tolist()
-    [0, 2, 3, 1]
+    [0, 1, 3, 2]
     """
     wide = [side for side in canvas_of(canvas, "hilbert").lengths.values() if side > 1]
     if len(wide) * max(wide, default=1).bit_length() > 63:

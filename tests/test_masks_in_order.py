@@ -57,6 +57,14 @@ def test_attention_is_the_same(order: Order) -> None:
     assert torch.allclose(order.undo(ordered, 105), wanted)
 
 
+@pytest.mark.parametrize("order", [fs.hilbert(VIDEO), fs.by_label(torch.arange(210).view(2, 105) % 8)], ids=str)
+def test_kernels_load_from_the_table(order: Order) -> None:
+    spec = fs.Attention(mask=NEAR, scores=[BIAS])
+    tensors = [x.float() for x in qkv(105)]
+    out = fs.compile(spec, order=order, backend="triton", block_size=32)(*tensors)
+    assert (out - fs.reference_attention(spec, *tensors)).abs().max() < 3e-6
+
+
 @pytest.mark.parametrize("order", ORDERS, ids=str)
 def test_block_maps_and_functions_by_hand(order: Order) -> None:
     kept = moved(NEAR.dense(105)[0], order)

@@ -253,6 +253,8 @@ def test_gradients_go_back(order: Order) -> None:
     x = torch.randn(2, 30, 1, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(lambda x: order.apply(x), (x,))
     torch.autograd.gradgradcheck(lambda x: order.undo(order.apply(x).square(), 30), (x,))
+    padded = torch.randn(2, order.padded(30), 1, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda y: order.undo(y, 30), (padded,))  # padding has no gradient
     mapped = torch.func.vmap(lambda one: order.apply(one, 0))(x)
     assert torch.equal(mapped, order.apply(x))
 

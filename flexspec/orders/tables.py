@@ -58,7 +58,7 @@ class Table(Order):
 
     def tensors(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         assert self.tokens is not None
-        moves, key = self.moves(self.tokens, torch.device(device)), ("tensors", device)
+        moves, key = self.moves(self.tokens, torch.device(device)), ("tensors", torch.device(device))
         if key not in self._kept:
             with torch.inference_mode(False):
                 at = moves.token_at if moves.empty is None else moves.token_at.masked_fill(moves.empty, -1)

@@ -130,7 +130,6 @@ class Order:
             raise FlexSpecError("FS033", message, where=user_caret())
         return moved(x, moves.place_of, None, moves.token_at, moves.empty, dim % x.dim())
 
-    @torch.compiler.assume_constant_result  # a compiled model holds them as it holds its weights
     def moves(self, length: int | None, device: torch.device) -> Moves:
         """The order's index tensors on `device`, made once. length: None for an order of a fixed number. FS033."""
         length = self.tokens if length is None else length
@@ -144,6 +143,9 @@ class Order:
                 self._kept[key] = self._make_moves(length, device)
         made: Moves = self._kept[key]
         return made
+
+    # torch.compiler.assume_constant_result sets this too, but imports the whole compiler
+    moves._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _make_moves(self, length: int, device: torch.device) -> Moves:
         table = self._table(length).to(device)

@@ -19,7 +19,7 @@ from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.expr import Apply, Expr, inputs_of
 from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.mask import Mask
-from flexspec.order import Order, in_memory, relocate
+from flexspec.order import Order, bound_in_memory, in_memory, relocate
 from flexspec.source import user_caret, user_level
 
 from .backends import Backend, Call, backends, check_backend
@@ -195,7 +195,8 @@ class CompiledAttention:
         """Logical tokens of a tensor with `length` places."""
         if self.order is None or inputs == "logical":
             return length
-        tokens = self.order.canvas.size if self.order.canvas else length
+        canvas = self.spec.formula.canvas
+        tokens = self.order.tokens or (canvas.size if canvas else length)
         if self.order.padded(tokens) != length:
             message = f"{self.order} has {self.order.padded(tokens):,} places; q, k, v have {length:,}"
             raise FlexSpecError("FS033", message, fix='move them with order.apply, or inputs="logical"')
@@ -218,6 +219,7 @@ class CompiledAttention:
     ) -> tuple[Bound, Any]:
         """The bound values, and the BlockMap or DeviceMap, kept per sizes and values that the mask reads."""
         bound = self.spec.formula.bind(sizes, values)  # this call's own tensors, with their gradients
+        bound = bound_in_memory(bound, self.order, device)
         kept = self.spec.kept
         tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
         numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
@@ -365,12 +367,13 @@ class CompiledAttention:
 
     def _by_hand(self, kind: str) -> Callable[..., torch.Tensor]:
         whole = self.spec.formula
-        tokens = self.order.canvas.size if self.order is not None and self.order.canvas else 1
-        if self.order is not None and self.order.canvas is None:
+        tokens = 1 if self.order is None else self.order.tokens
+        if tokens is None:
             message = f"{self.order} depends on the length"
             raise FlexSpecError("FS020", message, fix="use block_map(length).mask_mod", where=user_caret())
         expr = self._expressions(Sizes(tokens, tokens))[kind == "score_mod"]
-        values = {**whole.defaults, **whole.tensors}
+        tables = {} if self.order is None else self.order.tensors()
+        values = {**whole.defaults, **whole.tensors, **tables}
         missing = sorted(name for name in expr.names - values.keys() - {"b", "h", "q", "kv", "score"})
         if missing:
             message = f"{choices(missing)} has no value in a function that stands alone"

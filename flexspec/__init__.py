@@ -12,7 +12,7 @@ from .canvas import Canvas
 from .errors import FlexSpecError, FlexSpecWarning
 from .inputs import Input, Param
 from .mask import Mask, from_mask_mod, mask
-from .order import Order, axes, row_major, striped, tiled
+from .order import Order, axes, by_label, concatenated, dilated, hilbert, morton, row_major, striped, tiled, zigzag
 from .patterns import *  # every pattern of the catalog, by its own name
 from .score import ScoreMod, from_score_mod, score
 from .spec import load
@@ -60,20 +60,25 @@ __all__ = [
     "Weight",
     "axes",
     "block_map",
+    "by_label",
     "compile",
+    "concatenated",
     "create_block_mask",
     "diff",
+    "dilated",
     "equals",
     "every_query_attends",
     "fit",
     "from_mask_mod",
     "from_score_mod",
+    "hilbert",
     "implies",
     "is_causal",
     "is_empty",
     "kept_keys",
     "load",
     "mask",
+    "morton",
     "parse",
     "parse_pattern",
     "reach",
@@ -83,6 +88,7 @@ __all__ = [
     "show_orders",
     "striped",
     "tiled",
+    "zigzag",
 ]
 __all__ += patterns.__all__
 

@@ -99,7 +99,7 @@ def _lasting(call: Call) -> dict[str, Any]:
 
 def is_wide(call: Call) -> bool:
     """Do the functions of a call need 64-bit integers? Kept with its map, unless other integer tensors decide too."""
-    kept, block_map = call.attention.kept.expr.names, call.block_map
+    kept, block_map = call.attention.kept.expr.names | call.mask.names, call.block_map
     if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
         return _computes_wide(call)
     key = ("triton wide", call.mask, call.score, *sorted(call.bound.numbers.items()))

@@ -156,8 +156,10 @@ def source_of(
     if "score" in expr.names:
         body.append("score = s")
     result = printer.offset(expr) if offset and isinstance(expr, Load) else printer.result
-    if not offset and not expr.names & {"q", "kv", "score"}:  # a tile all the same
-        result = f"({result}) & (q >= 0) & (kv >= 0)" if kind == "mask" else f"({result}) + 0.0 * s"
+    if not offset and kind == "mask" and not expr.names & {"q", "kv"}:  # a tile all the same
+        result = f"({result}) & (q >= 0) & (kv >= 0)"
+    if not offset and kind != "mask" and "score" not in expr.names:
+        result = f"({result}) + tl.zeros_like(s)"
     lines = [f"    {line}" for line in (*body, *printer.lines, f"return {result}")]
     return "\n".join([*head, *lines, ""])
 

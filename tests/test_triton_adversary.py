@@ -22,3 +22,30 @@ def test_scores_that_leave_the_score_out(name):
     """They are a row, a column or a number, and still one for each pair, in full blocks too."""
     spec = fs.Attention(fs.causal(), [fs.score(ONE_SIDED[name])])
     same_gradients(spec, *qkv(40, 35, batch=1), block_size=16)
+
+
+def spread(tensors, token_stride):
+    """The same values so far apart that offsets pass 32 bits; memory that nobody touches costs none."""
+    length = max(x.shape[2] for x in tensors)
+    room = torch.empty((length - 1) * token_stride + 4096, dtype=tensors[0].dtype)
+    made, at = [], 0
+    for x in tensors:
+        batch, heads, tokens, channels = x.shape
+        strides = (heads * channels, channels, token_stride, 1)
+        made.append(room.as_strided(x.shape, strides, at).copy_(x))
+        at += batch * heads * channels
+    return made
+
+
+def test_strides_that_pass_32_bits_inside_a_tile():
+    tensors = qkv(64, dtype=torch.bfloat16, batch=1)
+    same_gradients(fs.causal(), *spread(tensors, 2**31 // 63 + 64), block_size=64)
+
+
+def test_pages_whose_tokens_pass_32_bits():
+    length, stride = 1040, 2**31 // 1030
+    q, k, v = qkv(1, length, heads=2, kv_heads=1, dtype=torch.bfloat16, batch=1)
+    pages = [x.transpose(1, 2) for x in spread([k, v], stride)]
+    attend = fs.compile(fs.everything(), backend="triton")
+    out = attend(q, *pages, page_table=torch.zeros(1, 1, dtype=torch.int32), kv_len=length)
+    torch.testing.assert_close(out, attend(q, k, v))

@@ -15,7 +15,7 @@ from .. import Call
 from .backward import backward_kv, backward_q, deltas
 from .configs import Config, config_of
 from .gradients import gradient_functions
-from .launch import Plan, described, located, padded, plan_of, run_forward
+from .launch import Plan, described, located, near, padded, plan_of, run_forward
 from .rows import rows_of
 
 LEAST = 32
@@ -70,6 +70,7 @@ def run_backward(
     read: dict[str, Tensor],
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype."""
+    q, k, v, dout = near(q, k, v, dout)
     dscore, gather = None, None
     if plan.scored is not None:
         dscore, gather = gradient_functions(plan.scored, tuple(read), plan.wide, plan.label)

@@ -14,7 +14,7 @@ from ...blocks.points import Array
 from ...blocks.runs import counting
 from .. import Call
 from .configs import config_of
-from .launch import Plan, described, padded
+from .launch import Plan, described, near, padded
 
 MOST_QUERIES = 16
 """Longer calls run the forward kernel."""
@@ -65,6 +65,7 @@ def run_decode(
     if table is not None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         table = table if table.stride(1) == 1 else table.contiguous()
+    q, k, v = near(q, k, v)
     chosen = config_of("decode", plan.arch, plan.block_map.grid, q, v)
     work = work_of(plan, q.shape[0], chosen.block_n, parts_on(q.device))
     block_m = padded(work.packed * q.shape[2])

@@ -18,6 +18,9 @@ from .configs import Config, arch_of, config_of
 from .rows import Rows, rows_of
 from .source import functions, values_of
 
+FAR_STRIDE = 2**31 // 256
+"""256: most tokens or channels of a tile."""
+
 
 def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any) -> None:
     """Start a kernel where its tensors are."""
@@ -98,6 +101,11 @@ def _computes_wide(call: Call) -> bool:
     return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (call.mask, integers))
 
 
+def near(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors whose steps inside a tile fit 32 bits, as kernels take them: those of larger strides are copied."""
+    return tuple(x.contiguous() if max(x.stride()[2:]) >= FAR_STRIDE else x for x in tensors)
+
+
 def described(tensor: torch.Tensor) -> tuple[Any, ...]:
     """A tensor as kernels take it: pointer and strides."""
     return (tensor, *tensor.stride())
@@ -115,6 +123,7 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     """Output in q's dtype, and lse float32."""
     from .forward import forward
 
+    q, k, v = near(q, k, v)
     grid = plan.block_map.grid
     chosen: Config = config_of("forward", plan.arch, grid, q, v)
     rows = rows_of(plan.block_map, "q", grid.block_q // chosen.block_m)

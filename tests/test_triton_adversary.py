@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from flexspec.compiler import attend
 from test_triton import qkv
 from test_triton_backward import same_gradients
 
@@ -49,3 +50,30 @@ def test_pages_whose_tokens_pass_32_bits():
     attend = fs.compile(fs.everything(), backend="triton")
     out = attend(q, *pages, page_table=torch.zeros(1, 1, dtype=torch.int32), kv_len=length)
     torch.testing.assert_close(out, attend(q, k, v))
+
+
+def test_a_table_with_more_entries_than_32_bits_count():
+    side, length = 46_400, 20
+    corner = torch.arange(length**2, dtype=torch.int8).view(length, length) % 7
+    table = torch.empty(side, side, dtype=torch.int8)  # memory that nobody touches costs none
+    table[-length:, -length:] = corner
+    at = side - length
+    attends = [
+        fs.compile(fs.Attention(fs.causal(), [score]), backend="triton", block_size=16)
+        for score in (
+            lambda score, b, h, q, kv: score + table[q + at, kv + at],
+            lambda score, b, h, q, kv: score + corner[q, kv],
+        )
+    ]
+    q, k, v = qkv(length, batch=1)
+    torch.testing.assert_close(attends[0](q, k, v), attends[1](q, k, v))
+
+
+def test_the_map_reads_no_tensor_of_the_scores(monkeypatch):
+    read = []
+    real = attend.tables_of
+    monkeypatch.setattr(attend, "tables_of", lambda bound: (read.append({*bound.tensors}), real(bound))[1])
+    ids = torch.arange(50)[None] // 9
+    spec = fs.Attention(fs.document(), [lambda score, b, h, q, kv: score + BIAS[kv]])
+    fs.compile(spec, backend="triton")(*qkv(50), document_id=ids)
+    assert read == [{"document_id"}]

@@ -77,3 +77,31 @@ def test_the_map_reads_no_tensor_of_the_scores(monkeypatch):
     spec = fs.Attention(fs.document(), [lambda score, b, h, q, kv: score + BIAS[kv]])
     fs.compile(spec, backend="triton")(*qkv(50), document_id=ids)
     assert read == [{"document_id"}]
+
+
+@pytest.mark.parametrize("q_len", [3, 20])
+def test_a_view_whose_sign_is_only_noted(q_len):
+    q, k, v = qkv(q_len, 200, batch=1)
+    attend = fs.compile(fs.everything(), backend="triton", block_size=16)
+    torch.testing.assert_close(attend(*(torch._neg_view(x) for x in (q, k, v))), attend(-q, -k, -v))
+
+
+@pytest.mark.parametrize("what", ["ids", "bias"])
+def test_values_that_change_before_the_backward_pass(what):
+    """A wrong gradient otherwise: the backward kernels read them again."""
+    read = {"ids": (torch.arange(40)[None] // 9).int(), "bias": torch.randn(40)}
+    spec = fs.Attention(fs.document(), [lambda score, b, h, q, kv: score + read["bias"][kv]])
+    q, k, v = (x.requires_grad_() for x in qkv(40, batch=1))
+    out = fs.compile(spec, backend="triton", block_size=16)(q, k, v, document_id=read["ids"])
+    read[what].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda *x: f(*x).sum())])
+def test_transforms_of_torch_func_are_refused(transform):
+    attend = fs.compile(fs.causal(), backend="triton")
+    tensors = qkv(20, batch=1)
+    tensors = [x[None] for x in tensors] if transform is torch.func.vmap else tensors
+    with pytest.raises(fs.FlexSpecError, match="FS042"):
+        transform(attend)(*tensors)

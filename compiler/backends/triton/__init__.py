@@ -32,6 +32,8 @@ class TritonBackend:
             reasons.append("Triton kernels need a CUDA device")
         if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             reasons.append(f"the kernels take float16, bfloat16 and float32, not {call.q.dtype}")
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, (call.q, call.k, call.v))):
+            reasons.append("vmap, grad and other transforms of torch.func do not reach into kernels")
         if not isinstance(call.block_map, BlockMap):
             reasons.append("exact=False makes lists for FlexAttention only")
         grid = call.block_map.grid

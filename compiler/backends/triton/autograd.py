@@ -45,7 +45,8 @@ class Attend(torch.autograd.Function):
         q, k, v = tensors[:3]
         out, lse = run_forward(plan, q, k, v)
         ctx.plan, ctx.names = plan, names
-        ctx.save_for_backward(out, lse, *tensors)
+        values = [x for x in (*plan.mask_values, *plan.score_values) if isinstance(x, Tensor) and not x.is_inference()]
+        ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -54,7 +55,7 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         out, lse, q, k, v, *read = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
-        read_by_name = dict(zip(ctx.names, read, strict=True))
+        read_by_name = dict(zip(ctx.names, read, strict=False))
         return None, None, *run_backward(ctx.plan, q, k, v, out, lse, dout, dlse, read_by_name)
 
 

@@ -104,7 +104,8 @@ def _computes_wide(call: Call) -> bool:
 
 
 def near(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors whose steps inside a tile fit 32 bits, as kernels take them: those of larger strides are copied."""
+    """Tensors as their memory says, whose steps inside a tile fit 32 bits: others are copied."""
+    tensors = tuple(x.resolve_neg() for x in tensors)
     return tuple(x.contiguous() if max(x.stride()[2:]) >= FAR_STRIDE else x for x in tensors)
 
 

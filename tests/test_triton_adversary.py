@@ -105,3 +105,12 @@ def test_transforms_of_torch_func_are_refused(transform):
     tensors = [x[None] for x in tensors] if transform is torch.func.vmap else tensors
     with pytest.raises(fs.FlexSpecError, match="FS042"):
         transform(attend)(*tensors)
+
+
+@pytest.mark.parametrize("name", ["back\\slash\\u", "x\\N{", "nothing\0", '"""', "two\nlines", "\\"])
+def test_names_that_python_would_read(name):
+    """A pattern's name heads the generated source."""
+    mask = fs.Mask(fs.parse("q >= kv"), name)
+    q, k, v = qkv(9, batch=1)
+    wanted = fs.compile(fs.causal(), backend="triton")(q, k, v)
+    torch.testing.assert_close(fs.compile(mask, backend="triton")(q, k, v), wanted)

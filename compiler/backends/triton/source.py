@@ -170,13 +170,14 @@ def module_of(sources: list[str], title: str, text: str) -> Any:
     Many processes may do this at once: a file appears complete or not at all.
     """
     text = "\n".join(text[at : at + LINE] for at in range(0, len(text), LINE)).replace("\n", "\n    ")
-    content = HEADER.format(title=title.replace('"', "'"), formula=text.replace("\\", "/")) + "\n\n".join(sources)
+    title = "".join(c if c.isprintable() else " " for c in title.replace('"', "'").replace("\\", "/"))
+    content = HEADER.format(title=title, formula=text.replace("\\", "/")) + "\n\n".join(sources)
     name = f"flexspec_{hashlib.sha256(content.encode()).hexdigest()[:20]}"
     folder = cache_folder()
     path = folder / f"{name}.py"
-    if not path.exists() or path.read_text() != content:
+    if not path.exists() or path.read_text("utf-8") != content:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as part:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".part", delete=False) as part:
             part.write(content)
         os.replace(part.name, path)
     spec = spec_from_file_location(name, path)

@@ -114,3 +114,15 @@ def test_names_that_python_would_read(name):
     q, k, v = qkv(9, batch=1)
     wanted = fs.compile(fs.causal(), backend="triton")(q, k, v)
     torch.testing.assert_close(fs.compile(mask, backend="triton")(q, k, v), wanted)
+
+
+@pytest.mark.parametrize("value", [0.1, -0.3, 0.0, 5e-324])
+def test_double_parameters_keep_their_64_bits(value):
+    length, scale = 16, fs.Param("scale", "double")
+    at = torch.arange(length, dtype=torch.float64)
+    tenths = torch.tensor(abs(value), dtype=torch.float64)
+    mask = fs.mask(lambda q, kv: torch.where(q > 3, q.double() * scale, q * 0.1) <= kv * tenths)
+    q = torch.zeros(1, 1, length, 16)
+    out = fs.compile(mask, backend="triton", block_size=16)(q, q, torch.eye(length)[None, None], scale=value)
+    left = torch.where(at[:, None] > 3, at[:, None] * value, at[:, None].float() * 0.1)
+    assert torch.equal(out[0, 0] > 0, left <= at * abs(value))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -52,6 +53,8 @@ class TritonPrinter(Printer):
     def one(self, node: Expr) -> str:
         if isinstance(node, Const):
             return _number(node.value)
+        if isinstance(node, Param) and node.type is Type.DOUBLE:  # as its bits: numbers arrive as 32-bit floats
+            return f"tl.cast(tl.cast(values[{self.slots[node.name]}], tl.int64), tl.float64, bitcast=True)"
         if isinstance(node, Param) or (isinstance(node, Var) and node.name in self.slots):
             return self._as(node.type, f"values[{self.slots[node.name]}]")
         if isinstance(node, Var):
@@ -72,7 +75,8 @@ class TritonPrinter(Printer):
 
     def cast(self, arg: Expr, kind: Type) -> str:
         if isinstance(arg, Const):
-            return _number((bool, int, float, float)[kind](arg.value))
+            number = _number((bool, int, float, float)[kind](arg.value))
+            return number if kind < Type.DOUBLE else f"tl.full([1, 1], {number}, tl.float64)"
         if arg.type is kind:
             return self.text[arg]
         return f"({self.text[arg]} != 0)" if kind is Type.BOOL else self._as(kind, self.text[arg])
@@ -131,8 +135,12 @@ def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device, wide: 
             out += [tensor, *tensor.shape]
         else:
             kind = params[name].type if name in params else Type.INT
-            out.append(float(value) if kind > Type.INT else int(value))
+            out.append(_bits(value) if kind is Type.DOUBLE else float(value) if kind > Type.INT else int(value))
     return tuple(out)
+
+
+def _bits(value: float) -> int:
+    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
 def _number(value: float) -> str:

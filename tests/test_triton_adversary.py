@@ -1,5 +1,7 @@
 """What an adversary found in the Triton backend: each case here was once a crash or a wrong result."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from flexspec.compiler import attend
@@ -88,14 +90,31 @@ def test_a_view_whose_sign_is_only_noted(q_len):
 
 @pytest.mark.parametrize("what", ["ids", "bias"])
 def test_values_that_change_before_the_backward_pass(what):
-    """A wrong gradient otherwise: the backward kernels read them again."""
-    read = {"ids": (torch.arange(40)[None] // 9).int(), "bias": torch.randn(40)}
-    spec = fs.Attention(fs.document(), [lambda score, b, h, q, kv: score + read["bias"][kv]])
+    """The backward kernels read them again: the gradient is that of the old values, or torch tells."""
     q, k, v = (x.requires_grad_() for x in qkv(40, batch=1))
-    out = fs.compile(spec, backend="triton", block_size=16)(q, k, v, document_id=read["ids"])
-    read[what].zero_()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
+
+    def gradient(change):
+        read = {"ids": (torch.arange(40)[None] // 9).int(), "bias": BIAS.clone()}
+        spec = fs.Attention(fs.document(), [lambda score, b, h, q, kv: score + read["bias"][kv]])
+        out = fs.compile(spec, backend="triton", block_size=16)(q, k, v, document_id=read["ids"])
+        if change:
+            read[what].zero_()
+        return torch.autograd.grad(out.square().sum(), k)[0]
+
+    try:
+        found = gradient(True)
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:
+        torch.testing.assert_close(found, gradient(False))
+
+
+def test_kernels_start_on_the_device_of_their_tensors(monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: (seen.append(x), nullcontext())[1])
+    q, k, v = qkv(20, batch=1)
+    fs.compile(fs.causal(), backend="triton")(q, k, v)
+    assert seen == [q]
 
 
 @pytest.mark.parametrize("transform", [torch.func.vmap, lambda f: torch.func.grad(lambda *x: f(*x).sum())])

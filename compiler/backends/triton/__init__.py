@@ -45,9 +45,10 @@ class TritonBackend:
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
         weight = call.attention.weight
-        if weight is not None and weight.kind == "sink_logit" and not call.wants_gradients:
-            return self._softmax(call, number_of(call))  # the kernel's own column; gradients go by the identity
-        return by_softmax(call, self._softmax)
+        with torch.cuda.device_of(call.q):  # Triton starts kernels on the current device
+            if weight is not None and weight.kind == "sink_logit" and not call.wants_gradients:
+                return self._softmax(call, number_of(call))  # the kernel's own column; gradients go by the identity
+            return by_softmax(call, self._softmax)
 
     def _softmax(self, call: Call, sink: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         from .autograd import attend

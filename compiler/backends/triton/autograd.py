@@ -16,7 +16,7 @@ from .. import Call
 from .backward import backward_kv, backward_q, deltas
 from .configs import Config
 from .gradients import gradient_functions
-from .launch import Plan, described, located, padded, plan_of, run_forward
+from .launch import Plan, described, located, near, padded, plan_of, run_forward
 from .rows import rows_of
 from .tuning import launched
 
@@ -49,7 +49,8 @@ class Attend(torch.autograd.Function):
         q, k, v = tensors[:3]
         out, lse = run_forward(plan, q, k, v)
         ctx.plan, ctx.names = plan, names
-        ctx.save_for_backward(out, lse, *tensors)
+        values = [x for x in (*plan.mask_values, *plan.score_values) if isinstance(x, Tensor) and not x.is_inference()]
+        ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -58,7 +59,7 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         out, lse, q, k, v, *read = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
-        read_by_name = dict(zip(ctx.names, read, strict=True))
+        read_by_name = dict(zip(ctx.names, read, strict=False))
         return None, None, *run_backward(ctx.plan, q, k, v, out, lse, dout, dlse, read_by_name)
 
 
@@ -74,6 +75,7 @@ def run_backward(
     read: dict[str, Tensor],
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype."""
+    q, k, v, dout = near(q, k, v, dout)
     dscore, gather = None, None
     if plan.scored is not None:
         dscore, gather = gradient_functions(plan.scored, tuple(read), plan.wide, plan.label)

@@ -14,7 +14,7 @@ from ...blocks.points import Array
 from ...blocks.runs import counting
 from .. import Call
 from .configs import Config
-from .launch import Plan, described, padded
+from .launch import Plan, described, near, padded
 from .tuning import launched
 
 MOST_QUERIES = 16
@@ -66,6 +66,7 @@ def run_decode(
     if table is not None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         table = table if table.stride(1) == 1 else table.contiguous()
+    q, k, v = near(q, k, v)
     result: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def launch(chosen: Config) -> None:

@@ -30,7 +30,7 @@ def tile_of(base, tensor, first, tokens, channels):
     if len(tensor) > 5:
         at = first + tokens
         page = tl.load(tensor[5] + tl.minimum(at // tensor[7], tensor[6])).to(tl.int64)
-        rows = (page * tensor[1] + at % tensor[7] * tensor[3])[:, None]
+        rows = (page * tensor[1] + (at % tensor[7]).to(tl.int64) * tensor[3])[:, None]
     else:
         rows = tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3]
     return base + rows + channels[None, :] * tensor[4]

@@ -20,6 +20,9 @@ from .rows import Rows, rows_of
 from .source import functions, values_of
 from .tuning import launched
 
+FAR_STRIDE = 2**31 // 256
+"""256: most tokens or channels of a tile."""
+
 
 def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any) -> None:
     """Start a kernel where its tensors are."""
@@ -99,6 +102,8 @@ def _lasting(call: Call) -> dict[str, Any]:
 
 def is_wide(call: Call) -> bool:
     """Do the functions of a call need 64-bit integers? Kept with its map, unless other integer tensors decide too."""
+    if any(x.numel() >= 2**31 for x in call.bound.tensors.values()):
+        return True  # where an element lies is an integer too
     kept, block_map = call.attention.kept.expr.names | call.mask.names, call.block_map
     if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
         return _computes_wide(call)
@@ -111,6 +116,12 @@ def is_wide(call: Call) -> bool:
 def _computes_wide(call: Call) -> bool:
     integers = substitute(call.score, {"score": const(0.0)})
     return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (call.mask, integers))
+
+
+def near(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors as their memory says, whose steps inside a tile fit 32 bits: others are copied."""
+    tensors = tuple(x.resolve_neg() for x in tensors)
+    return tuple(x.contiguous() if max(x.stride()[2:]) >= FAR_STRIDE else x for x in tensors)
 
 
 def described(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -130,6 +141,7 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     """Output in q's dtype, and lse float32."""
     from .forward import forward
 
+    q, k, v = near(q, k, v)
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     launched(partial(_forward, plan, q, k, v, out, lse), forward, plan, q, v, (plan.mask, plan.score))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -52,6 +53,8 @@ class TritonPrinter(Printer):
     def one(self, node: Expr) -> str:
         if isinstance(node, Const):
             return _number(node.value)
+        if isinstance(node, Param) and node.type is Type.DOUBLE:  # as its bits: numbers arrive as 32-bit floats
+            return f"tl.cast(tl.cast(values[{self.slots[node.name]}], tl.int64), tl.float64, bitcast=True)"
         if isinstance(node, Param) or (isinstance(node, Var) and node.name in self.slots):
             return self._as(node.type, f"values[{self.slots[node.name]}]")
         if isinstance(node, Var):
@@ -72,7 +75,8 @@ class TritonPrinter(Printer):
 
     def cast(self, arg: Expr, kind: Type) -> str:
         if isinstance(arg, Const):
-            return _number((bool, int, float, float)[kind](arg.value))
+            number = _number((bool, int, float, float)[kind](arg.value))
+            return number if kind < Type.DOUBLE else f"tl.full([1, 1], {number}, tl.float64)"
         if arg.type is kind:
             return self.text[arg]
         return f"({self.text[arg]} != 0)" if kind is Type.BOOL else self._as(kind, self.text[arg])
@@ -131,8 +135,12 @@ def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device, wide: 
             out += [tensor, *tensor.shape]
         else:
             kind = params[name].type if name in params else Type.INT
-            out.append(float(value) if kind > Type.INT else int(value))
+            out.append(_bits(value) if kind is Type.DOUBLE else float(value) if kind > Type.INT else int(value))
     return tuple(out)
+
+
+def _bits(value: float) -> int:
+    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
 def _number(value: float) -> str:
@@ -156,8 +164,10 @@ def source_of(
     if "score" in expr.names:
         body.append("score = s")
     result = printer.offset(expr) if offset and isinstance(expr, Load) else printer.result
-    if not offset and not expr.names & {"q", "kv", "score"}:  # a tile all the same
-        result = f"({result}) & (q >= 0) & (kv >= 0)" if kind == "mask" else f"({result}) + 0.0 * s"
+    if not offset and kind == "mask" and not expr.names & {"q", "kv"}:  # a tile all the same
+        result = f"({result}) & (q >= 0) & (kv >= 0)"
+    if not offset and kind != "mask" and "score" not in expr.names:
+        result = f"({result}) + tl.zeros_like(s)"
     lines = [f"    {line}" for line in (*body, *printer.lines, f"return {result}")]
     return "\n".join([*head, *lines, ""])
 
@@ -165,10 +175,11 @@ def source_of(
 def module_of(sources: list[str], title: str, text: str) -> Any:
     """Write functions to a file of their own, once for each content, and import it."""
     text = "\n".join(text[at : at + LINE] for at in range(0, len(text), LINE)).replace("\n", "\n    ")
-    content = HEADER.format(title=title.replace('"', "'"), formula=text.replace("\\", "/")) + "\n\n".join(sources)
+    title = "".join(c if c.isprintable() else " " for c in title.replace('"', "'").replace("\\", "/"))
+    content = HEADER.format(title=title, formula=text.replace("\\", "/")) + "\n\n".join(sources)
     name = f"flexspec_{hashlib.sha256(content.encode()).hexdigest()[:20]}"
     path = cache_folder() / f"{name}.py"
-    if not path.exists() or path.read_text() != content:
+    if not path.exists() or path.read_text("utf-8") != content:
         write(path, content)
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -180,7 +191,7 @@ def module_of(sources: list[str], title: str, text: str) -> Any:
 def write(path: Path, content: str) -> None:
     """Write a file of the cache. Many processes may do this at once: it appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
         part.write(content)
     os.replace(part.name, path)
 

@@ -91,7 +91,7 @@ def test_flexspec_build_writes_what_it_made(tmp_path):
     }
     assert (tmp_path / "made" / "forward.cubin").read_bytes().startswith(b"\x7fELF")
     assert ".target sm_90" in (tmp_path / "made" / "forward.ptx").read_text()
-    assert "def mask(b, h, q, kv, values):" in (tmp_path / "made" / "functions.py").read_text()
+    assert "def end(b, h, q, values):" in (tmp_path / "made" / "functions.py").read_text()
     written = json.loads((tmp_path / "made" / "report.json").read_text())
     assert written == {name: value for name, value in facts.items() if name != "folder"}
 

@@ -6,7 +6,6 @@ types, specialised sizes and tiles are those of a call on that GPU.
 
 from __future__ import annotations
 
-import inspect
 import re
 import subprocess
 import tempfile
@@ -56,7 +55,7 @@ def build(call: Call, target: str) -> AotReport:
         kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
 
     run_all(replace(plan, start=start), call.q, call.k, call.v)
-    source = Path(inspect.getfile(plan.mask.fn)).read_text()
+    source = Path(plan.functions.file).read_text()
     return AotReport(call.attention.label, target, tuple(kernels), source)
 
 

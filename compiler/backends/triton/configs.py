@@ -18,8 +18,8 @@ class Config(NamedTuple):
     stages: int
 
     def options(self) -> dict[str, Any]:
-        """As Triton's compiler takes them; it is told of fused products because its default is about to change."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        """As Triton's compiler takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 FORWARD: dict[str, dict[int, Config]] = {

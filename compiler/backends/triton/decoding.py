@@ -84,8 +84,8 @@ def run_decode(
         plan.scale,
         plan.mask_values,
         plan.score_values,
-        mask=plan.mask,
-        score=plan.score,
+        mask=plan.functions.mask,
+        score=plan.functions.score,
         PAGE=0 if table is None else k.shape[2],
         BLOCK_M=block_m,
         BLOCK_N=chosen.block_n,
@@ -96,6 +96,7 @@ def run_decode(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=chosen.warps if block_m <= 32 else 2 * chosen.warps,
         num_stages=chosen.stages,
+        **plan.options(),
     )
     return _merged(work, pieces, sizes, q)
 
@@ -119,6 +120,7 @@ def _merged(
         V_DIM=v_dim,
         V_PAD=padded(v_dim),
         PIECES=PIECES,
+        enable_fp_fusion=True,
     )
     return out, lse
 

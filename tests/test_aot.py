@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ several = ("sm_100", torch.float16, 80), ("gfx942", torch.bfloat16, 64), ("sm_80
 for target, dtype, head_dim in several:
     report = fs.compile(spec, backend="triton").aot(target, dtype=dtype, head_dim=head_dim, **given)
     print(json.dumps({"target": target, "ptx": report.kernels[0].ptx[:2000], **report.kernels[0].facts()}))
+"""
+ROUNDED = """
+import json, torch, flexspec as fs
+masks = fs.causal(), fs.mask(lambda q, kv: torch.sqrt(q * 0.1 + kv / 3) < kv * 0.7 - q)
+for mask in masks:
+    report = fs.compile(mask, backend="triton").aot("sm_80", head_dim=32, heads=1, q_len=256, kv_len=256)
+    print(json.dumps({each.name: each.ptx for each in report.kernels}))
 """
 
 
@@ -75,6 +83,16 @@ def test_scores_groups_odd_lengths_and_other_targets():
     assert wide["tensor_core_instructions"] and amd["tensor_core_instructions"]
     assert exact["tensor_core_instructions"] == 0  # float32 is multiplied as float32
     assert not wide["spills"] and not exact["spills"]
+
+
+def test_floats_of_a_mask_are_rounded_one_by_one():
+    """A product and a sum are one operation for the weights, but not where a mask multiplies floats."""
+    whole, floats = (json.loads(line) for line in output(started("-c", ROUNDED)).splitlines())
+    for name in ("forward", "backward_q", "backward_kv"):
+        assert "fma.rn.f32" in whole[name] and "sqrt" not in whole[name]
+        assert "fma.rn.f32" not in floats[name] and "mul.rn.f32" in floats[name]
+        assert "div.rn.f32" in floats[name] and "sqrt.rn.f32" in floats[name]
+        assert not re.search(r"(div|sqrt)\.approx\.f32", floats[name])
 
 
 def test_flexspec_build_writes_what_it_made(tmp_path):

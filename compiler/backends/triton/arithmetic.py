@@ -31,11 +31,7 @@ def divide(a, b):
 @triton.jit
 def root(x):
     """The square root of a float, rounded to nearest."""
-    if x.dtype == tl.float32:
-        x = tl.sqrt_rn(x)
-    else:
-        x = tl.sqrt(x)
-    return x
+    return tl.sqrt_rn(x) if x.dtype == tl.float32 else tl.sqrt(x)
 
 
 @triton.jit

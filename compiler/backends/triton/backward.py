@@ -80,9 +80,9 @@ def slopes(
 
 @triton.jit
 def backward_q(
-    q, k, v, dout, dq, shift, delta, rows, runs, sizes, scale, mask_values, score_values, sums, mask, score: tl.constexpr,
-    dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr,
-    PAD: tl.constexpr, PRECISION: tl.constexpr,
+    q, k, v, dout, dq, shift, delta, rows, runs, sizes, scale, mask_values, score_values, sums, mask,
+    score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `forward`; runs: (full, partial), sums: float32 tensors that take the gradients of those that scores read.
     BLOCK, TILE: of queries and keys. SIZE, PAD: channels of q, k and of v, and the powers of two that hold them.

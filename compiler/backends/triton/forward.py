@@ -61,8 +61,8 @@ def ends_of(b, h, at, values, mask, length, other_length):
 
 @triton.jit
 def kept(ends, start, step, b, h, q, kv, values, mask):
-    """bool tile: the pairs that exist and that the mask keeps. `ends` bound the positions `start + step`; the ends move,
-    not the positions, because the compiler would compare those in 64 bits.
+    """bool tile: the pairs that exist and that the mask keeps. `ends` bound the positions `start + step`; the ends are
+    moved, because the compiler would compare moved positions in 64 bits.
     """
     keep = step < ends[1] - start
     if mask[0] is not None:

@@ -58,6 +58,7 @@ def test_random_masks_are_their_interval_and_rest(parts, q_len, kv_len, seed, si
         ("(q >= kv) | (kv < 5)", "kv", None, "max(q + 1, 5)", None),
         ("(kv <= q) & (q % 2 == 0)", "kv", None, "min(q + 1, where(q % 2 == 0, 2147483647, 0))", None),
         ("(kv // 2 <= q) & (2 * kv <= q)", "kv", None, None, "(kv // 2 - q <= 0) & (kv * 2 - q <= 0)"),
+        ("abs(q - kv) > 5", "kv", None, None, "abs(q - kv) > 5"),
         ("kv * 1.0 <= q", "kv", None, None, "kv * 1.0 <= q"),
         ("kv != q", "kv", None, None, "kv - q != 0"),
     ],

@@ -33,6 +33,13 @@ for mask in masks:
     report = fs.compile(mask, backend="triton").aot("sm_80", head_dim=32, heads=1, q_len=256, kv_len=256)
     print(json.dumps({each.name: each.ptx for each in report.kernels}))
 """
+FEW = """
+import json, flexspec as fs
+report = fs.compile(fs.causal(4095), backend="triton").aot(
+    "sm_90", head_dim=64, heads=8, kv_heads=2, q_len=1, kv_len=4096
+)
+print(json.dumps({each.name: each.facts() for each in report.kernels}))
+"""
 
 
 def started(*command):
@@ -93,6 +100,12 @@ def test_floats_of_a_mask_are_rounded_one_by_one():
         assert "fma.rn.f32" not in floats[name] and "mul.rn.f32" in floats[name]
         assert "div.rn.f32" in floats[name] and "sqrt.rn.f32" in floats[name]
         assert not re.search(r"(div|sqrt)\.approx\.f32", floats[name])
+
+
+def test_few_queries_bring_the_kernels_that_decode():
+    kernels = json.loads(output(started("-c", FEW)))
+    assert {"decode", "merge", "forward"} <= kernels.keys()
+    assert kernels["decode"]["tensor_core_instructions"] and not kernels["decode"]["spills"]
 
 
 def test_flexspec_build_writes_what_it_made(tmp_path):

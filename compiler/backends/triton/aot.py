@@ -26,6 +26,7 @@ from .. import Call
 from . import TritonBackend
 from .autograd import run_backward
 from .configs import Config
+from .decoding import decodes, run_decode
 from .gpus import GPUS, occupancy
 from .launch import Plan, plan_of, run_forward
 from .report import AotReport, KernelReport
@@ -54,13 +55,16 @@ def build(call: Call, target: str) -> AotReport:
     def start(kernel: Any, grid: Any, config: Config, *args: Any, **constants: Any) -> None:
         kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
 
-    run_all(replace(plan, start=start), call.q, call.k, call.v)
+    run_all(replace(plan, start=start), call)
     source = Path(plan.functions.file).read_text()
     return AotReport(call.attention.label, target, tuple(kernels), source)
 
 
-def run_all(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Every kernel of a training step."""
+def run_all(plan: Plan, call: Call) -> None:
+    """Every kernel of a training step, and those that decode where the queries are few."""
+    q, k, v = call.q, call.k, call.v
+    if decodes(call):
+        run_decode(plan, q, k, v)
     out, lse = run_forward(plan, q, k, v)
     run_backward(plan, q, k, v, out, lse, torch.empty_like(out), None, {})
 

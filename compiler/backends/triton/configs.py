@@ -36,7 +36,7 @@ FORWARD: dict[str, dict[int, Config]] = {
 
 BACKWARD_Q: dict[str, dict[int, Config]] = {
     "sm_80": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
-    "sm_90": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(32, 32, 8, 2)},
+    "sm_90": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
     "sm_100": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
     "gfx": {256: Config(32, 32, 4, 2)},
     "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},

@@ -13,7 +13,7 @@ from ...blocks.flex_lists import by_kind
 from ...blocks.points import Array
 from ...blocks.runs import counting
 from .. import Call
-from .configs import config_of
+from .configs import Config, config_of
 from .launch import Plan, described, padded
 
 MOST_QUERIES = 16
@@ -71,7 +71,10 @@ def run_decode(
     sizes = (*plan.sizes("q")[:4], work.packed)
     shapes = [(work.pieces, block_m, v.shape[3]), (work.pieces, block_m), (work.pieces, block_m)]
     pieces = tuple(torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes)
-    decode[(work.parts,)](
+    plan.start(
+        decode,
+        (work.parts,),
+        chosen._replace(block_m=block_m, warps=chosen.warps if block_m <= 32 else 2 * chosen.warps),
         described(q),
         described(k),
         described(v),
@@ -94,15 +97,13 @@ def run_decode(
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=chosen.warps if block_m <= 32 else 2 * chosen.warps,
-        num_stages=chosen.stages,
         **plan.options(),
     )
-    return _merged(work, pieces, sizes, q)
+    return _merged(plan, work, pieces, sizes, q)
 
 
 def _merged(
-    work: Work, pieces: tuple[torch.Tensor, ...], sizes: tuple[int, ...], q: torch.Tensor
+    plan: Plan, work: Work, pieces: tuple[torch.Tensor, ...], sizes: tuple[int, ...], q: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and lse from what the parts wrote."""
     from .decode import merge
@@ -110,7 +111,10 @@ def _merged(
     v_dim = pieces[0].shape[2]
     out = torch.empty((*q.shape[:3], v_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    merge[(work.rows, work.packed * q.shape[2])](
+    plan.start(
+        merge,
+        (work.rows, work.packed * q.shape[2]),
+        Config(1, PIECES, 4, 1),
         pieces,
         work.first_of_row,
         described(out),

@@ -18,6 +18,7 @@ from .configs import Config
 from .gradients import gradient_functions
 from .launch import Plan, described, located, near, padded, plan_of, run_forward
 from .rows import rows_of
+from .source import functions
 from .tuning import launched
 
 LEAST = 32
@@ -81,15 +82,17 @@ def run_backward(
         dscore, gather = gradient_functions(plan.scored, tuple(read), plan.wide, plan.label)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     sums = [torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
-    stats = (lse, _deltas(plan, out, lse, dout, dlse))
-    values, functions = (plan.mask_values, plan.score_values), (plan.mask, plan.score, dscore)
-    _launch(backward_q, "q", plan, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (*functions, gather))
-    _launch(backward_kv, "kv", plan, (q, k, v, dout, dk, dv), stats, values, functions)
+    stats = _stats(plan, out, lse, dout, dlse)
+    values, (by_q, score, _) = (plan.mask_values, plan.score_values), plan.functions
+    by_kv = functions(plan.mask, None, plan.wide, plan.label, side="q").mask
+    _launch(backward_q, "q", plan, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, dscore, gather))
+    _launch(backward_kv, "kv", plan, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, dscore))
     return [dq, dk, dv, *(total.to(x) for total, x in zip(sums, read.values(), strict=True))]
 
 
-def _deltas(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
-    delta = torch.empty_like(lse)
+def _stats(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The lse in base 2, and the deltas."""
+    shift, delta = torch.empty_like(lse), torch.empty_like(lse)
     batch, heads, q_len, v_dim = out.shape
     plan.start(
         deltas,
@@ -100,12 +103,14 @@ def _deltas(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | N
         lse,
         None if dlse is None else dlse.float().contiguous(),
         delta,
+        shift,
         plan.sizes("q"),
         BLOCK_M=LEAST,
         V_DIM=v_dim,
         V_PAD=padded(v_dim),
+        enable_fp_fusion=True,
     )
-    return delta
+    return shift, delta
 
 
 def _launch(
@@ -155,4 +160,5 @@ def _start(
         SIZE=(q.shape[3], v.shape[3]),
         PAD=(padded(q.shape[3]), padded(v.shape[3])),
         PRECISION="ieee",
+        **plan.options(),
     )

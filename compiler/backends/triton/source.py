@@ -1,7 +1,8 @@
 """Print an expression as a Triton function of positions and values, in a file that one can read.
 
 A function takes `b`, `h` (scalars), `q` [M, 1], `kv` [1, N] and `values`, a tuple: the numbers and tensors that the
-expression reads, a tensor as its pointer and the sizes of its dims but the first.
+expression reads, a tensor as its pointer and the sizes of its dims. Positions may pass the end. A mask is up to three
+of them: `first` and `end` of the keys of a query, or of the queries of a key, and `rest`, what is asked for each pair.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from flexspec.expr import Apply, Const, Expr, Load, Param, Var, inputs_of, params_of
+from flexspec.expr import Apply, Const, Expr, Load, Param, Var, inputs_of, params_of, var, walk
 from flexspec.ops import OPS, Type
 from flexspec.syntax import formula
 
 from ...limits import limits
 from ...simplify import cast, simplify
 from ..torch_source import POSITIONS, Printer
+from .intervals import interval
 
 HEADER = '''"""{title}
 
@@ -71,6 +73,8 @@ class TritonPrinter(Printer):
         divides = node.op in ("floordiv", "mod") and kinds[0] <= Type.INT
         if divides and limits(args[0])[0] >= 0 and limits(args[1])[0] > 0:
             return f"({text[0]} {op.symbol} {text[1]})"  # rounding toward zero is rounding down
+        if node.op == "div" and "score" in node.names:  # whose last bits decide nothing
+            return f"({text[0]} / {text[1]})"
         return op.triton_source[kinds[-1] > Type.INT].format(*text)
 
     def cast(self, arg: Expr, kind: Type) -> str:
@@ -96,13 +100,23 @@ class TritonPrinter(Printer):
         offset = "0"
         for axis, part in enumerate(node.index):
             at = self.cast(part, Type.INT)
-            if not isinstance(part, Var):
+            if part not in (var("b"), var("h")):
                 size = f"values[{slot + 1 + axis}]"
                 if limits(part)[0] < 0:
                     at = f"tl.where({at} < 0, {at} + {size}, {at})"
-                at = f"tl.minimum(tl.maximum({at}, 0), {size} - 1)"
+                least = at if isinstance(part, Var) else f"tl.maximum({at}, 0)"
+                at = f"tl.minimum({least}, {size} - 1)"
             offset = f"({offset}) * values[{slot + 1 + axis}] + {at}" if axis else at
         return offset
+
+
+@lru_cache(maxsize=512)
+def may_fuse(mask: Expr) -> bool:
+    """May the compiler make one operation of a product and a sum? Not where a mask multiplies floats: it would round
+    unlike torch, and a pair on the edge would not be of its block's kind.
+    """
+    products = (node for node in walk(mask) if isinstance(node, Apply) and node.op == "mul")
+    return all(node.type <= Type.INT for node in products)
 
 
 @lru_cache(maxsize=512)
@@ -150,24 +164,30 @@ def _number(value: float) -> str:
 
 
 def source_of(
-    expr: Expr, *, kind: str, wide: bool, places: Mapping[str, int] | None = None, offset: bool = False
+    expr: Expr,
+    *,
+    kind: str,
+    wide: bool,
+    places: Mapping[str, int] | None = None,
+    offset: bool = False,
+    takes: str = "s, b, h, q, kv",
 ) -> str:
-    """The source of one jitted function: `kind` is its name, "mask", "score" or of those that `gradients` prints.
+    """The source of one jitted function: `kind` is its name, `takes` its arguments before `values`.
 
     places: where `values` has each value, else `slots(expr)`. offset: of a load, where it reads and not what.
     """
     expr = simplify(expr)
     printer = TritonPrinter(expr, wide, places)
-    head = ["@triton.jit", f"def {kind}({'s, ' if kind != 'mask' else ''}b, h, q, kv, values):"]
+    head = ["@triton.jit", f"def {kind}({takes}, values):"]
     names = [name for name in POSITIONS if name in expr.names] if wide else []
     body = [f"{name} = {name}.to(tl.int64)" for name in names]
     if "score" in expr.names:
         body.append("score = s")
     result = printer.offset(expr) if offset and isinstance(expr, Load) else printer.result
-    if not offset and kind == "mask" and not expr.names & {"q", "kv"}:  # a tile all the same
-        result = f"({result}) & (q >= 0) & (kv >= 0)"
-    if not offset and kind != "mask" and "score" not in expr.names:
+    if not offset and takes.startswith("s") and "score" not in expr.names:  # a tile all the same
         result = f"({result}) + tl.zeros_like(s)"
+    elif not offset and not expr.names & {"q", "kv", "score"}:
+        result = f"({result}) + 0 * {takes.split()[-1]}"
     lines = [f"    {line}" for line in (*body, *printer.lines, f"return {result}")]
     return "\n".join([*head, *lines, ""])
 
@@ -208,11 +228,28 @@ def cache_folder() -> Path:
 Function = Callable[..., Any]
 
 
+class Functions(NamedTuple):
+    """The jitted functions of a spec, and the file that holds them. mask: (first, end, rest), as far as there are."""
+
+    mask: tuple[Function | None, ...]
+    score: Function | None
+    file: str
+
+
 @lru_cache(maxsize=512)
-def functions(mask: Expr, score: Expr | None, wide: bool, title: str) -> tuple[Function, Function | None]:
-    """The jitted mask and score functions of a spec."""
-    sources = [source_of(mask, kind="mask", wide=wide)]
+def functions(mask: Expr, score: Expr | None, wide: bool, title: str, side: str = "kv") -> Functions:
+    """The mask as an interval along `side`, "q" or "kv", and the score."""
+    mask = simple(mask)
+    places = slots(mask)
+    parts = interval(mask, side)._asdict()
+    bounded = f"b, h, {'q' if side == 'kv' else 'kv'}"
+    sources = [
+        source_of(part, kind=name, wide=wide, places=places, takes="b, h, q, kv" if name == "rest" else bounded)
+        for name, part in parts.items()
+        if part is not None
+    ]
     if score is not None:
         sources.append(source_of(cast(score, Type.FLOAT), kind="score", wide=wide))
-    module = module_of(sources, title, formula(simplify(mask)))
-    return module.mask, getattr(module, "score", None)
+    module = module_of(sources, title, formula(mask))
+    found = tuple(getattr(module, name, None) for name in parts)
+    return Functions(found, getattr(module, "score", None), module.__file__)

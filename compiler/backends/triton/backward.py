@@ -143,11 +143,11 @@ def backward_kv(
     none = tl.trans(tl.zeros(TILE, tl.float32))
     dk_acc = tl.zeros(k_tile.shape, tl.float32)
     dv_acc = tl.zeros(v_tile.shape, tl.float32)
-    for member in range(group):
-        h = kv_h * group + member
-        row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * kv_blocks + tile // (BLOCK[1] // TILE[1])
-        for PARTIAL in tl.static_range(2):
-            run_of, begins, stops = runs[PARTIAL]
+    for PARTIAL in tl.static_range(2):
+        run_of, begins, stops = runs[PARTIAL]
+        for member in range(group):
+            h = kv_h * group + member
+            row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * kv_blocks + tile // (BLOCK[1] // TILE[1])
             if PARTIAL:
                 ends = ends_of(b, h, kv_idx, mask_values, mask, kv_len, q_len)
             for run in range(tl.load(run_of + row), tl.load(run_of + row + 1)):

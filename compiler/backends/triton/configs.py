@@ -28,7 +28,7 @@ FORWARD: dict[str, dict[int, Config]] = {
     "sm_90": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 32, 8, 2)},
     "sm_100": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 16, 8, 2)},
     "gfx": {64: Config(128, 32, 4, 2), 128: Config(128, 32, 4, 2), 256: Config(64, 32, 4, 2)},
-    "float32": {64: Config(32, 32, 4, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 16, 8, 2)},
+    "float32": {64: Config(32, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 16, 8, 2)},
 }
 """By family of GPUs and most channels; chosen from the reports of `attend.aot`: the largest tiles that do not spill.
 

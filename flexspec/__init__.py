@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
     from .compiler.pipeline import block_map, create_block_mask
+    from .compiler.planning.hardware import Hardware
+    from .compiler.planning.planner import plan
+    from .compiler.planning.plans import Plan, Plans
     from .compiler.proofs.diff import Diff, diff
     from .compiler.proofs.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.proofs.reach import Reach, reach
@@ -42,10 +45,13 @@ __all__ = [
     "Diff",
     "FlexSpecError",
     "FlexSpecWarning",
+    "Hardware",
     "Input",
     "Mask",
     "Order",
     "Param",
+    "Plan",
+    "Plans",
     "Proof",
     "Reach",
     "ScoreMod",
@@ -66,6 +72,7 @@ __all__ = [
     "mask",
     "parse",
     "parse_pattern",
+    "plan",
     "reach",
     "reference_attention",
     "row_major",
@@ -81,6 +88,9 @@ _COMPILER = {
     "BlockMap": "blocks.block_map",
     "CompiledAttention": "attend",
     "Diff": "proofs.diff",
+    "Hardware": "planning.hardware",
+    "Plan": "planning.plans",
+    "Plans": "planning.plans",
     "Proof": "proofs.proof",
     "Reach": "proofs.reach",
     "block_map": "pipeline",
@@ -92,6 +102,7 @@ _COMPILER = {
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",
+    "plan": "planning.planner",
     "reach": "proofs.reach",
     "reference_attention": "reference",
 }

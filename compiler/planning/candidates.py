@@ -1,0 +1,80 @@
+"""The orders that a plan chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import permutations, product
+from math import prod
+
+from flexspec.canvas import Canvas
+from flexspec.order import Order, Tiled, axes
+
+PADDING = 1.25
+"""Memory positions at most, of the canvas' tokens: tiles that do not divide a side are padded."""
+AXES = 4
+"""A canvas of more axes keeps them in place: its permutations are too many."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An order with the block sizes, (query, key) in tokens, that are tried in it."""
+
+    order: Order | None
+    block_sizes: tuple[tuple[int, int], ...]
+
+
+def candidates(
+    canvas: Canvas | None, block_sizes: Sequence[tuple[int, int]], more: Iterable[Order] = ()
+) -> list[Candidate]:
+    """No order, `more` orders, every permutation of the axes, and tiles.
+
+    The sides of a tile are divisors of the axis or powers of two. It is tried with block sizes that make boxes of it:
+    one of the two is its volume, or it lies between them.
+
+    >>> [str(each.order) for each in candidates(Canvas(h=4, w=6), [(4, 4)])]
+    ['row_major', 'axes(w, h)', 'tiled(h=1, w=4)', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
+    """
+    sizes = tuple(block_sizes)
+    given = [Candidate(order, sizes) for order in more]
+    if canvas is None:
+        return [Candidate(None, sizes), *given]
+    names = list(permutations(canvas.names)) if len(canvas.names) <= AXES else [canvas.names]
+    permuted = [Candidate(axes(canvas, *each), sizes) for each in names]
+    return [*permuted, *given, *_tilings(canvas, sizes)]
+
+
+def _tilings(canvas: Canvas, block_sizes: tuple[tuple[int, int], ...]) -> list[Candidate]:
+    if len(canvas.names) == 1:
+        return []  # tiles of a line are the line
+    largest = max(max(pair) for pair in block_sizes)
+    found = []
+    for tile in product(*(_sides(length) for length in canvas.lengths.values())):
+        counts = [-(-length // side) for length, side in zip(canvas.lengths.values(), tile, strict=True)]
+        places = prod(counts) * prod(tile)
+        if prod(tile) > largest or places > PADDING * canvas.size:
+            continue
+        fitting = tuple(pair for pair in block_sizes if _fits(pair, counts, tile))
+        order = Tiled(canvas, canvas.names, tile)
+        if fitting and order.permutes:
+            found.append(Candidate(order, fitting))
+    return found
+
+
+def _fits(pair: tuple[int, int], counts: Sequence[int], tile: Sequence[int]) -> bool:
+    """Is the tile's volume between the two blocks, which are boxes? Tiles of other volumes make the same boxes."""
+    return min(pair) <= prod(tile) <= max(pair) and all(cut_evenly((*counts, *tile), block) for block in pair)
+
+
+def _sides(length: int) -> list[int]:
+    powers = {1 << power for power in range(length.bit_length())}
+    return sorted(powers | {side for side in range(1, length + 1) if length % side == 0})
+
+
+def cut_evenly(digits: Sequence[int], block: int) -> bool:
+    """Is each run of `block` positions a box, where positions are numbers with these digits, the last the fastest?"""
+    for place in reversed(range(len(digits))):
+        if block % digits[place]:  # a range of the leading digit may be ragged at its end
+            return digits[place] % block == 0 or prod(digits[:place]) == 1
+        block //= digits[place]
+    return True

@@ -73,6 +73,8 @@ def _sides(length: int) -> list[int]:
 
 def cut_evenly(digits: Sequence[int], block: int) -> bool:
     """Is each run of `block` positions a box, where positions are numbers with these digits, the last the fastest?"""
+    if block >= prod(digits):
+        return True
     for place in reversed(range(len(digits))):
         if block % digits[place]:  # a range of the leading digit may be ragged at its end
             return digits[place] % block == 0 or prod(digits[:place]) == 1

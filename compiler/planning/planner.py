@@ -63,8 +63,9 @@ def plan(
 
     >>> import flexspec as fs
     >>> image = fs.Canvas(h=16, w=16)
-    >>> found = fs.plan(fs.neighborhood(image, window=5), block_sizes=[16], hardware="generic", moved=False)
+    >>> found = fs.plan(fs.neighborhood(image, window=5), block_sizes=[16], moved=False)
     >>> str(found.best.order), found.best.blocks, found.best.speedup
+    ('tiled(h=4, w=4)', 100, 2.56)
     """
     whole = as_attention(spec)
     mask = whole.kept
@@ -79,12 +80,22 @@ def plan(
     bound = mask.bind(make_sizes(q_len, kv_len, batch, heads), given)
     sizes = _block_sizes(block_sizes)
     if orders is None:
-        tried = candidates(canvas, sizes, more_orders)
+        tried = candidates(canvas, sizes, _orders(bound, more_orders))
     else:
-        tried = [Candidate(order, sizes) for order in (*orders, *more_orders)]
+        tried = [Candidate(order, sizes) for order in _orders(bound, (*orders, *more_orders))]
+    if not tried:
+        raise FlexSpecError("FS033", "no order is given", fix="leave `orders` out for all", where=user_caret())
     shape = _shape(bound, kv_heads, head_dim)
     ranking = Ranking(Counter.of(mask, bound), shape, hardware_of(hardware), moved, whole.label)
     return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
+
+
+def _orders(bound: Bound, given: Iterable[Order]) -> list[Order]:
+    """Orders that fit the lengths, each once. FS033."""
+    orders = list(dict.fromkeys(given))
+    for order in orders:
+        make_grid(bound.sizes, 128, order)
+    return orders
 
 
 def _block_sizes(given: Iterable[BlockSize] | None) -> tuple[Block, ...]:

@@ -44,7 +44,8 @@ class Ranking:
 
     def plans(self, tried: Sequence[Candidate], check: int, progress: Progress) -> Plans:
         """The plans of all candidates, and where the mask differs by head, those of each kind of head."""
-        if not self.counter.by_boxes and self._cells(tried) > EXHAUSTIVE:
+        many = len(tried) > AFTER_SAMPLE and self._cells(tried) > EXHAUSTIVE
+        if many and not self.counter.by_boxes:
             tried = self._promising(tried, progress)
         counted: list[Counted] = []
         for done, candidate in enumerate(tried):
@@ -100,10 +101,10 @@ class Ranking:
             tallies, grid = [each[i] for i in index.flat], self.counter.grid(order, block)
             moving = self._moving(order, shape)
             seconds = moving + attention_seconds(tallies, heads // index.size, block, shape, self.hardware)
-            counts = np.sum([tally.counts for tally in tallies], axis=0).tolist()
+            some, full = np.sum([tally.counts for tally in tallies], axis=0).tolist()
             possible = index.size * grid.q_blocks * grid.kv_blocks
             kept = partial(self._kept, index, order, block)
-            found.append(Plan(order, block, *counts, possible, seconds, moving, pairs, dense, kept))
+            found.append(Plan(order, block, some, full, possible, seconds, moving, pairs, dense, kept))
         found.sort(key=_rank)
         checked = [self._checked(plan, index) for plan in found[:check]]
         return Plans(self.label, shape, self.hardware, (*checked, *found[check:]))
@@ -112,8 +113,8 @@ class Ranking:
         """The plan with the counts of its block map."""
         maps = [self.counter.block_map(i, plan.order, plan.block_size) for i in index.flat]
         counts = [made.counts() for made in maps]
-        partial_, full = (sum(each[kind] for each in counts) for kind in (BlockKind.PARTIAL, BlockKind.FULL))
-        return replace(plan, partial=partial_, full=full)
+        some, full = (sum(each[kind] for each in counts) for kind in (BlockKind.PARTIAL, BlockKind.FULL))
+        return replace(plan, partial=some, full=full)
 
     def _kept(self, index: Array, order: Order | None, block: Block) -> int:
         each = {i: self.counter.kept_pairs(i, order, block) for i in {*index.flat}}

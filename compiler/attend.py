@@ -8,6 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from .blocks.tables import Tables
 from .explain import Report, explain
 from .pages import as_seen, check_pages, gathered
 from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
+from .planning.auto import AUTO, PlannedAttention
 from .reference import check_qkv, check_weight
 
 if TYPE_CHECKING:
@@ -42,16 +44,17 @@ MAPS_KEPT = 32
 def compile(  # noqa: A001 - the field's word, as in torch.compile
     spec: Attention | Mask | Callable[..., Any],
     *,
-    order: Order | None = None,
-    block_size: BlockSize = 128,
+    order: Order | str | None = None,
+    block_size: BlockSize | str = 128,
     backend: str = "auto",
     exact: bool = True,
 ) -> CompiledAttention:
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
     spec: a Mask, an Attention, or a FlexAttention mask_mod. order: where tokens lie in memory while the kernel runs.
-    block_size: tokens, one number or (query, key). backend: auto, flex, triton or reference. exact: with False
-    the block lists of a call are made on its device from bounds, without waiting for it: documents that change at each
+    block_size: tokens, one number or (query, key). Of either, "auto" is the planner's choice (see `fs.plan`), made at
+    the first call of a size; the result is a `PlannedAttention` then. backend: auto, flex, triton or reference. exact:
+    with False the block lists of a call are made on its device from bounds, without waiting: documents that change at a
     step cost no synchronisation, and undecided blocks evaluate the mask. Raises FS023, FS030, FS033, FS041.
 
     >>> import flexspec as fs, torch
@@ -59,7 +62,12 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     >>> attend(*[torch.eye(3)[None, None]] * 3)[0, 0, 0].tolist()
     [1.0, 0.0, 0.0]
     """
-    return CompiledAttention(as_attention(spec), order, block_size, backend, exact)
+    make: Any = partial(CompiledAttention, backend=check_backend(backend), exact=exact)
+    whole = as_attention(spec)
+    if AUTO in (order, block_size):
+        planned: Any = PlannedAttention(whole, order, block_size, make)
+        return planned
+    return make(whole, order, block_size)
 
 
 class CompiledAttention:

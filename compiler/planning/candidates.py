@@ -25,7 +25,7 @@ class Candidate:
 
 
 def candidates(
-    canvas: Canvas | None, block_sizes: Sequence[tuple[int, int]], more: Iterable[Order] = ()
+    canvas: Canvas | None, block_sizes: Sequence[tuple[int, int]], more: Iterable[Order | None] = ()
 ) -> list[Candidate]:
     """No order, `more` orders, every permutation of the axes, and tiles.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from flexspec.errors import FlexSpecError, choices
 from flexspec.source import user_caret
 
@@ -45,3 +47,9 @@ def hardware_of(wanted: str | Hardware) -> Hardware:
         fix = f"choose {choices(HARDWARE)}, or give a Hardware of your own"
         raise FlexSpecError("FS041", f"hardware is {wanted!r}", fix=fix, where=user_caret())
     return found
+
+
+def hardware_at(device: torch.device) -> Hardware:
+    """The table's entry for a device that is there, by its name; else generic."""
+    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
+    return next((entry for key, entry in HARDWARE.items() if key in name), HARDWARE["generic"])

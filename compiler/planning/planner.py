@@ -37,7 +37,7 @@ def plan(
     kv_heads: int | None = None,
     head_dim: int = 128,
     block_sizes: Iterable[BlockSize] | None = None,
-    orders: Iterable[Order] | None = None,
+    orders: Iterable[Order | None] | None = None,
     more_orders: Iterable[Order] = (),
     moved: bool = True,
     check: int = 5,
@@ -90,7 +90,7 @@ def plan(
     return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
 
 
-def _orders(bound: Bound, given: Iterable[Order]) -> list[Order]:
+def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:
     """Orders that fit the lengths, each once. FS033."""
     orders = list(dict.fromkeys(given))
     for order in orders:

@@ -134,7 +134,7 @@ class Plans(Sequence[Plan]):
         size = f"{self.shape.q_len:,} x {self.shape.kv_len:,} tokens, {self.shape.heads} x {self.shape.head_dim}"
         lines = [f"{self.label}: {size}, {self.hardware.name}, {len(self):,} plans", self.table()]
         for group in self.by_head:
-            lines.append(f"heads {_ranges(group.heads)}: {_name(group.plans.best)}, {group.plans.best.density:.2%}")
+            lines.append(f"heads {ranges(group.heads)}: {_name(group.plans.best)}, {group.plans.best.density:.2%}")
         if self.by_head:
             own, one = (f"{seconds * 1e3:.3g} ms" for seconds in (self.seconds_by_head, self.best.seconds))
             lines.append(f"each group by its own plan: {own}; all by the first: {one}")
@@ -171,7 +171,7 @@ def _cells(number: int, plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """`0-3, 6` for 0, 1, 2, 3, 6."""
     found: list[list[int]] = []
     for number in numbers:

@@ -111,7 +111,7 @@ class Plans(Sequence[Plan]):
 
     def facts(self, top: int | None = None) -> dict[str, Any]:
         """The table as plain data, the first `top` plans of it."""
-        groups = [{"heads": list(group.heads), **group.plans.facts(top)} for group in self.by_head]
+        groups = [{"heads": list(each.heads), "plans": each.plans.facts(top)["plans"]} for each in self.by_head]
         return {
             "pattern": self.label,
             "q_len": self.shape.q_len,
@@ -124,15 +124,21 @@ class Plans(Sequence[Plan]):
         } | ({"by_head": groups, "seconds_by_head": self.seconds_by_head} if groups else {})
 
     def table(self, top: int = SHOWN) -> str:
-        """The first `top` plans as text."""
+        """The first `top` plans as text, and the best that moves no token."""
         titles = ("", "order", "block", "computed", "partial", "density", "bound", "estimate", "ms")
-        rows = [titles, *(_cells(number, plan) for number, plan in enumerate(self.plans[:top], 1))]
+        stays = next((at for at, plan in enumerate(self.plans) if str(plan.order) in ("None", "row_major")), 0)
+        shown = [*range(len(self.plans[:top])), *([stays] if stays >= top else [])]
+        rows = [titles, *(_cells(at + 1, self.plans[at]) for at in shown)]
         width = [max(len(row[column]) for row in rows) for column in range(len(titles))]
         return "\n".join("  ".join(map(_aligned, row, width, range(len(row)))) for row in rows)
 
     def __str__(self) -> str:
+        return self.describe()
+
+    def describe(self, top: int = SHOWN) -> str:
+        """The sizes, the first `top` plans, and the choice of each group of heads, as text."""
         size = f"{self.shape.q_len:,} x {self.shape.kv_len:,} tokens, {self.shape.heads} x {self.shape.head_dim}"
-        lines = [f"{self.label}: {size}, {self.hardware.name}, {len(self):,} plans", self.table()]
+        lines = [f"{self.label}: {size}, {self.hardware.name}, {len(self):,} plans", self.table(top)]
         for group in self.by_head:
             lines.append(f"heads {ranges(group.heads)}: {_name(group.plans.best)}, {group.plans.best.density:.2%}")
         if self.by_head:

@@ -33,7 +33,7 @@ def candidates(
     one of the two is its volume, or it lies between them.
 
     >>> [str(each.order) for each in candidates(Canvas(h=4, w=6), [(4, 4)])]
-    ['row_major', 'axes(w, h)', 'tiled(h=1, w=4)', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
+    ['row_major', 'axes(w, h)', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
     """
     sizes = tuple(block_sizes)
     given = [Candidate(order, sizes) for order in more]

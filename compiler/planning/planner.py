@@ -62,23 +62,18 @@ def plan(
     VideoGen's.
 
     >>> import flexspec as fs
-    >>> image = fs.Canvas(h=16, w=16)
-    >>> found = fs.plan(fs.neighborhood(image, window=5), block_sizes=[16], moved=False)
+    >>> image = fs.Canvas(h=32, w=32)
+    >>> found = fs.plan(fs.neighborhood(image, window=5), block_sizes=[16], moved=False, heads=32)
     >>> str(found.best.order), found.best.blocks, found.best.speedup
-    ('tiled(h=4, w=4)', 100, 2.56)
+    ('tiled(h=8, w=2)', 480, 8.533333333333333)
     """
     whole = as_attention(spec)
     mask = whole.kept
     canvas = q_len if isinstance(q_len, Canvas) else mask.canvas
-    if not isinstance(q_len, int):
-        if canvas is None or q_len not in (None, canvas):
-            fix = "give q_len in tokens, or a Canvas"
-            raise FlexSpecError("FS030", f"q_len is {q_len!r}", fix=fix, where=user_caret())
-        q_len = canvas.size
+    sizes = _block_sizes(block_sizes)
     only_scores = whole.formula.expr.names - mask.expr.names
     given = {name: value for name, value in inputs.items() if name not in only_scores}
-    bound = mask.bind(make_sizes(q_len, kv_len, batch, heads), given)
-    sizes = _block_sizes(block_sizes)
+    bound = mask.bind(make_sizes(_length(q_len, canvas), kv_len, batch, heads), given)
     if orders is None:
         tried = candidates(canvas, sizes, _orders(bound, more_orders))
     else:
@@ -88,6 +83,16 @@ def plan(
     shape = _shape(bound, kv_heads, head_dim)
     ranking = Ranking(Counter.of(mask, bound), shape, hardware_of(hardware), moved, whole.label)
     return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
+
+
+def _length(q_len: object, canvas: Canvas | None) -> int:
+    """Queries in tokens. FS030."""
+    if isinstance(q_len, int):
+        return q_len
+    if canvas is None or q_len not in (None, canvas):
+        message, fix = f"q_len is {q_len!r}", "give it in tokens, or a Canvas"
+        raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
+    return canvas.size
 
 
 def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:

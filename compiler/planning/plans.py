@@ -41,6 +41,11 @@ class Plan:
         return self.partial + self.full
 
     @property
+    def stays(self) -> bool:
+        """Does every token stay where it is?"""
+        return self.order is None or str(self.order) == "row_major"
+
+    @property
     def density(self) -> float:
         """The fraction of blocks that are computed."""
         return self.blocks / self.possible
@@ -126,7 +131,7 @@ class Plans(Sequence[Plan]):
     def table(self, top: int = SHOWN) -> str:
         """The first `top` plans as text, and the best that moves no token."""
         titles = ("", "order", "block", "computed", "partial", "density", "bound", "estimate", "ms")
-        stays = next((at for at, plan in enumerate(self.plans) if str(plan.order) in ("None", "row_major")), 0)
+        stays = next((at for at, plan in enumerate(self.plans) if plan.stays), 0)
         shown = [*range(len(self.plans[:top])), *([stays] if stays >= top else [])]
         rows = [titles, *(_cells(at + 1, self.plans[at]) for at in shown)]
         width = [max(len(row[column]) for row in rows) for column in range(len(titles))]

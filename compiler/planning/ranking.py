@@ -123,7 +123,15 @@ class Ranking:
 
 def _rank(plan: Plan) -> tuple[object, ...]:
     """Quickest first; of equal ones those that compute less, in fewer blocks, and move nothing."""
-    return plan.seconds, plan.computed_pairs, plan.blocks, plan.partial, plan.moving, str(plan.order), plan.block_size
+    return (
+        plan.seconds,
+        plan.computed_pairs,
+        plan.blocks,
+        plan.partial,
+        not plan.stays,
+        str(plan.order),
+        plan.block_size,
+    )
 
 
 def alike(index: Array) -> list[tuple[int, ...]]:

@@ -73,8 +73,8 @@ def test_only_orders_that_move_tokens_pay_for_it() -> None:
     assert all(plan.seconds == pytest.approx(at[str(plan.order)] + plan.moving) for plan in moved)
 
 
-def test_coarser_tables_of_ragged_maps() -> None:
-    mask = fs.neighborhood(VIDEO, window=3) | fs.causal_window(7)
+@pytest.mark.parametrize("mask", [fs.neighborhood(VIDEO, window=3) | fs.causal_window(7), fs.global_tokens(90)])
+def test_coarser_tables_of_ragged_maps(mask: fs.Mask) -> None:
     fine = fs.block_map(mask, 120, block_size=(4, 3))
     for times in [(1, 1), (2, 1), (1, 3), (4, 7), (30, 50)]:
         found = coarser(fine.kinds()[0, 0].numpy(), times).counts

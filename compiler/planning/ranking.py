@@ -22,7 +22,7 @@ from .tally import Tally
 
 EXHAUSTIVE = 1 << 25
 """Blocks in all candidates' maps up to which each is made; past that, a sample of rows decides which are."""
-AFTER_SAMPLE = 16
+AFTER_SAMPLE = 8
 """Orders that get a map after a sample."""
 DENSE_BLOCK = (128, 128)
 """Blocks of dense attention, which plans are compared with."""

@@ -8,7 +8,7 @@ from itertools import permutations, product
 from math import prod
 
 from flexspec.canvas import Canvas
-from flexspec.order import Order, Tiled, axes
+from flexspec.order import Order, axes, tiled
 
 PADDING = 1.25
 """Memory positions at most, of the canvas' tokens: tiles that do not divide a side are padded."""
@@ -55,9 +55,8 @@ def _tilings(canvas: Canvas, block_sizes: tuple[tuple[int, int], ...]) -> list[C
         if prod(tile) > largest or places > PADDING * canvas.size:
             continue
         fitting = tuple(pair for pair in block_sizes if _fits(pair, counts, tile))
-        order = Tiled(canvas, canvas.names, tile)
-        if fitting and order.permutes:
-            found.append(Candidate(order, fitting))
+        if fitting and prod(tile) > 1:
+            found.append(Candidate(tiled(canvas, dict(zip(canvas.names, tile, strict=True))), fitting))
     return found
 
 

@@ -95,13 +95,18 @@ def boxes(place: Array, canvas: Canvas, block: int) -> Boxes | None:
     return Boxes(tuple(sets), np.stack(which, 1), tokens == places)
 
 
+def is_arithmetic(order: Order | None, length: int) -> bool:
+    """Is the order's formula one of memory positions alone, with no table to load from?"""
+    return order is None or order.place(var("m"), length).logical.names <= {"m"}
+
+
 def permutation(order: Order | None, length: int) -> Array:
     """The logical position of each memory position, -1 for padding: `Order.permutation` in numpy, which is quicker."""
     if order is None:
         return np.arange(length)
     found = order.place(var("m"), length)
     parts = [found.logical] if found.valid is None else [found.logical, found.valid]
-    if any(part.names - {"m"} for part in parts):
+    if not is_arithmetic(order, length):
         return np.asarray(order.permutation(length))
     places = order.padded(length)
     logical, *valid = (np.broadcast_to(evaluate_at(part, {"m": np.arange(places)}, {}), places) for part in parts)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
 
 import numpy as np
-import torch
 
-from flexspec.expr import Expr, apply, const, substitute, var
+from flexspec.expr import Expr, apply, const, inputs_of, substitute, var
 from flexspec.inputs import Bound
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory
@@ -20,7 +19,7 @@ from ..blocks.bounds import Grid
 from ..blocks.classify import classify
 from ..blocks.points import Array
 from ..blocks.tables import Tables
-from ..pipeline import Stages, check_range, make_grid, map_of, tables_of
+from ..pipeline import block_map, check_range, make_grid, tables_of
 from ..simplify import specialise
 from .boxes import boxes, permutation, relations, tally
 from .candidates import Candidate
@@ -31,7 +30,6 @@ DENSE = 1 << 25
 SAMPLED_ROWS = 24
 """Rows of blocks in a sample."""
 
-CPU = torch.device("cpu")
 Block = tuple[int, int]
 """Tokens of a block: query, key."""
 
@@ -49,7 +47,6 @@ class Counter:
     tables: Tables
     exprs: Sequence[Expr]
     index: Array
-    _maps: dict[tuple[Expr, Order | None, Block], BlockMap] = field(default_factory=dict)
 
     @classmethod
     def of(cls, mask: Mask, bound: Bound) -> Counter:
@@ -78,11 +75,10 @@ class Counter:
 
     def block_map(self, which: int, order: Order | None, block: Block) -> BlockMap:
         """The block map of one of the expressions."""
-        key = self.exprs[which], order, block
-        if key not in self._maps:
-            alone = replace(self.mask, expr=key[0], parameters={}, predicate=None)
-            self._maps[key] = map_of(alone, self.bound, block, order, CPU, Stages(), tables=self.tables)
-        return self._maps[key]
+        names = inputs_of(self.exprs[which])
+        tensors = {name: tensor for name, tensor in self.bound.tensors.items() if name in names}
+        alone = replace(self.mask, expr=self.exprs[which], tensors=tensors, parameters={}, predicate=None)
+        return block_map(alone, self.bound.sizes.q_len, self.bound.sizes.kv_len, block_size=block, order=order)
 
     def kept_pairs(self, which: int, order: Order | None, block: Block) -> int:
         """Pairs that one of the expressions keeps; without conditions by axis, counted in the map of this order."""
@@ -105,7 +101,7 @@ class Counter:
             found = self._from_boxes(candidate)
         left = [block for block in candidate.block_sizes if block not in found]
         if left:
-            each = [self._from_map(expr, candidate.order, left) for expr in self.exprs]
+            each = [self._from_map(which, candidate.order, left) for which in range(len(self.exprs))]
             found |= {block: [tallies[block] for tallies in each] for block in left}
         return found
 
@@ -122,13 +118,12 @@ class Counter:
                 found[block] = [tally(each, q, kv) for each in self.relations if each is not None]
         return found
 
-    def _from_map(self, expr: Expr, order: Order | None, blocks: Sequence[Block]) -> dict[Block, Tally]:
+    def _from_map(self, which: int, order: Order | None, blocks: Sequence[Block]) -> dict[Block, Tally]:
         """One block map in the common parts of the sizes; the others are read from it."""
         grid = self.finest(order, blocks)
-        memory = self._in_memory(expr, order)
         if grid.q_blocks * grid.kv_blocks > DENSE:
-            return {block: of_runs(classify(memory, self.grid(order, block), self.tables)) for block in blocks}
-        kinds = classify(memory, grid, self.tables).dense(grid.kv_blocks)
+            return {block: of_runs(self.block_map(which, order, block).of()) for block in blocks}
+        kinds = self.block_map(which, order, (grid.block_q, grid.block_kv)).of().dense(grid.kv_blocks)
         return {block: coarser(kinds, (block[0] // grid.block_q, block[1] // grid.block_kv)) for block in blocks}
 
     def sample(self, order: Order | None, block: Block) -> tuple[list[Tally], int]:

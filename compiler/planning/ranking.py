@@ -13,6 +13,7 @@ from flexspec.order import Order
 
 from ..blocks.points import Array
 from ..blocks.runs import BlockKind
+from .boxes import is_arithmetic
 from .candidates import Candidate
 from .cost import Shape, attention_seconds, permutation_seconds
 from .counting import Block, Counter
@@ -71,15 +72,19 @@ class Ranking:
         return sum(grid.q_blocks * grid.kv_blocks for grid in grids) * len(self.counter.exprs)
 
     def _promising(self, tried: Sequence[Candidate], progress: Progress) -> list[Candidate]:
-        """The first candidate, and those that are best in a sample of rows of blocks."""
-        guesses = []
+        """The first candidate, those that are best in a sample of rows of blocks, and orders that are no arithmetic."""
+        kept, guesses = {0}, []
         for done, candidate in enumerate(tried):
             progress(done, len(tried) + AFTER_SAMPLE)
+            if not is_arithmetic(candidate.order, self.shape.q_len):
+                kept.add(done)
+                continue
             block = min(candidate.block_sizes, key=lambda pair: abs(pair[0] - 128) + abs(pair[1] - 128))
             rows, repeat = self.counter.sample(candidate.order, block)
-            guesses.append(self._seconds(candidate.order, block, rows, repeat * self.shape.batch * self.shape.heads))
-        best = {*np.argsort(guesses, kind="stable")[:AFTER_SAMPLE].tolist(), 0}
-        return [candidate for at, candidate in enumerate(tried) if at in best]
+            guess = self._seconds(candidate.order, block, rows, repeat * self.shape.batch * self.shape.heads)
+            guesses.append((guess, done))
+        kept |= {done for _, done in sorted(guesses)[:AFTER_SAMPLE]}
+        return [candidate for at, candidate in enumerate(tried) if at in kept]
 
     def _seconds(self, order: Order | None, block: Block, tallies: list[Tally], repeat: int) -> float:
         return attention_seconds(tallies, repeat, block, self.shape, self.hardware) + self._moving(order, self.shape)

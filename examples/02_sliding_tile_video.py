@@ -14,7 +14,9 @@ for name, chosen in (("row-major", None), ("tiled", order)):
     blocks = fs.block_map(tiles, video.size, block_size=384, order=chosen)
     counts = {kind.name.lower(): count for kind, count in blocks.counts().items()}
     print(f"{name:>9}: block density {blocks.density:.2%}, {counts}")
-print("picture:", blocks.show(Path("out") / "02_sliding_tile.png"))
+both = fs.show_orders(tiles, [None, order], Path("out") / "02_sliding_tile.png", block_size=384)
+keys = fs.kept_keys(tiles, {"t": 14, "h": 20, "w": 30})
+print("pictures:", both, keys.show(Path("out") / "02_keys.png"), f"({keys.counts[0]:,} keys)")
 
 small = fs.Canvas(t=4, h=16, w=24)  # the same idea, small enough to check against the reference
 tiles = fs.sliding_tile(small, window={"t": 2, "h": 12, "w": 12}, tile={"t": 2, "h": 4, "w": 4})

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from .compiler.attend import CompiledAttention, compile
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
+    from .compiler.draw.keys import KeptKeys, kept_keys
+    from .compiler.draw.orders import show_orders
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.planning.hardware import Hardware
     from .compiler.planning.planner import plan
@@ -47,6 +49,7 @@ __all__ = [
     "FlexSpecWarning",
     "Hardware",
     "Input",
+    "KeptKeys",
     "Mask",
     "Order",
     "Param",
@@ -68,6 +71,7 @@ __all__ = [
     "implies",
     "is_causal",
     "is_empty",
+    "kept_keys",
     "load",
     "mask",
     "parse",
@@ -77,6 +81,7 @@ __all__ = [
     "reference_attention",
     "row_major",
     "score",
+    "show_orders",
     "striped",
     "tiled",
 ]
@@ -89,6 +94,7 @@ _COMPILER = {
     "CompiledAttention": "attend",
     "Diff": "proofs.diff",
     "Hardware": "planning.hardware",
+    "KeptKeys": "draw.keys",
     "Plan": "planning.plans",
     "Plans": "planning.plans",
     "Proof": "proofs.proof",
@@ -102,9 +108,11 @@ _COMPILER = {
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",
+    "kept_keys": "draw.keys",
     "plan": "planning.planner",
     "reach": "proofs.reach",
     "reference_attention": "reference",
+    "show_orders": "draw.orders",
 }
 
 

@@ -209,6 +209,102 @@ def windows(q, kv, length, size, shift=0, wrap=False):
     return (q + shift) // size == (kv + shift) // size
 
 
+# on a canvas, whole points: q and kv are dicts by axis name, `sides` the canvas
+
+
+def point_matrix(keep, sides):
+    """[size][size] of `keep(q, kv)` over points."""
+    return [[bool(keep(q, kv)) for kv in points(sides)] for q in points(sides)]
+
+
+def halo(q, kv, block, reach):
+    start = q - q % block
+    return kv in range(start - reach, start + block + reach)
+
+
+def block_before(q, kv, block):
+    return kv // block in (q // block, q // block - 1)
+
+
+def any_shared(q, kv, axes):
+    return len([name for name in axes if q[name] == kv[name]]) > 0
+
+
+def frame_window(q, kv, window, sink, time="t"):
+    ago = q[time] - kv[time]
+    return ago in range(window) or (ago >= 0 and kv[time] in range(sink))
+
+
+def place(point, sides, order):
+    """Where a point stands if the canvas is walked through with the last name of `order` fastest."""
+    walk = sorted(points(sides), key=lambda p: [p[name] for name in order])
+    return walk.index(point)
+
+
+def band(q, kv, sides, order, width):
+    return abs(place(q, sides, order) - place(kv, sides, order)) < width
+
+
+def bit_length(n):
+    return len(f"{n:b}") if n else 0
+
+
+def radial(q, kv, sides, decay, block, first_frame_sink, time="t"):
+    if kv[time] == 0 and first_frame_sink:
+        return True
+    inner = {name: side for name, side in sides.items() if name != time}
+    frame = math.prod(inner.values())
+    at, then = (place({name: p[name] for name in inner}, inner, list(inner)) for p in (q, kv))
+    d = abs(q[time] - kv[time])
+    if d == 0:
+        return True
+    r = 2 ** bit_length(frame) / 2 ** bit_length(d)
+    if r < block and d % int(block / r) != 0:
+        return False
+    return abs(at - then) <= max(r * decay, block)
+
+
+def rounded(kept, block):
+    """[size][size] in whole tiles, of [size][size] in which positions stand frame after frame."""
+    size = len(kept)
+    found = [[False] * size for _ in range(size)]
+    for top in range(0, size, block):
+        for left in range(0, size, block):
+            queries, keys = range(top, min(top + block, size)), range(left, min(left + block, size))
+            shares = [sum(kept[q][kv] for q in queries) / len(queries) for kv in keys]
+            some = [share for share in shares if share > 0]
+            if some and len([share for share in some if share > 1 / 3]) / len(some) > 0.6:
+                for q in queries:
+                    for kv in keys:
+                        found[q][kv] = True
+    return found
+
+
+def epipolar(q, kv, line, width, view="v"):
+    """`line`, in kv's view: coefficients of the other axes from the last to the first, then the constant."""
+    if q[view] == kv[view]:
+        return True
+    at = [kv[name] for name in kv if name != view][::-1]
+    away = abs(sum(c * p for c, p in zip(line, at, strict=False)) + line[-1])
+    return away <= width * math.sqrt(sum(c * c for c in line[:-1]))
+
+
+def with_text(q, kv, keep, video, text, real, first=False):
+    """keep(q, kv) on the video's tokens; `real` of the `text` places hold text."""
+
+    def part(position):
+        start = text if first else 0
+        if position in range(start, start + video):
+            return "video", position - start
+        position = position if first else position - video
+        return ("text" if position in range(real) else None), position
+
+    (q_part, q), (kv_part, kv) = part(q), part(kv)
+    if None in (q_part, kv_part) or max(q, kv) >= video + text:
+        return False
+    return "text" in (q_part, kv_part) or keep(q, kv)
+
+
 # scores
 
 

@@ -15,13 +15,11 @@ import flexspec as fs
 from flexspec.errors import FlexSpecError
 
 from ..draw import diff as diff_drawing
-from ..draw import terminal
-from ..draw.scale import index_of
+from . import pictures
 from . import plan as cli_plan
 from . import values as cli_values
 
 if TYPE_CHECKING:
-    from ..blocks.block_map import BlockMap
     from ..proofs.diff import Diff
 
 app = typer.Typer(
@@ -54,6 +52,8 @@ SHOW_EXAMPLES = """[bold]Examples[/bold]
 flexspec show 'causal_window(window=512) | sink(4)' --length 8192
 
 flexspec show my_masks.py:pattern --length 100000 -o mask.png
+
+flexspec show 'neighborhood(canvas(t=4, h=8, w=8), window=5)' --query t=2,h=3,w=5
 
 flexspec show 'document()' --length 8 --block-size 2 -p document_id=0,0,0,1,1,2,2,2"""
 EXPLAIN_EXAMPLES = """[bold]Examples[/bold]
@@ -152,7 +152,10 @@ def show(
     length: Length = None,
     kv_length: KvLength = None,
     block_size: BlockSize = "128",
-    order: OrderText = None,
+    order: Annotated[
+        list[str] | None,
+        typer.Option(help="Where tokens lie in memory, e.g. 'tiled(t=6, h=8, w=8)'; several are drawn side by side."),
+    ] = None,
     heads: Heads = None,
     head: Annotated[int, typer.Option(help="Which head is drawn.")] = 0,
     batch: Batch = None,
@@ -161,9 +164,13 @@ def show(
     region: Annotated[
         str | None, typer.Option(metavar="Q:Q,KV:KV", help="Draw the pairs of this part, e.g. 0:512,0:512.")
     ] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(help="Draw the keys that this query keeps on the canvas, e.g. t=2,h=3,w=5; once or more."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw which blocks are empty, partial or full: here, or into a picture with -o."""
+    """Draw which blocks are empty, partial or full, or the keys of a query: here, or into a picture with -o."""
     with _reporting(as_json, pattern):
         attention = cli_values.load(pattern)
         q_len, kv_len = cli_values.lengths(length, kv_length, attention)
@@ -171,39 +178,24 @@ def show(
         if part and output is None:
             fix = "add -o mask.png"
             raise FlexSpecError("FS020", "a region is drawn into a picture, and no file is named", fix=fix)
-        mask = attention.mask
-        made = fs.block_map(
-            mask,
-            q_len,
-            kv_len,
-            batch=batch,
-            heads=heads,
-            block_size=cli_values.block_size(block_size),
-            order=cli_values.order(order, attention),
-            **cli_values.inputs(values, mask),
-        )
-        index_of(made, 0, head)
-        path = made.show(output, h=head, region=part) if output else None
-        if as_json:
-            _print_json(_facts(made) | ({"picture": str(path)} if path else {}))
-        elif path:
-            print(path)
+        if part and (query or len(order or ()) > 1):
+            raise FlexSpecError("FS030", "a region is drawn of one block map", fix="give one order, and no query")
+        given = {"batch": batch, "heads": heads, **cli_values.inputs(values, attention.mask)}
+        if query:
+            if kv_len not in (None, q_len):
+                message = f"a query's keys are drawn among as many as there are queries, not {kv_len:,} of {q_len:,}"
+                raise FlexSpecError("FS030", message, fix="leave --kv-length out")
+            places = [cli_values.query(text) for text in query]
+            facts, drawn = pictures.of_queries(attention.mask, places, q_len, head, output, given)
         else:
-            print(terminal.draw(made, h=head, width=cli_values.terminal_width()))
-
-
-def _facts(made: BlockMap) -> dict[str, Any]:
-    return {
-        "pattern": made.label,
-        "q_len": made.q_len,
-        "kv_len": made.kv_len,
-        "block_size": [made.block_q, made.block_kv],
-        "order": None if made.order is None else str(made.order),
-        "batch": made.batch,
-        "heads": made.heads,
-        "blocks": {kind.name.lower(): count for kind, count in made.counts().items()},
-        "density": made.density,
-    }
+            given["block_size"] = cli_values.block_size(block_size)
+            orders = [cli_values.order(text, attention) for text in order or ()] or [None]
+            maps = [fs.block_map(attention.mask, q_len, kv_len, order=each, **given) for each in orders]
+            facts, drawn = pictures.of_maps(maps, head, output, part)
+        if as_json:
+            _print_json(facts)
+        else:
+            print(drawn())
 
 
 @app.command(epilog=EXPLAIN_EXAMPLES)

@@ -133,6 +133,19 @@ def region(text: str) -> tuple[int, int, int, int]:
     return q_start, q_stop, kv_start, kv_stop
 
 
+def query(text: str) -> int | dict[str, int]:
+    """A query's coordinates `t=2,h=3,w=5`, or its logical position `300`. FS050."""
+    plain = text.replace("_", "").replace(" ", "")
+    if re.fullmatch(r"-?\d+", plain):
+        return int(plain)
+    parts = [re.fullmatch(r"(\w+)=(-?\d+)", part) for part in plain.split(",")]
+    found = {part[1]: int(part[2]) for part in parts if part}
+    if len(found) < len(parts):
+        message = f"the query {text!r} cannot be read"
+        raise FlexSpecError("FS050", message, fix="name each axis once, e.g. --query t=2,h=3,w=5, or give a position")
+    return found
+
+
 def region_around(pair: Sequence[int], q_len: int, kv_len: int) -> str:
     """A region with the pair (b, h, q, kv) in its middle, as `--region` takes it."""
     _, _, q, kv = pair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ COLORS = {
     Shade.KEPT: "#B55A00",
     Shade.SOLID: "#0B4272",
 }
+TILES = "#A3246E"  # lines where tiles of an order begin
+MOST_TILES = 32  # on a side, of which borders are drawn
 MOST_CELLS = 640  # per side: about as many as a page can show
 SMALL = 64  # tokens per side up to which a whole map is drawn pair by pair, and lines are drawn between tokens
 SIDE = 5.4  # inches of the longer axis
@@ -71,12 +74,17 @@ def write(made: Any, path: Path) -> Path:
 
 def figure(block_map: BlockMap, *, b: int = 0, h: int = 0, region: Region | None = None) -> Any:
     """What `save` writes, as a matplotlib `Figure` that belongs to no window. Raises FS030."""
+    cells = cells_of(block_map, b, h, region)
+    facts = _facts(block_map, cells, heads_text(block_map, b, h))
+    return laid_out(block_map, cells, block_map.label, facts, [COLORS[shade] for shade in Shade], _entries(cells))
+
+
+def cells_of(block_map: BlockMap, b: int, h: int, region: Region | None = None) -> Cells:
+    """A map by blocks; a region, or a map of at most 64 x 64 tokens, by pairs. FS030."""
     if region is None and max(block_map.q_len, block_map.kv_len) <= SMALL:
         region = whole(block_map)
     most = (MOST_CELLS, MOST_CELLS)
-    cells = pair_cells(block_map, b, h, region, most) if region else block_cells(block_map, b, h, most)
-    facts = _facts(block_map, cells, heads_text(block_map, b, h))
-    return laid_out(block_map, cells, block_map.label, facts, [COLORS[shade] for shade in Shade], _entries(cells))
+    return pair_cells(block_map, b, h, region, most) if region else block_cells(block_map, b, h, most)
 
 
 def laid_out(
@@ -88,10 +96,10 @@ def laid_out(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across, down, dpi = _axes_size(cells)
+    across, down, dpi = axes_size(cells)
     width = max(across + MARGIN["left"] + MARGIN["right"], 6.4)
-    title = _title(label, columns=int(width * 10.5))
-    notes = _wrapped(facts, columns=int(width * 15.5))
+    title = titled(label, columns=int(width * 10.5))
+    notes = wrapped(facts, columns=int(width * 15.5))
     header = 0.16 + 0.235 * len(title) + MARGIN["line"] * len(notes) + MARGIN["axis"]
     height = header + down + MARGIN["legend"]
 
@@ -99,30 +107,38 @@ def laid_out(
     FigureCanvasAgg(made)
     left = MARGIN["left"] + max(0.0, width - across - MARGIN["left"] - MARGIN["right"]) / 2
     axes = made.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
-    _fill(axes, block_map, cells, colors)
+    fill(axes, block_map, cells, colors)
+    write_header(made, title, notes)
+    legend(made, patches(entries))
+    return made
+
+
+def write_header(made: Any, title: list[str], notes: list[str]) -> None:
+    """The title's and the notes' lines at the top of a figure."""
+    height = made.get_size_inches()[1]
     style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False}
     made.text(0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style)
     below = 0.16 + 0.235 * len(title)
     made.text(0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style)
-    _legend(made, entries)
-    return made
 
 
-def _axes_size(cells: Cells) -> tuple[float, float, float]:
-    """Inches across, inches down, and dots per inch at which each cell is a whole number of dots."""
+def axes_size(cells: Cells, side: float = SIDE, dpi: float | None = None) -> tuple[float, float, float]:
+    """Inches across, inches down, and dots per inch at which each cell is a whole number of dots.
+
+    side: inches of the longer axis. dpi: where it is chosen already."""
     q_start, q_stop, kv_start, kv_stop = cells.region
     rows, columns = (q_stop - q_start) / cells.cell_q, (kv_stop - kv_start) / cells.cell_kv
     ratio = (q_stop - q_start) / (kv_stop - kv_start)
-    down, across = SIDE * min(1.0, max(ratio, THINNEST)), SIDE * min(1.0, max(1 / ratio, THINNEST))
+    down, across = side * min(1.0, max(ratio, THINNEST)), side * min(1.0, max(1 / ratio, THINNEST))
     longer = max((columns, across), (rows, down), key=lambda side: side[1])
-    dots = max(1, round(200 * longer[1] / longer[0]))
-    dpi = dots * longer[0] / longer[1]
+    dpi = dpi or max(1, round(200 * longer[1] / longer[0])) * longer[0] / longer[1]
     across_dots = max(1, round(across * dpi / columns)) * columns
     down_dots = max(1, round(down * dpi / rows)) * rows
     return across_dots / dpi, down_dots / dpi, dpi
 
 
-def _fill(axes: Any, block_map: BlockMap, cells: Cells, colors: list[str]) -> None:
+def fill(axes: Any, block_map: BlockMap, cells: Cells, colors: list[str], *, labels: bool = True) -> None:
+    """Cells with lines and ticks; with labels of both axes."""
     from matplotlib.colors import to_rgb
 
     q_start, q_stop, kv_start, kv_stop = cells.region
@@ -134,10 +150,12 @@ def _fill(axes: Any, block_map: BlockMap, cells: Cells, colors: list[str]) -> No
     axes.set_xlim(kv_start, kv_stop)
     axes.set_ylim(q_stop, q_start)
     _lines(axes, block_map, cells)
+    _tile_lines(axes, block_map, cells)
     axes.xaxis.set_ticks_position("top")
     axes.xaxis.set_label_position("top")
-    axes.set_xlabel(_axis_label("key position", block_map), fontsize=9.5, labelpad=6)
-    axes.set_ylabel(_axis_label("query position", block_map), fontsize=9.5, labelpad=6)
+    if labels:
+        axes.set_xlabel(_axis_label("key position", block_map), fontsize=9.5, labelpad=6)
+        axes.set_ylabel(_axis_label("query position", block_map), fontsize=9.5, labelpad=6)
     size = axes.get_window_extent()
     for side, start, stop, block, most in (
         (
@@ -187,11 +205,50 @@ def _lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
         color, width = "#BDBDBD", 0.45
     for line, start, stop, block in sides:
         if block > 1 or not cells.pairs:
-            for at in range(-(-(start + 1) // block) * block, stop, block):
+            for at in starts(start, stop, block):
                 line(at, color=color, linewidth=width)
 
 
-def _title(label: str, columns: int) -> list[str]:
+def starts(start: int, stop: int, step: int) -> range:
+    """Multiples of `step` inside a side, its own edges left out."""
+    return range(-(-(start + 1) // step) * step, stop, step)
+
+
+def tile_of(block_map: BlockMap) -> int:
+    """Memory positions of a tile of the map's order; 1 where it has no tiles."""
+    return prod(getattr(block_map.order, "tile", ()))
+
+
+def tile_starts(block_map: BlockMap, region: Region) -> tuple[range, range]:
+    """Where tiles of the map's order begin in a region, on both sides: none where there are too many to see, or where
+    a tile is a block.
+
+    A map that was sliced counts its queries from the cut, so that tiles are known on the side of the keys only.
+    """
+    order, tile, none = block_map.order, tile_of(block_map), range(0)
+    q_start, q_stop, kv_start, kv_stop = region
+    many = max(q_stop - q_start, kv_stop - kv_start) > MOST_TILES * tile
+    if order is None or order.canvas is None or tile == 1 or many:
+        return none, none
+    on_q = block_map.q_len == order.padded(order.canvas.size) and tile != block_map.block_q
+    on_kv = tile != block_map.block_kv
+    return starts(q_start, q_stop, tile) if on_q else none, starts(kv_start, kv_stop, tile) if on_kv else none
+
+
+def tile_note(block_map: BlockMap, region: Region) -> list[str]:
+    """What a picture says of its tiles."""
+    if any(tile_starts(block_map, region)):
+        return [f"purple: tiles of {tile_of(block_map):,}"]
+    return ["a tile is a block"] if tile_of(block_map) == block_map.block_q == block_map.block_kv > 1 else []
+
+
+def _tile_lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
+    for line, found in zip((axes.axhline, axes.axvline), tile_starts(block_map, cells.region), strict=True):
+        for at in found:
+            line(at, color=TILES, linewidth=1.3 if cells.pairs else 0.8 if len(found) <= MOST_TILES / 2 else 0.4)
+
+
+def titled(label: str, columns: int) -> list[str]:
     lines = textwrap.wrap(label, columns, break_long_words=True) or [""]
     return lines if len(lines) <= 3 else [*lines[:2], textwrap.shorten(" ".join(lines[2:]), columns, placeholder=" …")]
 
@@ -204,9 +261,10 @@ def _facts(block_map: BlockMap, cells: Cells, head: str) -> list[str]:
     facts.append(f"blocks of {block_map.block_q} × {block_map.block_kv}")
     if block_map.order is not None:
         facts.append(f"order {block_map.order}")
+    facts += tile_note(block_map, cells.region)
     if head:
         facts.append(head)
-    facts.append(f"density {_percent(block_map.density)}")
+    facts.append(f"density {percent(block_map.density)}")
     step = (cells.cell_q, cells.cell_kv)
     if not cells.pairs:
         step = (step[0] // block_map.block_q, step[1] // block_map.block_kv)
@@ -215,7 +273,7 @@ def _facts(block_map: BlockMap, cells: Cells, head: str) -> list[str]:
     return facts
 
 
-def _wrapped(facts: list[str], columns: int) -> list[str]:
+def wrapped(facts: list[str], columns: int) -> list[str]:
     lines = [facts[0]]
     for fact in facts[1:]:
         joined = f"{lines[-1]}  ·  {fact}"
@@ -223,7 +281,8 @@ def _wrapped(facts: list[str], columns: int) -> list[str]:
     return lines
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in three digits."""
     return f"{100 * share:.3g}%"
 
 
@@ -238,11 +297,16 @@ def _entries(cells: Cells) -> list[tuple[str, str]]:
     return [*entries, (COLORS[Shade.SOLID], f"full blocks: {full:,}")]
 
 
-def _legend(made: Any, entries: list[tuple[str, str]]) -> None:
+def patches(entries: list[tuple[str, str]]) -> list[Any]:
+    """A legend's squares of (color, text)."""
     from matplotlib.patches import Patch
 
-    handles = [Patch(facecolor=color, edgecolor="#666666", linewidth=0.6, label=text) for color, text in entries]
+    return [Patch(facecolor=color, edgecolor="#666666", linewidth=0.6, label=text) for color, text in entries]
+
+
+def legend(made: Any, handles: list[Any]) -> None:
+    """One line at the foot of a figure."""
     made.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(entries), frameon=False,
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False,
         fontsize=8.5, handlelength=1.1, handleheight=1.1, columnspacing=1.4, handletextpad=0.5,
     )  # fmt: skip

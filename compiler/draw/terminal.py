@@ -41,7 +41,7 @@ def draw(block_map: BlockMap, *, b: int = 0, h: int = 0, width: int = 72, color:
     else:
         rows, per_row = _halves(cells.shades, color), 2 * cells.cell_q
     across = 2 * cells.shades.shape[1] if per_row == cells.cell_q else cells.shades.shape[1]
-    lines = [_shortened(block_map.label, max(LEAST_WIDTH, width)), *_ruler(block_map, gutter, across)]
+    lines = [shortened(block_map.label, max(LEAST_WIDTH, width)), *_ruler(block_map, gutter, across)]
     for number, row in enumerate(rows):
         label = f"{number * per_row:,}" if number % LABEL_EVERY == 0 else ""
         lines.append(f"{label:>{gutter - 2}} │{row}│")
@@ -119,5 +119,5 @@ def _legend(block_map: BlockMap, cells: Cells, head: str, color: bool) -> list[s
     return ["blocks: " + "   ".join(parts), ", ".join([*facts, head] if head else facts)]
 
 
-def _shortened(text: str, width: int) -> str:
+def shortened(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"

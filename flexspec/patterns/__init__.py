@@ -14,8 +14,9 @@ from .documents import (
     token_types,
     tree,
 )
-from .grid import axial, neighborhood, sliding_tile, windows
+from .grid import any_shared, axial, block_causal_2d, halo, neighborhood, sliding_tile, windows
 from .heads import per_head, scaled_span, shifted_groups
+from .mixed import reordered, with_text
 from .scores import alibi, distance_scale, key_gain, relative_bias, softcap, swin_bias, t5_bias, t5_buckets
 from .segments import adjacency, segments
 from .sequence import (
@@ -37,6 +38,7 @@ from .sequence import (
     sliding_window,
     strided,
 )
+from .video import epipolar, first_frame, frame_window, radial, spatial_head, temporal_head
 from .weights import (
     identity_mix,
     relu_weight,
@@ -53,7 +55,9 @@ __all__ = [
     "TOKEN_TYPES",
     "adjacency",
     "alibi",
+    "any_shared",
     "axial",
+    "block_causal_2d",
     "block_diffusion",
     "bridge",
     "causal",
@@ -63,9 +67,13 @@ __all__ = [
     "dilated_window",
     "distance_scale",
     "document",
+    "epipolar",
     "everything",
+    "first_frame",
     "fixed",
+    "frame_window",
     "global_tokens",
+    "halo",
     "hidden_decoding",
     "identity_mix",
     "key_gain",
@@ -76,8 +84,10 @@ __all__ = [
     "per_head",
     "power_window",
     "prefix_lm",
+    "radial",
     "relative_bias",
     "relu_weight",
+    "reordered",
     "same_label",
     "scaled_span",
     "segments",
@@ -91,13 +101,16 @@ __all__ = [
     "sliding_tile",
     "sliding_window",
     "softcap",
+    "spatial_head",
     "squared_relu_weight",
     "strided",
     "swin_bias",
     "t5_bias",
     "t5_buckets",
     "taylor_weight",
+    "temporal_head",
     "token_types",
     "tree",
     "windows",
+    "with_text",
 ]

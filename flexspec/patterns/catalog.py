@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from . import documents, grid, heads, scores, segments, sequence, weights
+from . import documents, grid, heads, mixed, scores, segments, sequence, video, weights
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,25 @@ _MASKS: dict[str, list[tuple[Any, str, str]]] = {
         (grid.sliding_tile, f"sliding_tile({_VIDEO}, {_SIDES})", "whole tiles around the query's tile"),
         (grid.windows, "windows(canvas(h=56, w=56), size=7, shift=3)", "the query's window, shifted"),
         (grid.axial, f"axial({_VIDEO}, 't')", "the query's line along one axis"),
+        (grid.halo, "halo(canvas(h=64, w=64), block=8, halo=3)", "the query's block and what lies around it"),
+        (grid.any_shared, "any_shared(canvas(v=8, t=8, h=16, w=16), 'v t')", "tokens that share a coordinate"),
+        (
+            grid.block_causal_2d,
+            "block_causal_2d(canvas(h=64, w=64), block=16)",
+            "the query's block, the left, top and top-left one",
+        ),
+        (video.first_frame, f"first_frame({_VIDEO})", "the first frame"),
+        (
+            video.frame_window,
+            f"frame_window({_VIDEO}, window=8, sink=1)",
+            "the last `window` and the first `sink` frames, whole",
+        ),
+        (video.spatial_head, f"spatial_head({_VIDEO}, width=7680)", "a band where frame stands after frame"),
+        (video.temporal_head, f"temporal_head({_VIDEO}, width=60)", "a band where a place's times stand together"),
+        (video.radial, f"radial({_VIDEO}, block=128)", "a window that narrows with the distance of the frames"),
+        (video.epipolar, "", "pixels near the query's line in other views"),
+        (mixed.reordered, "", "a mask over the places in memory of an order"),
+        (mixed.with_text, f"with_text(first_frame({_VIDEO}), text=256)", "a mask on a canvas, and text that sees all"),
     ],
 }
 _SCORES: list[tuple[Any, str, str]] = [

@@ -18,6 +18,15 @@ from ..source import user_caret
 from ..trace import Traced
 
 
+class Text(str):
+    """Text that a repr shows without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def whole(name: str, value: Any, least: int | None = 1) -> Any:
     """An integer of at least `least` (or a run-time parameter, as it is), else FS025."""
     if isinstance(value, Traced):
@@ -35,6 +44,14 @@ def on_canvas(canvas: Any, pattern: str) -> Canvas:
         fix = f"{pattern}(fs.Canvas(h=48, w=80), ...)"
         raise FlexSpecError("FS032", message, fix=fix, where=user_caret())
     return canvas
+
+
+def on_axis(canvas: Any, pattern: str, axis: Any, keyword: str = "axis") -> str:
+    """The name of an axis that the canvas has, else FS011; `keyword` is what the pattern calls it."""
+    if axis not in on_canvas(canvas, pattern).names:
+        fix = f'it has {choices(canvas.names)}: {keyword}="{canvas.names[0]}"'
+        raise FlexSpecError("FS011", f"the canvas has no axis {axis!r}", fix=fix, where=user_caret())
+    return str(axis)
 
 
 def per_axis(canvas: Canvas, what: str, value: Any, least: int | None = 1, default: Any = None) -> dict[str, int]:

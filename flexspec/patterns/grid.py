@@ -5,15 +5,18 @@ The canvas is the first argument. A value for each axis is one integer for all, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
 
 from ..canvas import Canvas
-from ..errors import FlexSpecError, choices
+from ..errors import FlexSpecError
 from ..mask import Mask, mask
 from ..source import user_caret
-from .checks import every, on_canvas, per_axis
+from .checks import every, on_axis, on_canvas, per_axis
 
 
 def neighborhood(canvas: Canvas, window: Any, stride: Any = 1, dilation: Any = 1, causal: Any = False) -> Mask:
@@ -166,11 +169,79 @@ def axial(canvas: Canvas, axis: str) -> Mask:
     >>> axial(Canvas(h=2, w=2), "h").dense(4).int()[0, 0].tolist()
     [[1, 0, 1, 0], [0, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
     """
-    if axis not in on_canvas(canvas, "axial").names:
-        message = f"the canvas has no axis {axis!r}"
-        raise FlexSpecError("FS011", message, fix=f"it has {choices(canvas.names)}", where=user_caret())
+    on_axis(canvas, "axial", axis)
 
     def on_line(q: Any, kv: Any) -> Any:
         return every([getattr(q, name) == getattr(kv, name) for name in canvas.names if name != axis])
 
     return mask(canvas=canvas)(on_line).named("axial", canvas=canvas, axis=axis)
+
+
+def halo(canvas: Canvas, block: Any, halo: Any) -> Mask:
+    """The query's block and `halo` positions around it on each axis, cut off at the canvas' border: an interior
+    query keeps `prod(block + 2 * halo)` keys.
+
+    block: positions on each axis; halo: at least 0. A strided neighborhood (`window=block + 2 * halo,
+    stride=block`) is the same inside and pushed inwards at the border instead. Source: HaloNet, which pads its
+    border with zeros. Raises FS011, FS025, FS032.
+
+    >>> halo(Canvas(w=6), block=2, halo=1).dense(6).int()[0, 0].tolist()[::2]
+    [[1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]
+    """
+    on_canvas(canvas, "halo")
+    blocks, halos = per_axis(canvas, "block", block), per_axis(canvas, "halo", halo, 0)
+
+    def around(q: Any, kv: Any) -> Any:
+        kept: list[Any] = []
+        for name in canvas.names:
+            side, start = blocks[name], getattr(q, name) // blocks[name] * blocks[name]
+            at = getattr(kv, name)
+            kept += [at >= start - halos[name], at < start + side + halos[name]]
+        return every(kept)
+
+    return mask(canvas=canvas)(around).named("halo", canvas=canvas, block=block, halo=halo)
+
+
+def block_causal_2d(canvas: Canvas, block: Any) -> Mask:
+    """The query's block and the one before it on each axis: on an image its own, the left, the top and the top-left
+    block, so that a query keeps up to `2 ** axes * prod(block)` keys.
+
+    block: positions on each axis. An axis whose block is the whole axis is not restricted. Source: Inf-DiT, which
+    keeps these blocks in memory from row to row. Raises FS011, FS025, FS032.
+
+    >>> block_causal_2d(Canvas(w=6), block=2).dense(6).int()[0, 0].tolist()[::2]
+    [[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1]]
+    """
+    on_canvas(canvas, "block_causal_2d")
+    blocks = per_axis(canvas, "block", block)
+
+    def same_or_before(q: Any, kv: Any) -> Any:
+        kept: list[Any] = []
+        for name, side in blocks.items():
+            number = getattr(kv, name) // side
+            kept += [number <= getattr(q, name) // side, number >= getattr(q, name) // side - 1]
+        return every(kept)
+
+    return mask(canvas=canvas)(same_or_before).named("block_causal_2d", canvas=canvas, block=block)
+
+
+def any_shared(canvas: Canvas, axes: str | Sequence[str]) -> Mask:
+    """The tokens that share at least one of the named coordinates with the query, e.g. its view or its time.
+
+    axes: names, as a sequence or as text with spaces ("v t"). With the sides `n` of the named axes a query keeps
+    `size * (1 - prod(1 - 1 / n))` keys. Source: 4Real-Video-V2 (views and times). Raises FS011, FS023, FS032.
+
+    >>> any_shared(Canvas(v=2, t=2), "v t").dense(4).int()[0, 0].tolist()
+    [[1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 1, 1], [0, 1, 1, 1]]
+    """
+    on_canvas(canvas, "any_shared")
+    names = axes.split() if isinstance(axes, str) else axes
+    if not isinstance(names, Sequence) or not names:
+        raise FlexSpecError("FS023", f"axes is {axes!r}", fix='give names: "v t"', where=user_caret())
+    for name in names:
+        on_axis(canvas, "any_shared", name, "axes")
+
+    def shared(q: Any, kv: Any) -> Any:
+        return reduce(or_, [getattr(q, name) == getattr(kv, name) for name in names])
+
+    return mask(canvas=canvas)(shared).named("any_shared", canvas=canvas, axes=" ".join(names))

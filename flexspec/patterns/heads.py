@@ -13,7 +13,7 @@ from ..errors import FlexSpecError
 from ..inputs import Input
 from ..mask import Mask, from_mask_mod, mask
 from ..source import user_caret
-from .checks import as_tensor, whole
+from .checks import Text, as_tensor, whole
 
 
 def per_head(table: Sequence[Mask]) -> Mask:
@@ -41,16 +41,7 @@ def per_head(table: Sequence[Mask]) -> Mask:
     kinds = Input("head_kind", ("heads",))
     made = united([mask(partial(_on_heads, kinds, number))(**held) & item for number, item in enumerate(groups)])
     shown = ", ".join(f"{_runs_text(heads)}: {item.label}" for item, heads in groups.items())
-    return made.named("per_head", table=_Text(f"[{shown}]"))
-
-
-class _Text(str):
-    """Text that a repr shows without quotes."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
+    return made.named("per_head", table=Text(f"[{shown}]"))
 
 
 def united(parts: Sequence[Mask]) -> Mask:

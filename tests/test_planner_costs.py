@@ -113,6 +113,17 @@ def test_each_kind_of_head_has_plans_of_its_own() -> None:
     assert "heads 0, 2: axes(h, w, t)" in str(plans) and "heads 1: row_major" in str(plans)
 
 
+def test_the_two_layouts_of_sparse_videogen() -> None:
+    video = fs.Canvas(t=8, h=8, w=12)
+    spatial, temporal = fs.spatial_head(video, 192), fs.temporal_head(video, 16)
+    plans = fs.plan(fs.per_head([spatial, temporal, spatial]), heads=3, block_sizes=[64, 32])
+    assert [(each.heads, str(each.plans.best.order)) for each in plans.by_head] == [
+        ((0, 2), "row_major"),
+        ((1,), "axes(h, w, t)"),
+    ]
+    assert plans.seconds_by_head < plans.best.seconds
+
+
 def test_batches_that_differ_are_summed() -> None:
     ids = torch.tensor([[0] * 60 + [1] * 60, [0] * 20 + [1] * 100])
     plans = fs.plan(fs.document(ids), 120, block_sizes=[8], heads=2)
@@ -127,7 +138,9 @@ def test_a_sample_narrows_the_orders(monkeypatch) -> None:
     every = fs.plan(cross, block_sizes=[4, 8], moved=False)
     monkeypatch.setattr(ranking, "EXHAUSTIVE", 0)
     monkeypatch.setattr(ranking, "AFTER_SAMPLE", 5)
-    few = fs.plan(cross, block_sizes=[4, 8], moved=False)
+    calls: list[tuple[int, int]] = []
+    few = fs.plan(cross, block_sizes=[4, 8], moved=False, progress=lambda done, total: calls.append((done, total)))
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls) and calls[-1][0] == calls[-1][1]
     assert 5 <= len({plan.order for plan in few}) <= 6 < len({plan.order for plan in every})
     assert set(few) < set(every) and few.best == every.best
     assert any(plan.stays for plan in few)

@@ -23,7 +23,7 @@ from .tally import Tally
 
 EXHAUSTIVE = 1 << 25
 """Blocks in all candidates' maps up to which each is made; past that, a sample of rows decides which are."""
-AFTER_SAMPLE = 8
+AFTER_SAMPLE = 4
 """Orders that get a map after a sample."""
 DENSE_BLOCK = (128, 128)
 """Blocks of dense attention, which plans are compared with."""
@@ -45,14 +45,15 @@ class Ranking:
 
     def plans(self, tried: Sequence[Candidate], check: int, progress: Progress) -> Plans:
         """The plans of all candidates, and where the mask differs by head, those of each kind of head."""
-        many = len(tried) > AFTER_SAMPLE and self._cells(tried) > EXHAUSTIVE
+        many, sampled = len(tried) > AFTER_SAMPLE and self._cells(tried) > EXHAUSTIVE, 0
         if many and not self.counter.by_boxes:
+            sampled = len(tried)
             tried = self._promising(tried, progress)
         counted: list[Counted] = []
-        for done, candidate in enumerate(tried):
-            progress(done, len(tried))
+        for done, candidate in enumerate(tried, sampled):
+            progress(done, sampled + len(tried))
             counted += [(candidate.order, block, each) for block, each in self.counter.tallies(candidate).items()]
-        progress(len(tried), len(tried))
+        progress(sampled + len(tried), sampled + len(tried))
         index = self.counter.index
         whole = self._ranked(counted, index, self.shape, check)
         if index.shape[1] == 1:

@@ -193,6 +193,19 @@ def test_mistakes(code: str, options: dict) -> None:
     assert caught.value.code == code
 
 
+class ByBatch(Order):
+    def padded(self, length: int) -> int:
+        return length
+
+    def place(self, position: Expr, length: int) -> Place:
+        return Place(load(input_("table", ("batch", "places")), (var("b"), position)), {}, None)
+
+
+def test_an_order_that_differs_by_batch_is_refused() -> None:
+    with pytest.raises(fs.FlexSpecError, match="differs by batch"):
+        fs.plan(ACROSS, orders=[ByBatch()])
+
+
 def test_mistakes_without_a_canvas() -> None:
     for code, spec, options in [
         ("FS030", fs.causal(), {}),

@@ -9,6 +9,7 @@ from typing import Any
 from flexspec.attention import Attention, as_attention
 from flexspec.canvas import Canvas
 from flexspec.errors import FlexSpecError
+from flexspec.expr import var
 from flexspec.inputs import Bound, check_length, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order
@@ -100,6 +101,9 @@ def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:
     orders = list(dict.fromkeys(given))
     for order in orders:
         make_grid(bound.sizes, 128, order)
+        if order is not None and "b" in order.place(var("m"), bound.sizes.q_len).logical.names:
+            message = f"{order} differs by batch entry"
+            raise FlexSpecError("FS033", message, fix="plan for one sequence", where=user_caret())
     return orders
 
 

@@ -11,6 +11,8 @@ from flexspec.compiler.planning.ranking import moves
 from flexspec.compiler.planning.tally import Tally, coarser
 
 import flexspec as fs
+from flexspec.expr import Expr, input_, load, var
+from flexspec.order import Order, Place
 
 VIDEO = fs.Canvas(t=4, h=6, w=5)
 ACROSS, LINE = fs.axial(VIDEO, "t"), fs.axial(VIDEO, "w")

@@ -1,11 +1,12 @@
 # make demo   a pattern compiled, checked against the reference, drawn
 # make test   lint, type check, all tests
+# make gpu    with a PYTHON whose torch has CUDA: kernel tests there, under compute-sanitizer too, and the benchmark
 # make dist   wheel and sdist, and the wheel tried in a clean environment
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint unit dist clean
+.PHONY: demo test lint unit gpu dist clean
 demo: $(VENV)/installed
 	$(BIN)/python examples/01_quickstart.py
 
@@ -17,6 +18,12 @@ lint: $(VENV)/installed
 
 unit: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist loadfile
+
+gpu: export PYTHONPATH := $(CURDIR)
+gpu:
+	$(PYTHON) -m pytest -m gpu
+	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 $(PYTHON) tests/sanitized.py; fi
+	$(PYTHON) bench/attention.py $(BENCH)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -49,9 +49,12 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _measure(make: Callable[[], Callable[[], Any]], at_least: int, send: Any) -> None:
+CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "FLEXSPEC_CACHE": "flexspec"}
+
+
+def _measure(make: Callable[[], Callable[[], Any]], at_least: int, cache: Path | None, send: Any) -> None:
     with tempfile.TemporaryDirectory() as empty:  # nothing compiled in an earlier run
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = empty
+        os.environ |= {name: str((cache or Path(empty)) / folder) for name, folder in CACHES.items()}
         send.send(_times(make(), at_least))
 
 
@@ -66,11 +69,16 @@ def _times(run: Callable[[], Any], at_least: int) -> dict[str, float]:
     return {"first": first, "warm": warm, "best": times[0], "peak_mib": peak, "runs": len(times)}
 
 
-def in_fresh_process(make: Callable[[], Callable[[], Any]], at_least: int = 3) -> dict[str, float]:
-    """First call, warm median and best in seconds, and MiB above the imports, of `make()()` in a process of its own."""
+def in_fresh_process(
+    make: Callable[[], Callable[[], Any]], at_least: int = 3, cache: Path | None = None
+) -> dict[str, float]:
+    """First call, warm median and best in seconds, and MiB above the imports, of `make()()` in a process of its own.
+
+    cache: the folder of what the compilers keep on disk, an empty one where left out.
+    """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(False)
-    process = context.Process(target=_measure, args=(make, at_least, send))
+    process = context.Process(target=_measure, args=(make, at_least, cache, send))
     process.start()
     send.close()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import warnings
 from collections import OrderedDict
@@ -19,8 +20,8 @@ from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.expr import Apply, Expr, inputs_of
 from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.mask import Mask
-from flexspec.order import Order, in_memory, relocate
-from flexspec.source import user_caret
+from flexspec.order import Order, bound_in_memory, in_memory, relocate
+from flexspec.source import user_caret, user_level
 
 from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
@@ -30,7 +31,7 @@ from .blocks.on_device import DeviceMap, map_on_device
 from .blocks.tables import Tables
 from .explain import Report, explain
 from .pages import as_seen, check_pages, gathered
-from .pipeline import BlockSize, Stages, make_grid, map_of, tables_of
+from .pipeline import BlockSize, Stages, by_content, make_grid, map_of, tables_of
 from .planning.auto import AUTO, PlannedAttention
 from .reference import check_qkv, check_weight
 
@@ -48,39 +49,45 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     block_size: BlockSize | str = 128,
     backend: str = "auto",
     exact: bool = True,
+    autotune: bool = False,
 ) -> CompiledAttention:
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
     spec: a Mask, an Attention, or a FlexAttention mask_mod. order: where tokens lie in memory while the kernel runs.
-    block_size: tokens, one number or (query, key). Of either, "auto" is the planner's choice (see `fs.plan`), made at
-    the first call of a size; the result is a `PlannedAttention` then. backend: auto, flex, triton or reference. exact:
-    with False the block lists of a call are made on its device from bounds, without waiting: documents that change at a
-    step cost no synchronisation, and undecided blocks evaluate the mask. Raises FS023, FS030, FS033, FS041.
+    block_size: tokens, one number or (query, key). "auto" for either is `fs.plan`'s choice at the first call of a size:
+    a `PlannedAttention`. backend: auto, flex, triton or reference. exact: with False block lists are made on the device
+    from bounds, without waiting: documents that change at each step cost no synchronisation, and undecided blocks
+    evaluate the mask. autotune: time the tiles of each Triton kernel at its first call and keep the best in the cache
+    folder. Raises FS023, FS030, FS033, FS041, FS042.
 
     >>> import flexspec as fs, torch
     >>> attend = fs.compile(fs.causal(), backend="reference")
     >>> attend(*[torch.eye(3)[None, None]] * 3)[0, 0, 0].tolist()
     [1.0, 0.0, 0.0]
     """
-    make: Any = partial(CompiledAttention, backend=check_backend(backend), exact=exact)
-    whole = as_attention(spec)
-    if AUTO in (order, block_size):
-        planned: Any = PlannedAttention(whole, order, block_size, make)
-        return planned
-    return make(whole, order, block_size)
+    make: Any = partial(CompiledAttention, backend=check_backend(backend), exact=exact, autotune=autotune)
+    chosen: Any = partial(PlannedAttention, make=make) if AUTO in (order, block_size) else make
+    return chosen(as_attention(spec), order, block_size)
 
 
 class CompiledAttention:
     """`attend(q, k, v, **values)`: attention with one spec. Made by `fs.compile`."""
 
     def __init__(
-        self, spec: Attention, order: Order | None, block_size: BlockSize, backend: str, exact: bool = True
+        self,
+        spec: Attention,
+        order: Order | None,
+        block_size: BlockSize,
+        backend: str,
+        exact: bool = True,
+        autotune: bool = False,
     ) -> None:
-        self.spec, self.order, self.block_size, self.exact = spec, order, block_size, exact
+        self.spec, self.order, self.block_size, self.exact, self.autotune = spec, order, block_size, exact, autotune
         self.backend = check_backend(backend)
-        make_grid(Sizes(1, 1), block_size, None)
-        if order is not None and not isinstance(order, Order):
-            make_grid(Sizes(1, 1), block_size, order)
+        if autotune and backend != "triton":
+            message = f"autotune times Triton kernels, and the backend is {backend!r}"
+            raise FlexSpecError("FS042", message, fix='give backend="triton"', where=user_caret())
+        make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
         self._maps: OrderedDict[Any, tuple[Any, list[Any]]] = OrderedDict()
         self._tables: tuple[Any, Tables] | None = None
         self._lock = threading.Lock()
@@ -94,7 +101,7 @@ class CompiledAttention:
         return f"compile({self.spec.label}{order}, backend={self.backend!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CompiledAttention, (self.spec, self.order, self.block_size, self.backend, self.exact)
+        return CompiledAttention, (self.spec, self.order, self.block_size, self.backend, self.exact, self.autotune)
 
     def __call__(
         self,
@@ -130,9 +137,11 @@ class CompiledAttention:
         if plain and self.backend == "triton" and torch.compiler.is_compiling() and operator.fits(values):
             out, lse = operator.attend(self._number, self.held, q, k, v, inputs, values)
             return (out, lse) if return_lse else out
-        return self._call(q, k, v, return_lse, inputs, values, page_table, kv_len)
+        call = self._call
+        if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:  # which is slow to import
+            call = torch.compiler.disable(call)  # it compiles itself; inside a compiled model it is a graph break
+        return call(q, k, v, return_lse, inputs, values, page_table, kv_len)
 
-    @torch.compiler.disable  # it compiles itself; inside a compiled model it is a graph break
     def _call(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, return_lse: bool, inputs: str, *rest: Any
     ) -> Any:
@@ -163,7 +172,8 @@ class CompiledAttention:
         if page_table is not None and self.order is not None and inputs == "logical":
             k, v, page_table = *(gathered(x, page_table, seen_k.shape[2]) for x in (k, v)), None
         q, k, v = (self.moved(x, inputs) for x in (q, k, v))
-        return Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, return_lse, page_table)
+        exprs = self._expressions(sizes)
+        return Call(self.spec, bound, *exprs, blocks, q, k, v, return_lse, page_table, self.autotune)
 
     def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]:
         """Output and lse of a call, at the places where its inputs came from."""
@@ -188,7 +198,8 @@ class CompiledAttention:
         """Logical tokens of a tensor with `length` places."""
         if self.order is None or inputs == "logical":
             return length
-        tokens = self.order.canvas.size if self.order.canvas else length
+        canvas = self.spec.formula.canvas
+        tokens = self.order.tokens or (canvas.size if canvas else length)
         if self.order.padded(tokens) != length:
             message = f"{self.order} has {self.order.padded(tokens):,} places; q, k, v have {length:,}"
             raise FlexSpecError("FS033", message, fix='move them with order.apply, or inputs="logical"')
@@ -211,6 +222,7 @@ class CompiledAttention:
     ) -> tuple[Bound, Any]:
         """The bound values, and the BlockMap or DeviceMap, kept per sizes and values that the mask reads."""
         bound = self.spec.formula.bind(sizes, values)  # this call's own tensors, with their gradients
+        bound = bound_in_memory(bound, self.order, device)
         kept = self.spec.kept
         tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
         numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
@@ -255,7 +267,7 @@ class CompiledAttention:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, FlexSpecWarning, stacklevel=7)
+            warnings.warn(message, FlexSpecWarning, stacklevel=user_level())
 
     def block_map(
         self,
@@ -317,13 +329,15 @@ class CompiledAttention:
         q_len: int | None = None,
         kv_len: int | None = None,
         batch: int = 1,
+        backward: bool = True,
         folder: Path | str | None = None,
         **values: Any,
     ) -> AotReport:
         """Compile the Triton kernels of a call with these sizes for a GPU, with none at hand, and report on them.
 
-        target: sm_80, sm_90, sm_100, gfx942, ... q_len: a canvas' own size, or 4096, where left out. folder: also write
-        the report, the generated source and each kernel's PTX and binary there. values: run-time values by name. Raises
+        target: sm_80, sm_90, sm_100, gfx942, ... q_len: a canvas' own size, or 4096, where left out; 16 queries or
+        fewer take the decode kernels. backward: its kernels too, unless the call decodes. folder: also write the
+        report, the generated source and each kernel's PTX and binary there. values: run-time values by name. Raises
         FS020 to FS042, FS054.
 
         >>> print(fs.compile(fs.causal()).aot("sm_90", head_dim=128))  # doctest: +SKIP
@@ -339,7 +353,7 @@ class CompiledAttention:
         shapes = (heads, grid.q_len, head_dim), (few, grid.kv_len, head_dim), (few, grid.kv_len, v_head_dim or head_dim)
         q, k, v = (torch.empty((batch, *shape), dtype=dtype, device="meta") for shape in shapes)
         check_qkv(q, k, v)
-        report = build(Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, True), target)
+        report = build(Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, True), target, backward)
         if folder is not None:
             report.write(folder)
         return report
@@ -356,12 +370,13 @@ class CompiledAttention:
 
     def _by_hand(self, kind: str) -> Callable[..., torch.Tensor]:
         whole = self.spec.formula
-        tokens = self.order.canvas.size if self.order is not None and self.order.canvas else 1
-        if self.order is not None and self.order.canvas is None:
+        tokens = 1 if self.order is None else self.order.tokens
+        if tokens is None:
             message = f"{self.order} depends on the length"
             raise FlexSpecError("FS020", message, fix="use block_map(length).mask_mod", where=user_caret())
         expr = self._expressions(Sizes(tokens, tokens))[kind == "score_mod"]
-        values = {**whole.defaults, **whole.tensors}
+        tables = {} if self.order is None else self.order.tensors()
+        values = {**whole.defaults, **whole.tensors, **tables}
         missing = sorted(name for name in expr.names - values.keys() - {"b", "h", "q", "kv", "score"})
         if missing:
             message = f"{choices(missing)} has no value in a function that stands alone"
@@ -374,16 +389,12 @@ def _state(tensor: torch.Tensor) -> Any:
 
     On a device it is the tensor and torch's count of its changes: reading it would wait for the device.
     """
-    if not _by_content(tensor):
+    if not by_content(tensor):
         return id(tensor), tensor._version, tensor.data_ptr()
     content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _by_content(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" or tensor.is_inference()
-
-
 def _frozen(tensor: torch.Tensor) -> torch.Tensor:
     """What a map keeps of a tensor that is told by its content: a copy, which nobody writes to."""
-    return tensor.detach().clone() if _by_content(tensor) else tensor
+    return tensor.detach().clone() if by_content(tensor) else tensor

@@ -20,7 +20,7 @@ from flexspec.expr import Apply, Expr, Load, walk
 from flexspec.inputs import Bound, Sizes, check_length, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.ops import Type
-from flexspec.order import Order, in_memory
+from flexspec.order import Order, bound_in_memory, in_memory
 from flexspec.source import user_caret
 
 from .backends.torch_source import function_of
@@ -78,7 +78,7 @@ def block_map(
     """
     mask = from_mask_mod(mask)
     sizes = make_sizes(q_len, kv_len, batch, heads)
-    bound = mask.bind(sizes, inputs)
+    bound = bound_in_memory(mask.bind(sizes, inputs), order, device)
     return map_of(mask, bound, block_size, order, torch.device(device), Stages(), exact=exact)
 
 
@@ -128,6 +128,11 @@ def mask_mod_of(expr: Expr, bound: Bound, device: torch.device) -> Callable[[], 
     return partial(function_of, expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
 
 
+def by_content(tensor: torch.Tensor) -> bool:
+    """Is a tensor known by what it holds? On the CPU anyone may write to its memory unseen by torch."""
+    return tensor.device.type == "cpu" or tensor.is_inference()
+
+
 def tables_of(bound: Bound) -> Tables:
     """The tensors of a binding as arrays, with tables of what they hold."""
     return Tables({name: as_array(tensor) for name, tensor in bound.tensors.items()})
@@ -146,7 +151,7 @@ def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
     if order is None:
         return Grid(sizes.q_len, sizes.kv_len, block_q, block_kv)
     if not isinstance(order, Order):
-        fix = "give fs.tiled(...), fs.axes(...), fs.row_major(...) or fs.striped(...)"
+        fix = "give fs.tiled(...), fs.hilbert(...), fs.striped(...) or another order"
         raise FlexSpecError("FS033", f"order is {order!r}", fix=fix, where=user_caret())
     order.check(sizes.q_len)
     order.check(sizes.kv_len)

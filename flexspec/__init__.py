@@ -12,7 +12,7 @@ from .canvas import Canvas
 from .errors import FlexSpecError, FlexSpecWarning
 from .inputs import Input, Param
 from .mask import Mask, from_mask_mod, mask
-from .order import Order, axes, row_major, striped, tiled
+from .order import Order, axes, by_label, concatenated, dilated, hilbert, morton, row_major, striped, tiled, zigzag
 from .patterns import *  # every pattern of the catalog, by its own name
 from .score import ScoreMod, from_score_mod, score
 from .spec import load
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .compiler.draw.keys import KeptKeys, kept_keys
     from .compiler.draw.orders import show_orders
     from .compiler.pipeline import block_map, create_block_mask
+    from .compiler.planning.families import Family
+    from .compiler.planning.fit import Fit, Fits, fit
     from .compiler.planning.hardware import Hardware
     from .compiler.planning.planner import plan
     from .compiler.planning.plans import Plan, Plans
@@ -45,6 +47,9 @@ __all__ = [
     "Canvas",
     "CompiledAttention",
     "Diff",
+    "Family",
+    "Fit",
+    "Fits",
     "FlexSpecError",
     "FlexSpecWarning",
     "Hardware",
@@ -61,19 +66,25 @@ __all__ = [
     "Weight",
     "axes",
     "block_map",
+    "by_label",
     "compile",
+    "concatenated",
     "create_block_mask",
     "diff",
+    "dilated",
     "equals",
     "every_query_attends",
+    "fit",
     "from_mask_mod",
     "from_score_mod",
+    "hilbert",
     "implies",
     "is_causal",
     "is_empty",
     "kept_keys",
     "load",
     "mask",
+    "morton",
     "parse",
     "parse_pattern",
     "plan",
@@ -84,6 +95,7 @@ __all__ = [
     "show_orders",
     "striped",
     "tiled",
+    "zigzag",
 ]
 __all__ += patterns.__all__
 
@@ -95,6 +107,9 @@ _COMPILER = {
     "Diff": "proofs.diff",
     "Hardware": "planning.hardware",
     "KeptKeys": "draw.keys",
+    "Family": "planning.families",
+    "Fit": "planning.fit",
+    "Fits": "planning.fit",
     "Plan": "planning.plans",
     "Plans": "planning.plans",
     "Proof": "proofs.proof",
@@ -105,6 +120,7 @@ _COMPILER = {
     "diff": "proofs.diff",
     "equals": "proofs.proof",
     "every_query_attends": "proofs.proof",
+    "fit": "planning.fit",
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",

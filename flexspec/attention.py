@@ -70,7 +70,7 @@ class Attention:
             return whole
         return merged(Formula, lambda w, x: apply("where", *w.children[:2], x), whole, self.weight, self.label)
 
-    @property
+    @cached_property
     def kept(self) -> Mask:
         """The mask, with names apart from those of the scores."""
         whole = self.formula

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from .errors import FlexSpecError
@@ -206,11 +207,13 @@ def substitute(root: Expr, values: Mapping[str, Expr]) -> Expr:
     return transform(root, visit) if root.names & values.keys() else root
 
 
-def inputs_of(root: Expr) -> dict[str, Input]:
-    """The named tensors below `root`, in reading order."""
+@lru_cache(1024)
+def inputs_of(root: Expr) -> Mapping[str, Input]:
+    """The named tensors below `root`, in reading order; kept, because every call asks."""
     return {node.input.name: node.input for node in walk(root) if isinstance(node, Load)}
 
 
-def params_of(root: Expr) -> dict[str, Param]:
+@lru_cache(1024)
+def params_of(root: Expr) -> Mapping[str, Param]:
     """The run-time numbers below `root`, in reading order."""
     return {node.name: node for node in walk(root) if isinstance(node, Param)}

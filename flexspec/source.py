@@ -60,6 +60,15 @@ def user_place() -> Place | None:
     return None
 
 
+def user_level() -> int:
+    """The `stacklevel` that has `warnings.warn`, called from the same function, name the user's line."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and _is_own(frame):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def user_caret() -> str | None:
     """`user_place().caret()`, or None where no user line is found."""
     place = user_place()

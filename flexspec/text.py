@@ -52,41 +52,58 @@ def parse_pattern(text: str, catalog: Mapping[str, Any] = CATALOG) -> Mask | Sco
 
 
 def parse_order(text: str, canvas: Canvas | None = None) -> Order:
-    """The order that `text` writes: `row_major`, `axes(h, w, t)`, `tiled(t=6, h=8, w=8)` or `striped(4)`.
+    """The order that `text` writes, as in Python without the canvas: `axes(h, w, t)`, `tiled(t=6, h=8, w=8)`.
 
-    canvas: the canvas that it orders; `striped` needs none. Raises FS033, FS050, FS051.
+    Tiles of tiles are `tiled({t: 6, h: 8, w: 8}, {h: 4, w: 4})`, segments `concatenated(77, tiled(h=8, w=8))`. canvas:
+    what it orders where the text names none, as `hilbert(canvas(h=48, w=80))` does; orders over ranks need none. Raises
+    FS033, FS050, FS051, FS053.
 
     >>> parse_order("tiled(h=2, w=2)", Canvas(h=4, w=6))
-    Tiled(canvas=canvas(h=4, w=6), axes=('h', 'w'), tile=(2, 2))
+    tiled(h=2, w=2)
     """
     declared, node = read(text)
     if declared:
         raise text_error(text, declared[0].at, "an order declares nothing")
-    reading = _Reading(text, {}, {})
-    makers: dict[str, Callable[..., Order]] = {name: getattr(orders, name) for name in _ORDERS}
-    if node.kind not in ("name", "call") or node.value not in makers:
-        raise _unknown(text, node, "order", makers, f"write {choices(_ORDERS.values())}")
-    name = str(node.value)
-    if name == "axes":
-        wrong = next((part for part in node.parts if part.kind != "name"), None)
-        if wrong is not None:
-            raise text_error(text, wrong.at, "an axis is named here")
-        args: list[Any] = [part.value for part in node.parts]
-    else:
-        args = [reading.value(part) for part in node.parts]
-    given = {key: reading.value(part) for key, part in node.keywords}
-    if name != "striped":
-        args = [canvas, *args]
-    order: Order = reading.made(node, makers[name], args, given)
-    return order
+    try:
+        return _order(_Reading(text, {}, {}), node, canvas)
+    except RecursionError:
+        raise FlexSpecError("FS053", "the text nests too deep") from None
 
 
 _ORDERS = {
     "row_major": "row_major",
     "axes": "axes(h, w, t)",
     "tiled": "tiled(t=6, h=8)",
+    "morton": "morton",
+    "hilbert": "hilbert",
+    "dilated": "dilated(h=2, w=2)",
     "striped": "striped(4)",
+    "zigzag": "zigzag(4)",
+    "concatenated": "concatenated(77, tiled(h=8, w=8))",
 }
+
+
+def _order(reading: _Reading, node: Node, canvas: Canvas | None) -> Order:
+    makers: dict[str, Callable[..., Order]] = {name: getattr(orders, name) for name in _ORDERS}
+    if node.value == "by_label" and node.kind in ("name", "call"):
+        raise text_error(reading.text, node.at, "an order by labels takes a tensor", "make it in Python", "FS051")
+    if node.kind not in ("name", "call") or node.value not in makers:
+        raise _unknown(reading.text, node, "order", makers, f"write {choices(_ORDERS.values())}")
+    name, parts = str(node.value), list(node.parts)
+    given = {key: reading.value(part) for key, part in node.keywords}
+    if name in ("striped", "zigzag"):
+        args: list[Any] = [reading.value(part) for part in parts]
+    elif name == "concatenated":
+        args = [reading.value(part) if part.kind == "number" else _order(reading, part, canvas) for part in parts]
+    else:
+        if parts and parts[0].kind == "call" and parts[0].value == "canvas":
+            canvas = reading.value(parts.pop(0))
+        wrong = next((part for part in parts if part.kind != "name"), None) if name == "axes" else None
+        if wrong is not None:
+            raise text_error(reading.text, wrong.at, "an axis is named here")
+        args = [canvas, *(part.value if name == "axes" else reading.value(part) for part in parts)]
+    order: Order = reading.made(node, makers[name], args, given)
+    return order
 
 
 def _unknown(text: str, node: Node, what: str, known: Iterable[str], otherwise: str) -> FlexSpecError:

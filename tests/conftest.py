@@ -14,6 +14,12 @@ def pytest_addoption(parser):
     parser.addoption("--update", action="store_true", help="write golden files anew")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if hasattr(getattr(item, "module", None), "DEVICE"):
+            item.add_marker(pytest.mark.gpu)
+
+
 @pytest.fixture
 def golden(request):
     def check(name: str, text: str) -> None:

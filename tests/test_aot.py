@@ -27,6 +27,19 @@ for target, dtype, head_dim in several:
 """
 
 
+FEW = """
+import json, torch, flexspec as fs
+spec = fs.Attention(mask=fs.causal(999), weight=fs.sink_logit(torch.zeros(8)))
+for target in ("sm_80", "sm_90"):
+    for q_len in (1, 16):
+        report = fs.compile(spec, backend="triton").aot(target, kv_heads=2, q_len=q_len, kv_len=1000)
+        print(json.dumps(report.facts()))
+spec = fs.Attention(mask=fs.causal(), weight=fs.sigmoid_weight())
+report = fs.compile(spec, backend="triton").aot("sm_80", q_len=64, head_dim=32, backward=False)
+print(json.dumps({"source": report.source, **report.facts()}))
+"""
+
+
 def started(*command):
     """A Python process in which Triton compiles."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -75,6 +88,24 @@ def test_scores_groups_odd_lengths_and_other_targets():
     assert wide["tensor_core_instructions"] and amd["tensor_core_instructions"]
     assert exact["tensor_core_instructions"] == 0  # float32 is multiplied as float32
     assert not wide["spills"] and not exact["spills"]
+
+
+def test_few_queries_take_the_decode_kernels():
+    *few, last = map(json.loads, output(started("-c", FEW)).splitlines())
+    assert [each["name"] for each in last["kernels"]] == ["forward"] and "def score(" in last["source"]
+    assert len(few) == 4
+    for report in few:
+        decode, merge = report["kernels"]
+        assert (decode["name"], merge["name"]) == ("decode", "merge")
+        assert decode["tensor_core_instructions"] > 0 and merge["tensor_core_instructions"] == 0
+        for each in (decode, merge):
+            assert each["spills"] == 0 and 0 < each["registers"] <= 255 and each["occupancy"] > 0, each
+
+
+def test_flexspec_build_takes_lengths(tmp_path):
+    words = ["build", "causal(offset=511)", "--target", "sm_90", "--q-len", "1", "--kv-len", "512", "--json"]
+    facts = json.loads(output(started("-m", "flexspec.compiler.cli", *words)))
+    assert [each["name"] for each in facts["kernels"]] == ["decode", "merge"]
 
 
 def test_flexspec_build_writes_what_it_made(tmp_path):

@@ -120,8 +120,9 @@ def test_striped_order_with_a_ragged_length():
 def test_auto_takes_what_works_and_says_so(dtype):
     tensors = [x.requires_grad_() for x in qkv(q_len=40, dtype=dtype)]
     attend = fs.compile(causal)
-    with pytest.warns(fs.FlexSpecWarning, match="reference runs this"):
+    with pytest.warns(fs.FlexSpecWarning, match="reference runs this") as seen:
         out = attend(*tensors)
+    assert seen[0].filename == __file__
     out.sum().backward()
     assert all(x.grad.abs().sum() > 0 for x in tensors)
     with pytest.raises(fs.FlexSpecError, match="'reference'") as caught:
@@ -196,3 +197,18 @@ def test_a_fresh_process_is_quick_to_describe_patterns():
     heavy = ["matplotlib", "typer", "flexspec.compiler", "torch._inductor.compile_fx"]
     out = subprocess.run([sys.executable, "-c", code.format(heavy)], capture_output=True, text=True, env={**os.environ})
     assert out.stdout.strip() == str([False] * len(heavy)), out.stderr
+
+
+def test_inside_a_compiled_model_it_is_a_graph_break():
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    attend = fs.compile(causal, backend="reference")
+    q, k, v = qkv(q_len=20)
+    model = torch.compile(lambda q: attend(q + 1, k, v).sin(), backend=backend)
+    for _ in range(2):
+        torch.testing.assert_close(model(q), attend(q + 1, k, v).sin())
+    assert len(graphs) == 2

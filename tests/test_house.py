@@ -78,3 +78,9 @@ def test_importing_is_light() -> None:
     code = f"import sys, flexspec; print([name for name in {HEAVY} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_compiling_a_spec_imports_no_compiler_of_models() -> None:
+    code = "import sys, flexspec as fs; fs.compile(fs.causal()); print('torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert run.stdout.strip() == "False"

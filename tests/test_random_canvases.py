@@ -69,6 +69,7 @@ def on_canvas(draw):
             mask, other
         )
     tile = {name: draw(st.integers(1, 4)) for name in names}
+    count = {name: draw(st.integers(1, 3)) for name in names}
     order = draw(
         st.sampled_from(
             [
@@ -77,6 +78,13 @@ def on_canvas(draw):
                 fs.tiled(canvas, **tile),
                 fs.axes(canvas, *reversed(names)),
                 fs.striped(tile["t"]),
+                fs.zigzag(tile["t"]),
+                fs.dilated(canvas, **tile),
+                fs.tiled(canvas, {name: side * count[name] for name, side in tile.items()}, tile),
+                fs.morton(canvas),
+                fs.hilbert(canvas),
+                fs.by_label(torch.arange(canvas.size) * 7 % (tile["t"] + 1)),
+                fs.concatenated(fs.tiled(canvas, **tile)),
             ]
         )
     )

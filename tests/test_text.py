@@ -26,6 +26,7 @@ from flexspec.text import parse_order, parse_pattern
 from flexspec.trace import Traced
 
 VIDEO = fs.Canvas(t=2, h=4, w=6)
+SMALL = fs.Canvas(h=2, w=3)
 SAME = {
     "causal": causal,
     "causal()": causal(),
@@ -216,7 +217,15 @@ ORDERS = {
     "tiled(h=2)": fs.tiled(VIDEO, h=2),
     "tiled(2)": fs.tiled(VIDEO, 2),
     "tiled({h: 2, w: 3, t: 1})": fs.tiled(VIDEO, h=2, w=3),
+    "tiled({t: 2, h: 4, w: 4}, {h: 2, w: 2})": fs.tiled(VIDEO, {"t": 2, "h": 4, "w": 4}, {"h": 2, "w": 2}),
+    "tiled(4, 2)": fs.tiled(VIDEO, 4, 2),
+    "dilated(2)": fs.dilated(VIDEO, 2),
+    "dilated(w=3)": fs.dilated(VIDEO, w=3),
+    "morton": fs.morton(VIDEO),
+    "hilbert": fs.hilbert(VIDEO),
     "striped(4)": fs.striped(4),
+    "zigzag(3)": fs.zigzag(3),
+    "concatenated(7, tiled(h=2), hilbert, 1)": fs.concatenated(7, fs.tiled(VIDEO, h=2), fs.hilbert(VIDEO), 1),
 }
 
 
@@ -240,6 +249,18 @@ ORDER_MISTAKES = [
     ("row_major(2)", "FS021", "too many"),
     ("w: int; striped(w)", "FS050", "declares nothing"),
     ("striped(4", "FS050", "expected `)`"),
+    ("hilbret", "FS051", "`hilbret` is no order"),
+    ("tiled({h: 4}, {h: 3})", "FS033", "inner tile's side on `h` is 3, the outer one's 4"),
+    ("tiled(2, h=2)", "FS033", "given twice"),
+    ("dilated(2, h=2)", "FS033", "given twice"),
+    ("dilated(h=0)", "FS033", "the dilation on `h` is 0"),
+    ("zigzag(0)", "FS033", "ranks is 0"),
+    ("concatenated", "FS033", "no segments"),
+    ("concatenated(0, morton)", "FS033", "a segment is 0"),
+    ("concatenated(7, striped(2))", "FS033", "striped(2) is of any number of tokens"),
+    ("concatenated(7, causal)", "FS051", "`causal` is no order"),
+    ("by_label(labels)", "FS051", "takes a tensor"),
+    ("morton(2)", "FS021", "too many"),
 ]
 
 
@@ -253,7 +274,10 @@ def test_a_mistake_in_an_order(text: str, code: str, message: str) -> None:
 
 
 def test_orders_of_a_canvas_need_one() -> None:
-    for text in ("row_major", "axes(h, w)", "tiled(h=2)", "tiled(2)"):
+    assert parse_order("concatenated(3, hilbert(canvas(h=2, w=3)))") == fs.concatenated(3, fs.hilbert(SMALL))
+    assert parse_order("tiled(canvas(h=2, w=3), h=2)", VIDEO) == fs.tiled(SMALL, h=2)
+    assert parse_order("axes(canvas(h=2, w=3), w, h)") == fs.axes(SMALL, "w", "h")
+    for text in ("row_major", "axes(h, w)", "tiled(h=2)", "tiled(2)", "morton", "hilbert", "dilated(2)"):
         with pytest.raises(FlexSpecError) as caught:
             parse_order(text)
         assert caught.value.code == "FS033", str(caught.value)

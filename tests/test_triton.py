@@ -102,3 +102,16 @@ def test_values_given_at_the_call():
     q, k, v = qkv(60)
     for size in (5, 33):
         same_as_reference(window & fs.document(), q, k, v, window=size, document_id=torch.arange(60)[None] // size)
+
+
+def test_ids_that_change_in_place():
+    """What a map keeps of its ids is of the time when it was made."""
+    attend = fs.compile(fs.document(), backend="triton", block_size=16)
+    q, k, v = qkv(60, batch=1)
+    ids = torch.arange(60, dtype=torch.int32)[None] // 25
+    before = ids.clone()
+    for given, change in ((ids, 7), (before, 0), (ids, 0)):
+        wanted = fs.reference_attention(fs.document(), q, k, v, document_id=given)
+        torch.testing.assert_close(attend(q, k, v, document_id=given), wanted.float(), atol=2e-5, rtol=2e-5)
+        if change:
+            ids //= change

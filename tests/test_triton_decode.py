@@ -82,6 +82,17 @@ def test_scores_know_their_heads():
     same_as_reference(fs.Attention(mask=last(3), scores=scores), *qkv(3, KEYS, heads=4, kv_heads=2))
 
 
+LOGIT = torch.tensor([0.5, -math.inf, 3.0, -2.0])
+
+
+@pytest.mark.usefixtures("decoded")
+@pytest.mark.parametrize("name", ["documents", "by head", "nothing", "by query"])
+@pytest.mark.parametrize("logit", [LOGIT, 1.5])
+def test_a_sink_is_a_column_of_the_merged_row(name, logit):
+    spec = fs.Attention(mask=MASKS[name], scores=[fs.softcap(5.0)], weight=fs.sink_logit(logit))
+    same_as_reference(spec, *qkv(3, KEYS, heads=4, kv_heads=2))
+
+
 def test_strides_and_plain_torch():
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv(1, KEYS, heads=4, kv_heads=2))
     out = same_as_reference(fs.everything(), q, k, v)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -40,6 +41,7 @@ class Call:
     v: torch.Tensor
     return_lse: bool
     page_table: torch.Tensor | None = None
+    autotune: bool = False
 
     def unpaged(self) -> Call:
         """The same call with keys and values copied out of their pages, if they are in pages."""
@@ -68,6 +70,7 @@ class Backend(Protocol):
         ...
 
 
+@lru_cache(1)
 def backends() -> dict[str, Backend]:
     """All backends by name, best first."""
     from .flex import FlexBackend  # each backend's library loads when one is needed, not with the package

@@ -18,6 +18,7 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, inputs_of, var
+from flexspec.source import user_level
 
 from ..blocks.block_map import BlockMap
 from ..blocks.flex_lists import contiguous_lists, to_flex
@@ -61,7 +62,7 @@ class FlexBackend:
             return self._compiled(call, call.q, call.block_map, call.mask)
         if call.return_lse:
             message = "the reference runs this, because FlexAttention gives no lse on CPU"
-            warnings.warn(message, FlexSpecWarning, stacklevel=9)
+            warnings.warn(message, FlexSpecWarning, stacklevel=user_level())
             out, lse = by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
             return out.to(call.q.dtype), lse.to(torch.float32)
         if call.q.shape[2] > 1 or call.k.shape[2] < 512:

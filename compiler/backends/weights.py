@@ -63,7 +63,7 @@ def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
     weight = call.attention.weight
     scores = softmax_scores(call.attention.weighing, call.score)
     if weight is None or weight.kind == "taylor":  # one normalised weight is a softmax itself
-        return softmax(replace(call, score=scores[0]))
+        return softmax(call if weight is None else replace(call, score=scores[0]))
     parts = [softmax(replace(call, score=score, return_lse=True)) for score in scores]
     outs = [out.float() for out, _ in parts]
     lses = [lse for _, lse in parts if lse is not None]

@@ -139,7 +139,7 @@ class BlockMap:
     @cached_property
     def kept_pairs(self) -> int:
         """Pairs that the mask keeps, over all (batch, head) of the map; partial blocks are evaluated."""
-        each = [self._kept(which) for which in range(len(self.maps))]
+        each = [self.kept(which) for which in range(len(self.maps))]
         return sum(each[which] for which in self.index.flat)
 
     @property
@@ -147,7 +147,8 @@ class BlockMap:
         """The fraction of pairs that are kept."""
         return self.kept_pairs / (self.index.size * self.q_len * self.kv_len)
 
-    def _kept(self, which: int) -> int:
+    def kept(self, which: int) -> int:
+        """Pairs that one of `maps` keeps."""
         total = 0
         for kind, q, kv in self.blocks(which):
             if kind is BlockKind.FULL:

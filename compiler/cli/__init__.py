@@ -33,8 +33,12 @@ app = typer.Typer(
 )
 
 Pattern = Annotated[str, typer.Argument(help="Pattern text, a spec file, or file.py:name.", show_default=False)]
-Length = Annotated[int | None, typer.Option(help="Queries, in tokens. A canvas' own size where left out.")]
-KvLength = Annotated[int | None, typer.Option(help="Keys, in tokens. As many as queries where left out.")]
+Length = Annotated[
+    int | None, typer.Option("--length", "--q-len", help="Queries, in tokens. A canvas' own size where left out.")
+]
+KvLength = Annotated[
+    int | None, typer.Option("--kv-length", "--kv-len", help="Keys, in tokens. As many as queries where left out.")
+]
 BlockSize = Annotated[str, typer.Option(help="Tokens in a block: N, or QxKV such as 128x64.")]
 OrderText = Annotated[
     str | None, typer.Option("--order", help="Where tokens lie in memory, e.g. 'tiled(t=6, h=8, w=8)'.")

@@ -1,1 +1,1 @@
-"""Which order and which blocks a mask should run in: exact counts, a cost model, a ranked table."""
+"""Which pattern and which order: what fits an observed map, what runs cheapest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -63,9 +64,14 @@ class PlannedAttention:
         chosen = dict.fromkeys("; ".join(map(str, parts)) for _, parts in self._kept.values())
         return f"compile({self.spec.label}, order={self.order}{''.join(f', {text}' for text in chosen)})"
 
-    @torch.compiler.disable
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> Any:
         """As `CompiledAttention`, for q, k, v in logical order and without pages (FS033). FS020 to FS042."""
+        call = self._call
+        if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:  # which is slow to import
+            call = torch.compiler.disable(call)  # inside a compiled model it is a graph break
+        return call(q, k, v, options)
+
+    def _call(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> Any:
         for name in ("inputs", "page_table", "kv_len"):
             if options.pop(name, None) not in (None, "logical"):
                 message = f"`{name}` is given, and the order is the planner's choice"

@@ -8,10 +8,12 @@ from itertools import permutations, product
 from math import prod
 
 from flexspec.canvas import Canvas
-from flexspec.order import Order, axes, tiled
+from flexspec.order import Order, axes, dilated, hilbert, morton, tiled
 
 PADDING = 1.25
 """Memory positions at most, of the canvas' tokens: tiles that do not divide a side are padded."""
+DILATIONS = (2, 4)
+"""Residue classes, the same on all axes, that are tried: for dilated neighborhoods."""
 AXES = 4
 """A canvas of more axes keeps them in place: its permutations are too many."""
 
@@ -27,21 +29,25 @@ class Candidate:
 def candidates(
     canvas: Canvas | None, block_sizes: Sequence[tuple[int, int]], more: Iterable[Order | None] = ()
 ) -> list[Candidate]:
-    """No order, `more` orders, every permutation of the axes, and tiles.
+    """Every permutation of the axes, curves, residue classes, `more` orders, and tiles; no order without a canvas.
 
     The sides of a tile are divisors of the axis or powers of two. It is tried with block sizes that make boxes of it:
     one of the two is its volume, or it lies between them.
 
     >>> [str(each.order) for each in candidates(Canvas(h=4, w=6), [(4, 4)])]
-    ['row_major', 'axes(w, h)', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
+    ['row_major', 'axes(w, h)', 'morton', 'hilbert', 'dilated(h=2, w=2)', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
     """
     sizes = tuple(block_sizes)
     given = [Candidate(order, sizes) for order in more]
     if canvas is None:
         return [Candidate(None, sizes), *given]
     names = list(permutations(canvas.names)) if len(canvas.names) <= AXES else [canvas.names]
-    permuted = [Candidate(axes(canvas, *each), sizes) for each in names]
-    return [*permuted, *given, *_tilings(canvas, sizes)]
+    found = [axes(canvas, *each) for each in names]
+    if len(canvas.names) > 1:
+        found += [morton(canvas), hilbert(canvas)]
+    found += [dilated(canvas, step) for step in DILATIONS if step <= max(canvas.lengths.values())]
+    fitting = [order for order in found if order.padded(canvas.size) <= PADDING * canvas.size]
+    return [*(Candidate(order, sizes) for order in fitting), *given, *_tilings(canvas, sizes)]
 
 
 def _tilings(canvas: Canvas, block_sizes: tuple[tuple[int, int], ...]) -> list[Candidate]:

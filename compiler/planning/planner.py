@@ -50,10 +50,11 @@ def plan(
     spec: a Mask, an Attention or a mask_mod. q_len, kv_len: tokens, or a Canvas; a canvas mask's own size where left
     out. hardware: a100, h100, h200, b200, generic, or a Hardware. batch, heads, kv_heads, head_dim: of the call; one
     batch entry and one head where nothing says it. block_sizes: tokens, each one number or (query, key); default: all
-    pairs of 64, 128 and 256. orders: those to choose from; default: row-major, all orders of the axes, and tiles whose
-    blocks are boxes, and more_orders. moved: False where tokens lie in the order already (a model moves them once, at
-    its entrance), so that no plan pays for moving them. check: so many of the first plans are counted again by their
-    block maps. progress: called with how many candidates are done, and how many there are. inputs: run-time values.
+    pairs of 64, 128 and 256. orders: those to choose from; default: row-major, all orders of the axes, morton, hilbert,
+    dilated, tiles whose blocks are boxes, and more_orders. moved: False where tokens lie in the order already (a model
+    moves them once, at its entrance), so that no plan pays for it. check: so many of the first plans are counted again
+    by their block maps. progress: called with how many candidates are done, and how many there are. inputs: run-time
+    values.
 
     A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of
     conditions on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders

@@ -5,6 +5,7 @@ masks and scores, `launch` and `autograd` run the kernels.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -26,7 +27,7 @@ class TritonBackend:
 
     def reasons_against(self, call: Call) -> list[str]:
         reasons = []
-        if find_spec("triton") is None:
+        if not _installed():
             reasons.append("the triton package is not installed")
         elif not self.ahead_of_time and call.q.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             reasons.append("Triton kernels need a CUDA device")
@@ -52,8 +53,13 @@ class TritonBackend:
         from .decoding import decodes, run_decode
         from .launch import plan_of  # Triton is slow to import
 
-        if sink is None and decodes(call):
-            out, lse = run_decode(plan_of(call), call.q, call.k, call.v, call.page_table)
+        if decodes(call):
+            out, lse = run_decode(plan_of(call, sink), call.q, call.k, call.v, call.page_table)
         else:
             out, lse = attend(call.unpaged(), sink)
         return out, lse if call.return_lse else None
+
+
+@lru_cache(1)
+def _installed() -> bool:
+    return find_spec("triton") is not None

@@ -24,9 +24,11 @@ from flexspec.errors import FlexSpecError, choices
 from flexspec.source import user_caret
 
 from .. import Call
+from ..weights import softmax_scores
 from . import TritonBackend
 from .autograd import run_backward
 from .configs import Config
+from .decoding import decodes, run_decode
 from .gpus import GPUS, occupancy
 from .launch import Plan, plan_of, run_forward
 from .report import AotReport, KernelReport
@@ -43,27 +45,35 @@ def target_of(name: str) -> GPUTarget:
     return GPUTarget("hip", name, GPUS[name].threads)
 
 
-def build(call: Call, target: str) -> AotReport:
+def build(call: Call, target: str, backward: bool = True) -> AotReport:
     """The kernels of a call on meta tensors, compiled. FS041, FS042."""
     gpu = target_of(target)
     against = TritonBackend(ahead_of_time=True).reasons_against(call)
     if against:
         raise FlexSpecError("FS042", f"triton cannot run this: {'; '.join(against)}", where=user_caret())
-    plan = plan_of(call, arch=target)
     kernels: list[KernelReport] = []
 
     def start(kernel: Any, grid: Any, config: Config, *args: Any, **constants: Any) -> None:
         kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
 
-    run_all(replace(plan, start=start), call.q, call.k, call.v)
+    weight, sink = call.attention.weight, None
+    if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward):
+        sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
+    score, *_ = softmax_scores(call.attention.weighing, call.score)  # a weight with a sign has another like it
+    plan = replace(plan_of(replace(call, score=score), sink, target), start=start)
+    if decodes(call):
+        run_decode(plan, call.q, call.k, call.v)
+    else:
+        run_all(plan, call.q, call.k, call.v, backward)
     source = Path(inspect.getfile(plan.mask.fn)).read_text()
     return AotReport(call.attention.label, target, tuple(kernels), source)
 
 
-def run_all(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Every kernel of a training step."""
+def run_all(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool) -> None:
+    """Every kernel of a training step, or of its forward pass."""
     out, lse = run_forward(plan, q, k, v)
-    run_backward(plan, q, k, v, out, lse, torch.empty_like(out), None, {})
+    if backward:
+        run_backward(plan, q, k, v, out, lse, torch.empty_like(out), None, {})
 
 
 def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> Any:

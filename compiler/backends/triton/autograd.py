@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from flexspec.expr import inputs_of
 
 from .. import Call
 from .backward import backward_kv, backward_q, deltas
-from .configs import Config, config_of
+from .configs import Config
 from .gradients import gradient_functions
 from .launch import Plan, described, located, padded, plan_of, run_forward
 from .rows import rows_of
+from .tuning import launched
 
 LEAST = 32
 """Queries of a tile where sums are taken over the channels only."""
@@ -27,6 +29,8 @@ def attend(call: Call, sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
     q, k, v and the float tensors that the scores read.
     """
     plan = plan_of(call, sink)
+    if not call.wants_gradients:
+        return run_forward(plan, call.q, call.k, call.v)
     names = trained(call)
     return Attend.apply(plan, names, call.q, call.k, call.v, *(call.bound.tensors[name] for name in names))
 
@@ -74,7 +78,7 @@ def run_backward(
     if plan.scored is not None:
         dscore, gather = gradient_functions(plan.scored, tuple(read), plan.wide, plan.label)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    sums = [torch.zeros(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
+    sums = [torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
     stats = (lse, _deltas(plan, out, lse, dout, dlse))
     values, functions = (plan.mask_values, plan.score_values), (plan.mask, plan.score, dscore)
     _launch(backward_q, "q", plan, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (*functions, gather))
@@ -112,11 +116,26 @@ def _launch(
     functions: tuple[Any, ...],
 ) -> None:
     """One program for each tile of a side, in each (batch, head) of that side's tensor."""
+    start = partial(_start, kernel, side, plan, tensors, stats, values, functions)
+    launched(start, kernel, plan, tensors[0], tensors[2], functions)
+
+
+def _start(
+    kernel: Any,
+    side: str,
+    plan: Plan,
+    tensors: tuple[Tensor, ...],
+    stats: tuple[Tensor, ...],
+    values: tuple[Any, ...],
+    functions: tuple[Any, ...],
+    chosen: Config,
+) -> None:
     q, _, v = tensors[:3]
     grid, at = plan.block_map.grid, ("q", "kv").index(side)
-    chosen = config_of(f"backward_{side}", plan.arch, grid, q, v)
     block, tile = (grid.block_q, grid.block_kv), (chosen.block_m, chosen.block_n)
     rows = rows_of(plan.block_map, side, block[at] // tile[at])
+    for total in values[2] if len(values) > 2 else ():
+        total.zero_()  # a kernel that is timed adds to it more than once
     plan.start(
         kernel,
         (len(rows.schedule), math.prod(tensors[at].shape[:2])),

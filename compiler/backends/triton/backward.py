@@ -133,8 +133,8 @@ def backward_q(
     lse_m = per_query(lse, b, h, first, m, heads, q_len)[:, None]
     delta_m = per_query(delta, b, h, first, m, heads, q_len)[:, None]
     at_m = (first + m)[:, None]
-    none = tl.zeros([TILE[0], TILE[1]], tl.float32)
-    acc = tl.zeros([TILE[0], PAD[0]], tl.float32)
+    none = tl.zeros(TILE, tl.float32)
+    acc = tl.zeros(q_tile.shape, tl.float32)
     for PARTIAL in tl.static_range(2):
         run_of, begins, ends = runs[PARTIAL]
         for run in range(tl.load(run_of + row), tl.load(run_of + row + 1)):
@@ -186,9 +186,9 @@ def backward_kv(
     k_tile = tile_at(k, b, kv_h, first, n, d, kv_len, SIZE[0], True)
     v_tile = tile_at(v, b, kv_h, first, n, e, kv_len, SIZE[1], True)
     at_n = (first + n)[:, None]
-    none = tl.zeros([TILE[1], TILE[0]], tl.float32)
-    dk_acc = tl.zeros([TILE[1], PAD[0]], tl.float32)
-    dv_acc = tl.zeros([TILE[1], PAD[1]], tl.float32)
+    none = tl.trans(tl.zeros(TILE, tl.float32))
+    dk_acc = tl.zeros(k_tile.shape, tl.float32)
+    dv_acc = tl.zeros(v_tile.shape, tl.float32)
     for member in range(group):
         h = kv_h * group + member
         row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * kv_blocks + tile // (BLOCK[1] // TILE[1])

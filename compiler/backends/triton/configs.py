@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,7 @@ def divisor(block: int, most: int) -> int:
     return min(block & -block, most)
 
 
+@lru_cache
 def arch_of(device: torch.device) -> str:
     """`sm_90`, `gfx942`, or nothing where there is no GPU."""
     if device.type != "cuda":

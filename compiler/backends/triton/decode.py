@@ -8,7 +8,7 @@ to its part piece by piece, `merge` adds up the pieces of a row.
 import triton
 import triton.language as tl
 
-from .forward import LN_2, over_runs, place
+from .forward import LN_2, LOG2_E, over_runs, place
 
 
 @triton.jit
@@ -76,6 +76,7 @@ def merge(
     first,
     out,
     lse,
+    sink,
     sizes,
     BLOCK_M: tl.constexpr,
     V_DIM: tl.constexpr,
@@ -94,6 +95,9 @@ def merge(
     acc = tl.zeros([V_PAD], tl.float32)
     total = 0.0
     most = float("-inf")
+    if sink is not None:  # the first column
+        most = tl.load(sink + h) * LOG2_E
+        total = 1.0
     last = tl.load(first + row + 1)
     for start in range(tl.load(first + row), last, PIECES):
         piece = start + tl.arange(0, PIECES)

@@ -13,8 +13,9 @@ from ...blocks.flex_lists import by_kind
 from ...blocks.points import Array
 from ...blocks.runs import counting
 from .. import Call
-from .configs import config_of
+from .configs import Config
 from .launch import Plan, described, padded
+from .tuning import launched
 
 MOST_QUERIES = 16
 """Longer calls run the forward kernel."""
@@ -55,7 +56,7 @@ def decodes(call: Call) -> bool:
 def run_decode(
     plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output in q's dtype, and lse float32.
+    """Output in q's dtype, and lse float32 [batch, heads, q_len]; a sink logit is a column of the merged row.
 
     q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or with a page table int32 [batch,
     pages of a sequence]: [pages, page_size, kv_heads, head_dim].
@@ -65,13 +66,30 @@ def run_decode(
     if table is not None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         table = table if table.stride(1) == 1 else table.contiguous()
-    chosen = config_of("decode", plan.arch, plan.block_map.grid, q, v)
+    result: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def launch(chosen: Config) -> None:
+        result[:] = [_decode(plan, q, k, v, table, chosen)]
+
+    launched(launch, decode, plan, q, v, (plan.mask, plan.score))
+    return result[0]
+
+
+def _decode(
+    plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None, chosen: Config
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both kernels: how many pieces there are to merge follows from the tiles."""
+    from .decode import decode
+
     work = work_of(plan, q.shape[0], chosen.block_n, parts_on(q.device))
     block_m = padded(work.packed * q.shape[2])
     sizes = (*plan.sizes("q")[:4], work.packed)
     shapes = [(work.pieces, block_m, v.shape[3]), (work.pieces, block_m), (work.pieces, block_m)]
     pieces = tuple(torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes)
-    decode[(work.parts,)](
+    plan.start(
+        decode,
+        (work.parts,),
+        chosen._replace(block_m=block_m, warps=chosen.warps if block_m <= 32 else 2 * chosen.warps),
         described(q),
         described(k),
         described(v),
@@ -94,14 +112,12 @@ def run_decode(
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        num_warps=chosen.warps if block_m <= 32 else 2 * chosen.warps,
-        num_stages=chosen.stages,
     )
-    return _merged(work, pieces, sizes, q)
+    return _merged(plan, work, pieces, sizes, q)
 
 
 def _merged(
-    work: Work, pieces: tuple[torch.Tensor, ...], sizes: tuple[int, ...], q: torch.Tensor
+    plan: Plan, work: Work, pieces: tuple[torch.Tensor, ...], sizes: tuple[int, ...], q: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and lse from what the parts wrote."""
     from .decode import merge
@@ -109,11 +125,15 @@ def _merged(
     v_dim = pieces[0].shape[2]
     out = torch.empty((*q.shape[:3], v_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    merge[(work.rows, work.packed * q.shape[2])](
+    plan.start(
+        merge,
+        (work.rows, work.packed * q.shape[2]),
+        Config(1, PIECES, 4, 1),
         pieces,
         work.first_of_row,
         described(out),
         lse,
+        plan.sink,
         sizes,
         BLOCK_M=pieces[0].shape[1],
         V_DIM=v_dim,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ import torch
 from flexspec.expr import Expr, const, substitute, var
 
 from ...blocks.block_map import BlockMap
-from ...pipeline import needs_64_bits
+from ...pipeline import by_content, needs_64_bits
 from .. import Call
-from .configs import Config, arch_of, config_of
+from .configs import Config, arch_of
 from .rows import Rows, rows_of
 from .source import functions, values_of
+from .tuning import launched
 
 
 def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any) -> None:
@@ -46,6 +48,7 @@ class Plan:
     start: Callable[..., None] = run
     sink: torch.Tensor | None = None
     """float32 [heads]: the score of one more column, which has no value."""
+    autotune: bool = False
 
     def sizes(self, side: str) -> tuple[int, ...]:
         """Heads, query heads for each key head, lengths, and the rows of blocks on a side."""
@@ -60,16 +63,20 @@ def plan_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = Non
     """
     block_map = call.block_map
     assert isinstance(block_map, BlockMap)
-    bound = {**call.bound.all_numbers(), **call.bound.tensors}
     wide = is_wide(call)
-    scored = call.score if call.score is not var("score") else None
-    mask, score = functions(call.mask, scored, wide, call.attention.label)
     device = call.q.device
+    scored = call.score if call.score is not var("score") else None
+    key = ("triton plan", call.mask, scored, wide, device)
+    if key not in block_map.lists:
+        pair = functions(call.mask, scored, wide, call.attention.label)
+        block_map.lists[key] = *pair, values_of(call.mask, _lasting(call), device, wide)
+    mask, score, mask_values = block_map.lists[key]
+    bound = {**call.bound.all_numbers(), **call.bound.tensors}
     return Plan(
         block_map,
         mask,
         score,
-        values_of(call.mask, bound, device, wide),
+        mask_values,
         () if scored is None else values_of(scored, bound, device, wide),
         1 / math.sqrt(call.q.shape[3]) if call.attention.scale is None else call.attention.scale,
         call.q.shape[1],
@@ -79,12 +86,20 @@ def plan_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = Non
         call.attention.label,
         arch_of(device) if arch is None else arch,
         sink=None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
+        autotune=call.autotune,
     )
+
+
+def _lasting(call: Call) -> dict[str, Any]:
+    """The mask's values, which stay with its map: copies of tensors that the map knows by what they hold."""
+    tensors = {name: x for name, x in call.bound.tensors.items() if name in call.mask.names}
+    copies = {name: x.detach().clone() if by_content(x) else x for name, x in tensors.items()}
+    return {**call.bound.all_numbers(), **copies}
 
 
 def is_wide(call: Call) -> bool:
     """Do the functions of a call need 64-bit integers? Kept with its map, unless other integer tensors decide too."""
-    kept, block_map = call.attention.kept.expr.names, call.block_map
+    kept, block_map = call.attention.kept.expr.names | call.mask.names, call.block_map
     if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
         return _computes_wide(call)
     key = ("triton wide", call.mask, call.score, *sorted(call.bound.numbers.items()))
@@ -115,15 +130,28 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     """Output in q's dtype, and lse float32."""
     from .forward import forward
 
+    out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    launched(partial(_forward, plan, q, k, v, out, lse), forward, plan, q, v, (plan.mask, plan.score))
+    return out, lse
+
+
+def _forward(
+    plan: Plan,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    chosen: Config,
+) -> None:
+    from .forward import forward
+
     grid = plan.block_map.grid
-    chosen: Config = config_of("forward", plan.arch, grid, q, v)
     rows = rows_of(plan.block_map, "q", grid.block_q // chosen.block_m)
-    batch, heads, q_len, _ = q.shape
-    out = torch.empty((batch, heads, q_len, v.shape[3]), dtype=q.dtype, device=q.device)
-    lse = torch.empty((batch, heads, q_len), dtype=torch.float32, device=q.device)
     plan.start(
         forward,
-        (len(rows.schedule), batch * heads),
+        (len(rows.schedule), q.shape[0] * q.shape[1]),
         chosen,
         described(q),
         described(k),
@@ -150,4 +178,3 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee",
     )
-    return out, lse

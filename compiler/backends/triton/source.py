@@ -163,25 +163,26 @@ def source_of(
 
 
 def module_of(sources: list[str], title: str, text: str) -> Any:
-    """Write functions to a file of their own, once for each content, and import it.
-
-    Many processes may do this at once: a file appears complete or not at all.
-    """
+    """Write functions to a file of their own, once for each content, and import it."""
     text = "\n".join(text[at : at + LINE] for at in range(0, len(text), LINE)).replace("\n", "\n    ")
     content = HEADER.format(title=title.replace('"', "'"), formula=text.replace("\\", "/")) + "\n\n".join(sources)
     name = f"flexspec_{hashlib.sha256(content.encode()).hexdigest()[:20]}"
-    folder = cache_folder()
-    path = folder / f"{name}.py"
+    path = cache_folder() / f"{name}.py"
     if not path.exists() or path.read_text() != content:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as part:
-            part.write(content)
-        os.replace(part.name, path)
+        write(path, content)
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def write(path: Path, content: str) -> None:
+    """Write a file of the cache. Many processes may do this at once: it appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+        part.write(content)
+    os.replace(part.name, path)
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,144 @@
+"""Tiles, warps and stages by timing, where a compiled attention asks for it: once for each kind of call on each GPU.
+
+What was found is a small JSON file in the cache folder, named by what it depends on; later processes read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from triton.runtime.interpreter import InterpretedFunction
+
+from ...blocks.bounds import Grid
+from .configs import Config, config_of, divisor
+from .source import cache_folder, write
+
+if TYPE_CHECKING:
+    from .launch import Plan  # which starts what is chosen here
+
+Launch = Callable[[Config], None]
+Timer = Callable[[Callable[[], None]], float]
+"""Milliseconds of a launch."""
+
+
+def launched(
+    launch: Launch, kernel: Any, plan: Plan, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]
+) -> None:
+    """Start a kernel with the configuration that the plan asks for: the table's, or the best by timing."""
+    launch(chosen(launch, kernel, plan, q, v, functions, timer_on(q.device, kernel) if plan.autotune else None))
+
+
+def timer_on(device: torch.device, kernel: Any) -> Timer | None:
+    """Nothing where timing is worth nothing, as in the interpreter, or must not be, as in the capture of a graph."""
+    if isinstance(kernel, InterpretedFunction) or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return None
+    return lambda launch: float(triton.testing.do_bench(launch, warmup=5, rep=20, return_mode="median"))
+
+
+def chosen(
+    launch: Launch,
+    kernel: Any,
+    plan: Plan,
+    q: torch.Tensor,
+    v: torch.Tensor,
+    functions: tuple[Any, ...],
+    timer: Timer | None,
+) -> Config:
+    """The table's choice without a timer, else the fastest, from the cache folder or timed now."""
+    name, grid = kernel.fn.__name__, plan.block_map.grid
+    first = config_of(name, plan.arch, grid, q, v)
+    if timer is None:
+        return first
+    kept = plan.block_map.lists
+    key = ("triton tuned", name, q.dtype, q.shape, v.shape[3], plan.group, *functions)
+    if key not in kept:
+        kept[key] = _kept_or_timed(
+            launch, facts_of(kernel, plan, q, v, functions), candidates(name, grid, first), timer
+        )
+    found: Config = kept[key]
+    return found
+
+
+def facts_of(kernel: Any, plan: Plan, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]) -> dict[str, Any]:
+    """All that a choice depends on. Lengths, and programs in a row, count up to powers of two."""
+    grid = plan.block_map.grid
+    return {
+        "kernel": kernel.fn.__name__,
+        "gpu": torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else "none",
+        "dtype": str(q.dtype),
+        "head_dims": [q.shape[3], v.shape[3]],
+        "block_size": [grid.block_q, grid.block_kv],
+        "group": plan.group,
+        "batch * heads": _rounded(q.shape[0] * q.shape[1]),
+        "q_len": _rounded(grid.q_len),
+        "kv_len": _rounded(grid.kv_len),
+        "functions": _names(functions),
+        "source": getattr(kernel, "cache_key", ""),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+
+
+def _names(functions: Any) -> Any:
+    """Of functions, however nested: a generated one's module is named by its content."""
+    if functions is None:
+        return None
+    if isinstance(functions, tuple):
+        return [_names(each) for each in functions]
+    return f"{functions.fn.__module__}.{functions.fn.__name__}"
+
+
+def _rounded(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
+    """The configurations that are timed, `first` first. Their tiles divide the blocks of the map."""
+    if kernel == "decode":
+        sides: tuple[list[int], ...] = ([first.block_m], _divisors(grid.block_kv, 32, 64, 128))
+    elif kernel == "forward":
+        sides = (_divisors(grid.block_q, 64, 128), _divisors(grid.block_kv, 32, 64, 128))
+    else:
+        sides = (_divisors(grid.block_q, 32, 64, 128), _divisors(grid.block_kv, 32, 64, 128))
+    each = [Config(*choice) for choice in product(*sides, (4, 8), (2, 3))]
+    most = 128 * 128 if kernel == "forward" else 64 * 128
+    return list(dict.fromkeys([first, *(one for one in each if one.block_m * one.block_n <= most)]))
+
+
+def _divisors(block: int, *most: int) -> list[int]:
+    return sorted({divisor(block, each) for each in most})
+
+
+def _kept_or_timed(launch: Launch, facts: dict[str, Any], configs: list[Config], timer: Timer) -> Config:
+    path = path_of(facts)
+    try:
+        kept = Config(**json.loads(path.read_text())["best"])
+        if kept in configs:
+            return kept
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing there, or nothing that can be read
+    times: dict[Config, float] = {}
+    for config in configs:
+        try:
+            times[config] = timer(lambda config=config: launch(config))  # type: ignore[misc]
+        except triton.TritonError:  # more registers or shared memory than there is
+            continue
+    if not times:
+        return configs[0]
+    ranked = sorted(times, key=lambda config: times[config])
+    timed = [{**config._asdict(), "milliseconds": times[config]} for config in ranked]
+    write(path, json.dumps({"of": facts, "best": ranked[0]._asdict(), "timed": timed}, indent=1) + "\n")
+    return ranked[0]
+
+
+def path_of(facts: dict[str, Any]) -> Path:
+    """Where the choice for these facts lies."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+    return cache_folder() / "tuned" / f"{facts['kernel']}_{digest}.json"

@@ -1,0 +1,1 @@
+"""Orders, one family a file; `flexspec.order` has them all."""

@@ -1,0 +1,228 @@
+"""What every order is: where a token lies in memory, as an expression and as index tensors that move tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..canvas import Canvas
+from ..errors import FlexSpecError
+from ..evaluate import evaluate
+from ..expr import Expr, var
+from ..source import user_caret
+
+KEPT = 16
+"""Lengths and devices whose index tensors an order keeps."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an order says of a memory position: the logical position, its coordinates, and whether a token is there.
+
+    `valid` is None where every position holds a token. Where it is false, the others are in range but meaningless.
+    """
+
+    logical: Expr
+    coordinates: dict[str, Expr]
+    valid: Expr | None
+
+
+@dataclass(frozen=True)
+class Moves:
+    """An order as index tensors on one device, with a leading batch dim where it differs by batch.
+
+    token_at: int64 [places], the token of each place, any token where there is none. place_of: int64 [tokens].
+    empty: bool [places], or None where every place holds a token.
+    """
+
+    token_at: torch.Tensor
+    place_of: torch.Tensor
+    empty: torch.Tensor | None
+
+
+@dataclass(frozen=True, repr=False)
+class Order:
+    """A bijection between logical positions and memory positions, with padding where sides do not divide.
+
+    `place` (memory to logical) and `memory` (logical to memory) are the order as expressions, `permutation` is the
+    order as a tensor; `apply` and `undo` move a tensor's tokens, once at a model's entrance and once at its exit.
+    """
+
+    canvas: Canvas | None = None
+    tokens: int | None = field(init=False, compare=False)
+    """How many tokens it orders; None: any number."""
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", self._count())
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": {}}
+
+    def _count(self) -> int | None:
+        return self.canvas.size if self.canvas else None
+
+    def padded(self, length: int) -> int:
+        """Memory positions that `length` tokens take."""
+        raise NotImplementedError
+
+    def place(self, position: Expr, length: int) -> Place:
+        """The token at a memory position, of `length` tokens."""
+        raise NotImplementedError
+
+    def memory(self, position: Expr, length: int) -> Expr:
+        """The memory position of a logical position, of `length` tokens: the inverse of `place`."""
+        raise NotImplementedError
+
+    def tensors(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """What the two expressions load from, by name; nothing where they are arithmetic."""
+        return {}
+
+    def check(self, length: int) -> None:
+        """FS033 where the order is of another number of tokens."""
+        if self.tokens is not None and self.tokens != length:
+            what = self.canvas or self
+            message = f"the order is of {what} with {self.tokens:,} tokens; the length is {length:,}"
+            raise FlexSpecError("FS033", message, where=user_caret())
+
+    def permutation(self, length: int) -> torch.Tensor:
+        """int64 [padded]: the logical position of each memory position, -1 where there is padding. FS033.
+
+        Where the order differs by batch, [batch, padded].
+        """
+        moves = self.moves(length, torch.device("cpu"))
+        return moves.token_at.clone() if moves.empty is None else moves.token_at.masked_fill(moves.empty, -1)
+
+    def inverse(self, length: int) -> torch.Tensor:
+        """int64 [length]: the memory position of each logical position. FS033. [batch, length] where it differs."""
+        return self.moves(length, torch.device("cpu")).place_of.clone()
+
+    def apply(self, x: torch.Tensor, dim: int = -2) -> torch.Tensor:
+        """Tokens of `x` along `dim` in memory order, padding zero. Differentiable; any dtype. FS022, FS033.
+
+        Its index tensors are kept for each length and device, so that nothing waits for the device. A compiled model
+        takes them as constants; it needs a length that is static, or an order of a fixed number of tokens.
+
+        >>> import flexspec as fs, torch
+        >>> fs.tiled(fs.Canvas(h=2, w=4), h=2, w=2).apply(torch.arange(8), dim=0).tolist()
+        [0, 1, 4, 5, 2, 3, 6, 7]
+        """
+        self.check(x.shape[dim])
+        moves = self.moves(x.shape[dim] if self.tokens is None else None, x.device)
+        return moved(x, moves.token_at, moves.empty, moves.place_of, None, dim % x.dim())
+
+    def undo(self, x: torch.Tensor, length: int | None = None, dim: int = -2) -> torch.Tensor:
+        """The inverse of `apply`: `x` along `dim` back in logical order, padding dropped. FS022, FS033.
+
+        `length`: tokens without padding; it may be left out where the order is of a fixed number or pads nothing.
+        """
+        length = length or self.tokens or x.shape[dim]
+        self.check(length)
+        moves = self.moves(length if self.tokens is None else None, x.device)
+        places = moves.token_at.size(-1)  # unlike shape, torch.compile knows it where sizes are dynamic
+        if places != x.shape[dim]:
+            message = f"{length:,} tokens take {places:,} places in this order, dim {dim} has {x.shape[dim]:,}"
+            raise FlexSpecError("FS033", message, where=user_caret())
+        return moved(x, moves.place_of, None, moves.token_at, moves.empty, dim % x.dim())
+
+    def moves(self, length: int | None, device: torch.device) -> Moves:
+        """The order's index tensors on `device`, made once. length: None for an order of a fixed number. FS033."""
+        length = self.tokens if length is None else length
+        assert length is not None
+        key = (length, device)
+        if key not in self._kept:
+            self.check(length)
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = self._make_moves(length, device)
+        made: Moves = self._kept[key]
+        return made
+
+    # torch.compiler.assume_constant_result sets this too, but imports the whole compiler
+    moves._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+    def _make_moves(self, length: int, device: torch.device) -> Moves:
+        table = self._table(length).to(device)
+        places = table.shape[-1]
+        empty = table < 0 if places > length else None
+        # An empty place is written past the end, and cut off.
+        slots = table if empty is None else table.masked_fill(empty, length)
+        place_of = table.new_empty((*table.shape[:-1], length + (empty is not None)))
+        at = torch.arange(places, device=device).expand_as(table)
+        return Moves(table.clamp(min=0), place_of.scatter_(-1, slots, at)[..., :length].contiguous(), empty)
+
+    def _table(self, length: int) -> torch.Tensor:
+        """int64 [places]: the token of each place, -1 where there is none."""
+        found = self.place(var("m"), length)
+        at = {"m": torch.arange(self.padded(length))}
+        logical = evaluate(found.logical, at).expand(self.padded(length))
+        return logical if found.valid is None else torch.where(evaluate(found.valid, at), logical, -1)
+
+
+def moved(
+    x: torch.Tensor,
+    index: torch.Tensor,
+    empty: torch.Tensor | None,
+    back: torch.Tensor,
+    back_empty: torch.Tensor | None,
+    dim: int,
+) -> torch.Tensor:
+    """`x` at `index` along `dim`, zero where `empty`. back, back_empty: the same for the gradient."""
+    if index.dim() == 2 and (dim == 0 or x.size(0) != index.size(0)):
+        message = f"the order is of {index.size(0)} sequences; dim 0 of {list(x.shape)} is not their batch"
+        raise FlexSpecError("FS022", message, fix="give a tensor [batch, ...] of as many", where=user_caret())
+    result: torch.Tensor = _Moved.apply(x, index, empty, back, back_empty, dim)
+    return result
+
+
+class _Moved(torch.autograd.Function):
+    """Tokens at other places. An index meets each token once, so the gradient is gathered too, and never summed."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor, index: Any, empty: Any, back: Any, back_empty: Any, dim: int) -> torch.Tensor:
+        by_batch = index.dim() == 2
+        picked = torch.take_along_dim(x, _along(index, x, dim), dim) if by_batch else x.index_select(dim, index)
+        return picked if empty is None else picked.masked_fill(_along(empty, x, dim), 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _, index, empty, back, back_empty, ctx.dim = inputs
+        ctx.save_for_backward(index, empty, back, back_empty)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        index, empty, back, back_empty = ctx.saved_tensors
+        return moved(gradients[0], back, back_empty, index, empty, ctx.dim), None, None, None, None, None
+
+
+def _along(index: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
+    """An index [places] or [batch, places] in a shape that broadcasts along `dim` of `x`."""
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    if index.dim() == 2:
+        shape[0] = index.size(0)
+    return index.view(shape)
+
+
+def whole_number(what: str, value: object, least: int = 1) -> int:
+    """An integer of at least `least`, else FS033."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        fix = f"give an integer of at least {least}"
+        raise FlexSpecError("FS033", f"{what} is {value!r}", fix=fix, where=user_caret())
+    return value
+
+
+def canvas_of(canvas: object, what: str) -> Canvas:
+    """A canvas, else FS033."""
+    if not isinstance(canvas, Canvas):
+        message = f"{what} needs a canvas, got {type(canvas).__name__}"
+        raise FlexSpecError("FS033", message, fix=f"{what}(fs.Canvas(h=48, w=80), ...)", where=user_caret())
+    return canvas

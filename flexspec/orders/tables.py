@@ -1,0 +1,217 @@
+"""Orders that no arithmetic gives: curves, a sort by labels, segments one after the other. They load from a table.
+
+What a mask reads of one side is tabulated by block, so that its bounds are as tight as those of arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+
+from ..canvas import Canvas
+from ..errors import FlexSpecError
+from ..expr import Expr, apply, const, input_, load, var
+from ..ops import Type
+from ..source import user_caret
+from .base import Order, Place, canvas_of, whole_number
+from .curves import hilbert_rank, morton_rank
+
+TOKEN_AT, PLACE_OF = "memory_order", "memory_place"
+"""The names under which a mask in memory loads from an order's tables."""
+
+
+@dataclass(frozen=True, repr=False)
+class Table(Order):
+    """An order that is held as a tensor: int32, the token of each place, -1 where there is none."""
+
+    @property
+    def batch(self) -> int | None:
+        """How many sequences it orders differently; None: all alike."""
+        return None
+
+    @property
+    def places(self) -> int:
+        """Memory positions that its tokens take."""
+        assert self.tokens is not None
+        return self.tokens
+
+    def padded(self, length: int) -> int:
+        return self.places
+
+    def place(self, position: Expr, length: int) -> Place:
+        logical: Expr = self._load(TOKEN_AT, position)
+        valid = None
+        if self.places > length:
+            valid = apply("ge", logical, const(0))
+            logical = apply("max", logical, const(0))
+        return Place(logical, self.canvas.coordinates(logical) if self.canvas else {}, valid)
+
+    def memory(self, position: Expr, length: int) -> Expr:
+        return self._load(PLACE_OF, position)
+
+    def _load(self, name: str, position: Expr) -> Expr:
+        if self.batch is None:
+            return load(input_(name, ("places",)), (position,))
+        return load(input_(name, ("batch", "places")), (var("b"), position))
+
+    def tensors(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        assert self.tokens is not None
+        moves, key = self.moves(self.tokens, torch.device(device)), ("tensors", torch.device(device))
+        if key not in self._kept:
+            with torch.inference_mode(False):
+                at = moves.token_at if moves.empty is None else moves.token_at.masked_fill(moves.empty, -1)
+                self._kept[key] = {TOKEN_AT: at.to(torch.int32), PLACE_OF: moves.place_of.to(torch.int32)}
+        made: dict[str, torch.Tensor] = self._kept[key]
+        return made
+
+
+@dataclass(frozen=True, repr=False)
+class Curve(Table):
+    """The tokens of a canvas in the order in which a curve through a larger cube meets them."""
+
+    name: str = "morton"
+
+    def _table(self, length: int) -> torch.Tensor:
+        assert self.canvas is not None
+        sides = [side for side in self.canvas.lengths.values() if side > 1] or [1]
+        points = torch.cartesian_prod(*(torch.arange(side) for side in sides)).reshape(-1, len(sides))
+        rank = {"morton": morton_rank, "hilbert": hilbert_rank}[self.name]
+        return torch.argsort(rank(points, sides))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ByLabel(Table):
+    """Tokens sorted by `labels`, int [tokens] or [batch, tokens]; equal ones stay in their order."""
+
+    labels: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def _count(self) -> int:
+        return self.labels.shape[-1]
+
+    @property
+    def batch(self) -> int | None:
+        return self.labels.shape[0] if self.labels.dim() == 2 else None
+
+    def _table(self, length: int) -> torch.Tensor:
+        return torch.argsort(self.labels, dim=-1, stable=True)
+
+    def __str__(self) -> str:
+        return f"by_label(<{str(self.labels.dtype).removeprefix('torch.')}{list(self.labels.shape)}>)"
+
+
+@dataclass(frozen=True, repr=False)
+class Concatenated(Table):
+    """Segments one after the other, each in an order of its own; a number is a segment as it stands."""
+
+    parts: tuple[int | Order, ...] = ()
+
+    def _count(self) -> int:
+        return sum(map(_tokens, self.parts))
+
+    @property
+    def places(self) -> int:
+        return sum(part if isinstance(part, int) else part.padded(_tokens(part)) for part in self.parts)
+
+    @property
+    def batch(self) -> int | None:
+        found = (part.batch for part in self.parts if isinstance(part, Table))
+        return next((batch for batch in found if batch is not None), None)
+
+    def _table(self, length: int) -> torch.Tensor:
+        made = []
+        for start, part in zip(accumulate(map(_tokens, self.parts), initial=0), self.parts, strict=False):
+            own = torch.arange(part) if isinstance(part, int) else part.permutation(_tokens(part))
+            own = torch.where(own < 0, -1, own + start)
+            made.append(own if self.batch is None else own.expand(self.batch, -1))
+        return torch.cat(made, -1)
+
+    def __str__(self) -> str:
+        return f"concatenated({', '.join(map(str, self.parts))})"
+
+
+def _tokens(part: int | Order) -> int:
+    tokens = part if isinstance(part, int) else part.tokens
+    assert tokens is not None
+    return tokens
+
+
+def morton(canvas: Canvas) -> Order:
+    """Tokens by the interleaved bits of their coordinates, the first axis' bit before the others'.
+
+    Any sides: points outside of the canvas are left out and nothing is padded. Where all sides are powers of two it is
+    tiles of tiles of side 2, 4, 8, ... The order is a table, from which a mask in memory loads. Source: Morton (1966).
+    FS033.
+
+    >>> morton(Canvas(h=2, w=4)).permutation(8).tolist()
+    [0, 1, 4, 5, 2, 3, 6, 7]
+    """
+    return Curve(canvas_of(canvas, "morton"), "morton")
+
+
+def hilbert(canvas: Canvas) -> Order:
+    """Tokens along the Hilbert curve of the smallest cube of side `2**n` that holds the canvas, in any number of axes.
+
+    Points outside of the canvas are left out and nothing is padded. In a cube of side `2**n` each token is a neighbour
+    of the one before. The order is a table, from which a mask in memory loads. Source: Hilbert (1891), by Skilling's
+    bit operations (2004). FS033.
+
+    >>> hilbert(Canvas(h=2, w=2)).permutation(4).tolist()
+    [0, 1, 3, 2]
+    """
+    wide = [side for side in canvas_of(canvas, "hilbert").lengths.values() if side > 1]
+    if len(wide) * max(wide, default=1).bit_length() > 63:
+        message = f"the cube around {canvas} has more than 2**63 points"
+        raise FlexSpecError("FS033", message, fix="use morton", where=user_caret())
+    return Curve(canvas, "hilbert")
+
+
+def by_label(labels: torch.Tensor) -> Order:
+    """Tokens with equal labels together, labels ascending, a stable sort: of clusters, flow paths, documents.
+
+    labels: an integer tensor [tokens] or [batch, tokens], a batch of 1 serving all. The sort stays on its device. The
+    kernels of a compiled pattern do not depend on the labels' values: compile with a new order for new labels. Source:
+    Routing Transformer, FLATTEN. Raises FS022, FS023.
+
+    >>> by_label(torch.tensor([2, 0, 2, 1])).permutation(4).tolist()
+    [1, 3, 0, 2]
+    """
+    if not isinstance(labels, torch.Tensor) or labels.dtype == torch.bool or Type.of_dtype(labels.dtype) != Type.INT:
+        seen = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
+        raise FlexSpecError("FS023", f"the labels are {seen}", fix="give an integer tensor", where=user_caret())
+    if labels.dim() not in (1, 2) or 0 in labels.shape:
+        message = f"the labels have shape {list(labels.shape)}"
+        raise FlexSpecError("FS022", message, fix="give [tokens] or [batch, tokens]", where=user_caret())
+    labels = labels.detach().clone()  # an order does not change with the caller's tensor
+    return ByLabel(None, labels[0] if labels.dim() == 2 and labels.shape[0] == 1 else labels)
+
+
+def concatenated(*parts: int | Order) -> Order:
+    """Segments one after the other, each in its own order: `concatenated(77, tiled(video, t=6, h=8, w=8))`.
+
+    parts: a number of tokens, which stay as they stand, or an order of a canvas, of labels, or concatenated itself. For
+    masks over text and video, as `segments` makes them. The order is a table, from which a mask in memory loads.
+    Raises FS022, FS033.
+
+    >>> from flexspec import tiled
+    >>> concatenated(2, tiled(Canvas(h=2, w=3), h=2, w=2)).permutation(8).tolist()
+    [0, 1, 2, 3, 5, 6, 4, -1, 7, -1]
+    """
+    if not parts:
+        raise FlexSpecError("FS033", "no segments are given", fix="concatenated(77, order)", where=user_caret())
+    for part in parts:
+        if not isinstance(part, Order):
+            whole_number("a segment", part)
+        elif part.tokens is None:
+            fix = "give an order of a canvas, or a number of tokens"
+            raise FlexSpecError("FS033", f"{part} is of any number of tokens", fix=fix, where=user_caret())
+    batches = {part.batch for part in parts if isinstance(part, Table)} - {None}
+    if len(batches) > 1:
+        raise FlexSpecError("FS022", f"labels are of {sorted(batches)} sequences", where=user_caret())  # type: ignore[type-var]
+    return Concatenated(None, tuple(parts))

@@ -1,0 +1,171 @@
+"""Configurations chosen by timing, with a timer of the test: the interpreter is never timed."""
+
+import itertools
+import json
+import threading
+
+import pytest
+import torch
+import triton
+from flexspec.compiler.backends.triton import forward, launch, tuning
+from flexspec.compiler.backends.triton.configs import Config, config_of
+from flexspec.compiler.backends.triton.source import write
+from flexspec.compiler.blocks.bounds import Grid
+from test_triton import DEVICE, qkv, same_as_reference
+from test_triton_backward import same_gradients
+
+import flexspec as fs
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLEXSPEC_CACHE", str(tmp_path))
+    return tmp_path / "tuned"
+
+
+class Timer:
+    """Says that the config `best` is the fastest; remembers what it was asked."""
+
+    def __init__(self, best, too_large=()):
+        self.best, self.too_large, self.asked, self.now = best, too_large, [], None
+
+    def launch(self, config):
+        if config in self.too_large:
+            raise triton.runtime.errors.OutOfResources(1, 0, "shared memory")
+        self.now = config
+
+    def __call__(self, launch):
+        launch()
+        self.asked.append(self.now)
+        return 1.0 if self.now == self.best else 2.0
+
+
+def choice(timer, mask=None, dtype=torch.float32, q_len=300):
+    """The forward kernel's configuration for a call that no one made before."""
+    q, k, v = qkv(q_len, 200, heads=4, kv_heads=2, dtype=dtype)
+    attend = fs.compile(fs.causal() if mask is None else mask, backend="triton", autotune=True)
+    plan = launch.plan_of(attend.call_of(q, k, v, False, "logical", {}))
+    assert plan.autotune
+    functions = (plan.mask, plan.score)
+    return tuning.chosen(timer.launch, forward.forward, plan, q, v, functions, timer)
+
+
+BEST = Config(64, 32, 4, 3)
+
+
+def test_the_fastest_is_kept_and_read_again(folder):
+    first, later = Timer(BEST), Timer(None)
+    assert choice(first) == BEST and len(first.asked) == len(set(first.asked)) > 10
+    (path,) = folder.iterdir()
+    kept = json.loads(path.read_text())
+    assert kept["best"] == BEST._asdict() and kept["of"]["dtype"] == "torch.float32"
+    assert {"torch", "triton", "gpu", "functions"} <= kept["of"].keys()
+    assert kept["timed"][0] == {**BEST._asdict(), "milliseconds": 1.0} and len(kept["timed"]) == len(first.asked)
+    assert choice(later) == BEST and not later.asked
+
+
+def test_each_kind_of_call_is_timed(folder):
+    choice(Timer(BEST))
+    for count, other in enumerate([{"dtype": torch.bfloat16}, {"mask": fs.sliding_window(9)}, {"q_len": 600}], 2):
+        timer = Timer(BEST)
+        choice(timer, **other)
+        assert timer.asked and len(list(folder.iterdir())) == count
+    near = Timer(BEST)
+    choice(near, q_len=301)
+    assert not near.asked
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"best": {"block_m": 64}}', '{"best": null}'])
+def test_files_that_cannot_be_read_are_made_anew(folder, text):
+    choice(Timer(BEST))
+    (path,) = folder.iterdir()
+    path.write_text(text)
+    again = Timer(BEST)
+    assert choice(again) == BEST and again.asked and json.loads(path.read_text())["best"] == BEST._asdict()
+
+
+def test_tiles_that_do_not_divide_the_blocks_are_never_taken(folder):
+    choice(Timer(BEST))
+    (path,) = folder.iterdir()
+    wrong = BEST._replace(block_n=48)
+    path.write_text(json.dumps({"best": wrong._asdict()}))
+    assert choice(Timer(BEST)) == BEST
+
+
+def test_configurations_that_the_gpu_cannot_hold_are_passed_over():
+    grid, (q, _, v) = Grid(300, 200, 128, 128), qkv(300, 200)
+    first = config_of("forward", "", grid, q, v)
+    every = tuning.candidates("forward", grid, first)
+    assert choice(Timer(BEST, too_large=every[:-1])) == every[-1]
+    assert choice(Timer(BEST, too_large=every), mask=fs.everything()) == first
+
+
+@pytest.mark.parametrize("kernel", ["forward", "backward_q", "backward_kv", "decode"])
+@pytest.mark.parametrize("block_size", [(128, 128), (16, 64), (48, 96)])
+def test_candidates_divide_the_blocks(kernel, block_size):
+    grid, (q, _, v) = Grid(500, 500, *block_size), qkv(1)
+    first = config_of(kernel, "sm_90", grid, q, v)
+    each = tuning.candidates(kernel, grid, first)
+    assert each[0] == first and len(each) == len(set(each)) >= 4
+    for config in each:
+        assert config.block_n >= 16 and block_size[1] % config.block_n == 0
+        assert kernel == "decode" or (config.block_m >= 16 and block_size[0] % config.block_m == 0)
+
+
+def test_files_appear_whole(tmp_path):
+    path, text = tmp_path / "a" / "b.json", json.dumps({"x": "y" * 100_000})
+    writers = [threading.Thread(target=lambda: [write(path, text) for _ in range(20)]) for _ in range(4)]
+    for each in writers:
+        each.start()
+    while any(each.is_alive() for each in writers):
+        assert not path.exists() or path.read_text() == text
+    assert [each.name for each in path.parent.iterdir()] == ["b.json"]
+
+
+@pytest.fixture
+def every_tile_runs(monkeypatch):
+    """All candidates run, and the last one is the fastest."""
+    ran = []
+
+    def timer_on(device, kernel):
+        costs = itertools.count(0, -1)
+        return lambda launch: (launch(), ran.append(kernel.fn.__name__), next(costs))[2]
+
+    monkeypatch.setattr(tuning, "timer_on", timer_on)
+    real = fs.compile
+    monkeypatch.setattr(
+        fs, "compile", lambda *args, **named: real(*args, autotune=named["backend"] == "triton", **named)
+    )
+    return ran
+
+
+@pytest.mark.parametrize("q_len", [70, 3])
+def test_every_candidate_computes_the_same(every_tile_runs, q_len):
+    same_as_reference(fs.sink_window(sink=3, window=20), *qkv(q_len, 200, batch=1), block_size=32)
+    assert set(every_tile_runs) == {"forward" if q_len > 16 else "decode"}
+
+
+def test_gradients_do_not_add_up_over_the_timings(every_tile_runs):
+    same_gradients(fs.causal_window(20), *qkv(40, batch=1, heads=2, kv_heads=1), block_size=32)
+    assert set(every_tile_runs) == {"forward", "backward_q", "backward_kv"}
+    q, k, v = qkv(40, batch=1)
+    found = []
+    for backend in ("triton", "reference"):
+        table = torch.linspace(0, 1, 42, device=DEVICE).view(2, 21).requires_grad_()
+        spec = fs.Attention(fs.causal(), [fs.relative_bias(table)])
+        fs.compile(spec, backend=backend, block_size=32)(q, k, v).square().sum().backward()
+        found.append(table.grad)
+    torch.testing.assert_close(*found, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there kernels are timed")
+def test_the_interpreter_is_never_timed(folder):
+    q, k, v = qkv(40)
+    plain, tuned = (fs.compile(fs.causal(), backend="triton", autotune=each) for each in (False, True))
+    torch.testing.assert_close(plain(q, k, v), tuned(q, k, v), atol=0, rtol=0)
+    assert not folder.exists()
+
+
+def test_other_backends_have_nothing_to_time():
+    with pytest.raises(fs.FlexSpecError, match="FS042.*autotune.*'auto'"):
+        fs.compile(fs.causal(), autotune=True)

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from flexspec.expr import var
-from flexspec.order import Order
+from flexspec.order import Order, Table
 
 from ..blocks.points import Array
 from ..blocks.runs import BlockKind
@@ -128,16 +128,9 @@ class Ranking:
 
 
 def _rank(plan: Plan) -> tuple[object, ...]:
-    """Quickest first; of equal ones those that compute less, in fewer blocks, and move nothing."""
-    return (
-        plan.seconds,
-        plan.computed_pairs,
-        plan.blocks,
-        plan.partial,
-        not plan.stays,
-        str(plan.order),
-        plan.block_size,
-    )
+    """Quickest first; of equal ones those that compute less, in fewer blocks, move nothing, or need no table."""
+    size = plan.computed_pairs, plan.blocks, plan.partial
+    return plan.seconds, *size, not plan.stays, isinstance(plan.order, Table), str(plan.order), plan.block_size
 
 
 def alike(index: Array) -> list[tuple[int, ...]]:

@@ -17,7 +17,7 @@ import flexspec as fs
 
 HEADS, HEAD_DIM, HARDWARE = 24, 128, "h100"
 KINDS = ("row_major", "axes", "tiled", "dilated", "morton", "hilbert")
-"""Orders by the first word of their text. Where residue classes pad too much, none are tried."""
+"""Orders by the first word of their text. Residue classes are tried where the mask is dilated."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from flexspec.compiler.planning.boxes import boxes, permutation
-from flexspec.compiler.planning.candidates import Candidate, candidates, cut_evenly
+from flexspec.compiler.planning.candidates import Candidate, candidates, cut_evenly, steps_of
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
 from flexspec.compiler.planning.counting import Counter
 from flexspec.compiler.planning.hardware import Hardware
@@ -55,8 +55,11 @@ def dense_counts(
     return found
 
 
+@pytest.mark.parametrize("cells", [1 << 16, 0], ids=["by axis", "by pairs"])
 @pytest.mark.parametrize("name", MASKS)
-def test_counts_are_those_of_the_dense_mask(name: str) -> None:
+def test_counts_are_those_of_the_dense_mask(monkeypatch, name: str, cells: int) -> None:
+    monkeypatch.setattr("flexspec.compiler.planning.boxes.CELLS", cells)
+    monkeypatch.setattr("flexspec.compiler.planning.boxes.ROWS", 5)
     mask, canvas = MASKS[name]
     orders = [fs.striped(4), fs.tiled(canvas, 2)]
     plans = fs.plan(mask, canvas, block_sizes=SIZES, more_orders=orders, check=0)
@@ -129,6 +132,21 @@ def test_tiles_that_are_tried_make_boxes() -> None:
         for block in each.block_sizes:
             assert all(boxes(permutation(each.order, canvas.size), canvas, side) is not None for side in block)
     assert [each.order for each in candidates(None, sizes)] == [None]
+
+
+def test_a_dilated_mask_is_tried_in_its_residue_classes() -> None:
+    canvas = fs.Canvas(t=2, h=8, w=6)
+    mask = fs.neighborhood(canvas, window={"t": 1, "h": 3, "w": 3}, dilation={"t": 1, "h": 4, "w": 2})
+    assert steps_of(mask.expr, canvas) == {"h": 4, "w": 2} and steps_of(fs.axial(canvas, "h").expr, canvas) == {}
+    plans = fs.plan(mask, block_sizes=[12], moved=False)
+    assert plans.best.order == fs.dilated(canvas, h=4, w=2)
+    assert {str(plan.order).partition("(")[0] for plan in plans} >= {
+        "row_major",
+        "axes",
+        "morton",
+        "hilbert",
+        "dilated",
+    }
 
 
 def test_cutting_evenly() -> None:

@@ -22,8 +22,10 @@ from .tally import Tally
 
 LONGEST = 4096
 """Positions on an axis at most: the relation of an axis is held pair by pair."""
-CELLS = 1 << 22
-"""Combinations of the axes' sets at most."""
+CELLS = 1 << 16
+"""Combinations of the axes' sets up to which sums go axis by axis, and past which they go pair by pair of blocks."""
+ROWS = 256
+"""Rows of blocks that are summed at once."""
 
 
 def relations(expr: Expr, canvas: Canvas | None, tensors: Mapping[str, Array]) -> dict[str, Array] | None:
@@ -89,7 +91,7 @@ def boxes(place: Array, canvas: Canvas, block: int) -> Boxes | None:
         _, first, index = np.unique(packed.view(f"V{packed.shape[1]}"), return_index=True, return_inverse=True)
         sets.append(seen[first])
         which.append(index.reshape(-1))
-    if not (volume == tokens).all() or prod(map(len, sets)) > CELLS:
+    if not (volume == tokens).all():
         return None
     places = np.minimum(block, len(place) - np.arange(blocks) * block)
     return Boxes(tuple(sets), np.stack(which, 1), tokens == places)
@@ -126,7 +128,17 @@ def tally(relations: Mapping[str, Array], q: Boxes, kv: Boxes) -> Tally:
 def _rows(related: list[Array], q: Boxes, kv: Boxes, chosen: Array | None) -> Array:
     """How many of the kv-blocks (the chosen ones) each q-block is related to on all axes: int64 [q_blocks]."""
     shape = tuple(map(len, kv.sets))
+    if prod(shape) > CELLS:
+        return _rows_by_pairs(related, q.which, kv.which if chosen is None else kv.which[chosen])
     at = np.ravel_multi_index(tuple(kv.which.T), shape)
     counts = np.bincount(at, chosen, prod(shape)).reshape(shape).astype(np.float64)
     total = reduce(lambda table, each: np.tensordot(table, each, ((0,), (1,))), related, counts)
     return np.rint(total[tuple(q.which.T)]).astype(np.int64)
+
+
+def _rows_by_pairs(related: list[Array], q: Array, kv: Array) -> Array:
+    found = []
+    for start in range(0, len(q), ROWS):
+        sides = zip(related, q[start : start + ROWS].T, kv.T, strict=True)
+        found.append(reduce(np.logical_and, (each[mine][:, theirs] for each, mine, theirs in sides)).sum(1))
+    return np.concatenate(found)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 from math import prod
 
 from flexspec.canvas import Canvas
+from flexspec.expr import Apply, Const, Expr, walk
 from flexspec.order import Order, axes, dilated, hilbert, morton, tiled
 
 PADDING = 1.25
 """Memory positions at most, of the canvas' tokens: tiles that do not divide a side are padded."""
-DILATIONS = (2, 4)
-"""Residue classes, the same on all axes, that are tried: for dilated neighborhoods."""
 AXES = 4
 """A canvas of more axes keeps them in place: its permutations are too many."""
 
@@ -27,15 +26,20 @@ class Candidate:
 
 
 def candidates(
-    canvas: Canvas | None, block_sizes: Sequence[tuple[int, int]], more: Iterable[Order | None] = ()
+    canvas: Canvas | None,
+    block_sizes: Sequence[tuple[int, int]],
+    more: Iterable[Order | None] = (),
+    steps: Mapping[str, int] | None = None,
 ) -> list[Candidate]:
-    """Every permutation of the axes, curves, residue classes, `more` orders, and tiles; no order without a canvas.
+    """Every permutation of the axes, curves, `more` orders, tiles, and residue classes by `steps` of each axis.
+
+    Without a canvas there is nothing to choose from but `more`.
 
     The sides of a tile are divisors of the axis or powers of two. It is tried with block sizes that make boxes of it:
     one of the two is its volume, or it lies between them.
 
     >>> [str(each.order) for each in candidates(Canvas(h=4, w=6), [(4, 4)])]
-    ['row_major', 'axes(w, h)', 'morton', 'hilbert', 'dilated(h=2, w=2)', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
+    ['row_major', 'axes(w, h)', 'morton', 'hilbert', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
     """
     sizes = tuple(block_sizes)
     given = [Candidate(order, sizes) for order in more]
@@ -45,9 +49,21 @@ def candidates(
     found = [axes(canvas, *each) for each in names]
     if len(canvas.names) > 1:
         found += [morton(canvas), hilbert(canvas)]
-    found += [dilated(canvas, step) for step in DILATIONS if step <= max(canvas.lengths.values())]
+    if steps:
+        found.append(dilated(canvas, {name: steps.get(name, 1) for name in canvas.names}))
     fitting = [order for order in found if order.padded(canvas.size) <= PADDING * canvas.size]
     return [*(Candidate(order, sizes) for order in fitting), *given, *_tilings(canvas, sizes)]
+
+
+def steps_of(expr: Expr, canvas: Canvas | None) -> dict[str, int]:
+    """By axis, the largest number that a query's coordinate is divided by for its remainder: a mask's dilation."""
+    found: dict[str, int] = {}
+    for node in walk(expr) if canvas else ():
+        if canvas and isinstance(node, Apply) and node.op == "mod" and isinstance(node.args[1], Const):
+            axis, step = str(node.args[0]).removeprefix("q."), int(node.args[1].value)
+            if 1 < step < canvas.lengths.get(axis, 0):
+                found[axis] = max(step, found.get(axis, 1))
+    return found
 
 
 def _tilings(canvas: Canvas, block_sizes: tuple[tuple[int, int], ...]) -> list[Candidate]:

@@ -16,7 +16,7 @@ from flexspec.order import Order
 from flexspec.source import user_caret
 
 from ..pipeline import BlockSize, make_grid
-from .candidates import Candidate, candidates
+from .candidates import Candidate, candidates, steps_of
 from .cost import Shape
 from .counting import Block, Counter
 from .hardware import Hardware, hardware_of
@@ -51,10 +51,10 @@ def plan(
     out. hardware: a100, h100, h200, b200, generic, or a Hardware. batch, heads, kv_heads, head_dim: of the call; one
     batch entry and one head where nothing says it. block_sizes: tokens, each one number or (query, key); default: all
     pairs of 64, 128 and 256. orders: those to choose from; default: row-major, all orders of the axes, morton, hilbert,
-    dilated, tiles whose blocks are boxes, and more_orders. moved: False where tokens lie in the order already (a model
-    moves them once, at its entrance), so that no plan pays for it. check: so many of the first plans are counted again
-    by their block maps. progress: called with how many candidates are done, and how many there are. inputs: run-time
-    values.
+    residue classes where the mask is dilated, tiles whose blocks are boxes, and more_orders. moved: False where tokens
+    lie in the order already (a model moves them once, at its entrance), so that no plan pays for it. check: so many of
+    the first plans are counted again by their block maps. progress: called with how many candidates are done, and how
+    many there are. inputs: run-time values.
 
     A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of
     conditions on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders
@@ -77,7 +77,7 @@ def plan(
     given = {name: value for name, value in inputs.items() if name not in only_scores}
     bound = mask.bind(make_sizes(_length(q_len, canvas), kv_len, batch, heads), given)
     if orders is None:
-        tried = candidates(canvas, sizes, _orders(bound, more_orders))
+        tried = candidates(canvas, sizes, _orders(bound, more_orders), steps_of(mask.expr, canvas))
     else:
         tried = [Candidate(order, sizes) for order in _orders(bound, (*orders, *more_orders))]
     if not tried:

@@ -233,7 +233,7 @@ class CompiledAttention:
             if key in self._maps and stages is None:
                 self._maps.move_to_end(key)
                 return bound, self._maps[key][0]
-        own = replace(bound, tensors={name: _frozen(x) for name, x in bound.tensors.items()})
+        own = replace(bound, tensors={name: _frozen(x) for name, x in tensors.items()})
         made: BlockMap | DeviceMap
         if exact:
             latest = self._tables

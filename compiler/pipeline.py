@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from flexspec.errors import FlexSpecError, choices
-from flexspec.expr import Apply, Expr, Load, walk
+from flexspec.expr import Apply, Expr, Load, Param, Var, walk
 from flexspec.inputs import Bound, Sizes, check_length, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.ops import Type
@@ -25,12 +25,12 @@ from flexspec.source import user_caret
 
 from .backends.torch_source import function_of
 from .blocks.block_map import BlockMap
-from .blocks.bounds import Bounds, Grid
+from .blocks.bounds import Grid, spread
 from .blocks.classify import Trail, classify
 from .blocks.intervals import FAR
 from .blocks.points import Array, evaluate_at
 from .blocks.tables import Tables
-from .simplify import as_array, specialise
+from .simplify import as_array, simplify, specialise
 
 BlockSize = int | tuple[int, int]
 MAX_BLOCKS = 1 << 23
@@ -215,10 +215,21 @@ _WRAPPING = {"add", "sub", "mul", "neg", "abs", "lshift", "floordiv"}
 
 
 def needs_64_bits(expr: Expr, bound: Bound, grid: Grid) -> bool:
-    """May the expression compute an integer past 32 bits, which are a kernel's own?"""
-    tables = tables_of(bound)
-    each = {*specialise_each(expr, bound, tables.tensors).reshape(-1)}
-    return any(Bounds(one, grid, tables).largest() >= 2**31 for one in each)
+    """May the expression compute an integer past 32 bits, which are a kernel's own? A kernel is given values: a sum is
+    as large as with them, though they may leave it once they are known.
+    """
+    expr, sizes = simplify(expr), bound.sizes
+    sides = {"q": grid.q_len, "kv": grid.kv_len, "b": sizes.batch or 1, "h": sizes.heads or 1}
+    ends = {name: (value, value) for name, value in bound.all_numbers().items()}
+    ends |= {name: (0, length - 1) for name, length in sides.items()}
+    known: dict[Expr, Any] = {
+        node: (np.array([ends[node.name][0]], node.type.numpy), np.array([ends[node.name][1]], node.type.numpy))
+        for node in walk(expr)
+        if isinstance(node, (Var, Param))
+    }
+    found = spread(walk(expr), known, tables_of(bound).over)
+    integers = [end for node, both in found.items() if node.type is Type.INT for end in both]
+    return any(bool(((end <= -(2**31)) | (end >= 2**31)).any()) for end in integers)
 
 
 def create_block_mask(

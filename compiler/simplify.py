@@ -183,19 +183,19 @@ def linear(node: Expr) -> Linear:
         return {}, int(node.value)
     if isinstance(node, Apply) and node.type is Type.INT:
         if node.op in ("add", "sub"):
-            return _added(linear(node.args[0]), linear(node.args[1]), 1 if node.op == "add" else -1)
+            return added(linear(node.args[0]), linear(node.args[1]), 1 if node.op == "add" else -1)
         if node.op == "neg":
-            return _added(({}, 0), linear(node.args[0]), -1)
+            return added(({}, 0), linear(node.args[0]), -1)
         if node.op == "mul":
             for a, b in (node.args, node.args[::-1]):
                 if isinstance(b, Const):
-                    return _added(({}, 0), linear(a), int(b.value))
+                    return added(({}, 0), linear(a), int(b.value))
         if node.op == "int" and node.args[0].type is Type.BOOL:
             return {node: 1}, 0
     return {node: 1}, 0
 
 
-def _added(a: Linear, b: Linear, times: int) -> Linear:
+def added(a: Linear, b: Linear, times: int) -> Linear:
     terms = dict(a[0])
     for term, count in b[0].items():
         terms[term] = terms.get(term, 0) + times * count
@@ -241,7 +241,7 @@ def sums(node: Apply) -> Expr | None:
     return new if _count_terms(new) < _count_terms(node) else None
 
 
-def _may_wrap(comparison: Apply) -> bool:
+def may_wrap(comparison: Apply) -> bool:
     """Would a difference of the two sides wrap at 64 bits, where the comparison does not?
 
     A tensor may hold any integer (in a sum it may not: see `pipeline.check_range`). A shifted bit or a cast float
@@ -270,11 +270,11 @@ def compare(node: Apply) -> Expr | None:
     if all(arg.type is Type.BOOL for arg in node.args):
         same = apply("xor", *node.args)
         return {"ne": same, "eq": apply("not", same)}.get(node.op)
-    terms, constant = _added(linear(node.args[0]), linear(node.args[1]), -1)
+    terms, constant = added(linear(node.args[0]), linear(node.args[1]), -1)
     if not _fits(terms, constant):
         return None
     op, right = node.op, -constant
-    if _may_wrap(node):
+    if may_wrap(node):
         return None
     if not terms:
         return const(bool(OPS[op].numpy(0, right)))

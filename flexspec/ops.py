@@ -224,7 +224,8 @@ _TRITON = {
     "round": ("{0}", "round_even({0})"),
     "trunc": ("{0}", "trunc({0})"),
     "tanh": ("tanh({0})",) * 2,
-    "sqrt": ("tl.sqrt_rn({0})",) * 2,
+    "div": ("divide({0}, {1})",) * 2,
+    "sqrt": ("root({0})",) * 2,
     **{name: ("{0}", f"tl.{name}({{0}})") for name in ("floor", "ceil")},
     **{name: (f"tl.{name}({{0}})",) * 2 for name in ("abs", "exp", "exp2", "log", "log2", "sin", "cos", "sigmoid")},
 }

@@ -21,6 +21,7 @@ from .orders.tables import TOKEN_AT, ByLabel, Concatenated, Curve, Table, by_lab
 from .source import user_caret
 
 __all__ = [
+    "TOKEN_AT",
     "ByLabel",
     "Concatenated",
     "Curve",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,13 @@ for target, dtype, head_dim in several:
     report = fs.compile(spec, backend="triton").aot(target, dtype=dtype, head_dim=head_dim, **given)
     print(json.dumps({"target": target, "ptx": report.kernels[0].ptx[:2000], **report.kernels[0].facts()}))
 """
-
-
+ROUNDED = """
+import json, torch, flexspec as fs
+masks = fs.causal(), fs.mask(lambda q, kv: torch.sqrt(q * 0.1 + kv / 3) < kv * 0.7 - q)
+for mask in masks:
+    report = fs.compile(mask, backend="triton").aot("sm_80", head_dim=32, heads=1, q_len=256, kv_len=256)
+    print(json.dumps({each.name: each.ptx for each in report.kernels}))
+"""
 FEW = """
 import json, torch, flexspec as fs
 spec = fs.Attention(mask=fs.causal(999), weight=fs.sink_logit(torch.zeros(8)))
@@ -108,6 +114,16 @@ def test_flexspec_build_takes_lengths(tmp_path):
     assert [each["name"] for each in facts["kernels"]] == ["decode", "merge"]
 
 
+def test_floats_of_a_mask_are_rounded_one_by_one():
+    """A product and a sum are one operation for the weights, but not where a mask multiplies floats."""
+    whole, floats = (json.loads(line) for line in output(started("-c", ROUNDED)).splitlines())
+    for name in ("forward", "backward_q", "backward_kv"):
+        assert "fma.rn.f32" in whole[name] and "sqrt" not in whole[name]
+        assert "fma.rn.f32" not in floats[name] and "mul.rn.f32" in floats[name]
+        assert "div.rn.f32" in floats[name] and "sqrt.rn.f32" in floats[name]
+        assert not re.search(r"(div|sqrt)\.approx\.f32", floats[name])
+
+
 def test_flexspec_build_writes_what_it_made(tmp_path):
     words = ["build", "causal()", "--target", "sm_90", "--head-dim", "64", "-o", str(tmp_path / "made"), "--json"]
     facts = json.loads(output(started("-m", "flexspec.compiler.cli", *words)))
@@ -122,7 +138,7 @@ def test_flexspec_build_writes_what_it_made(tmp_path):
     }
     assert (tmp_path / "made" / "forward.cubin").read_bytes().startswith(b"\x7fELF")
     assert ".target sm_90" in (tmp_path / "made" / "forward.ptx").read_text()
-    assert "def mask(b, h, q, kv, values):" in (tmp_path / "made" / "functions.py").read_text()
+    assert "def end(b, h, q, values):" in (tmp_path / "made" / "functions.py").read_text()
     written = json.loads((tmp_path / "made" / "report.json").read_text())
     assert written == {name: value for name, value in facts.items() if name != "folder"}
 

@@ -46,6 +46,9 @@ ORDERS = {
     "tiled": fs.tiled(VIDEO, t=2, h=2, w=4),
     "axes": fs.axes(VIDEO, "h", "w", "t"),
     "striped": fs.striped(4),
+    "hilbert": fs.hilbert(VIDEO),
+    "dilated": fs.dilated(VIDEO, h=2, w=3),
+    "by_label": fs.by_label(torch.arange(105) % 4),
 }
 
 
@@ -103,7 +106,7 @@ def test_reordered_masks_of_sequences_and_tensors():
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("order", [None, *list(ORDERS.values())[1:3]], ids=["none", "tiled", "axes"])
+@pytest.mark.parametrize("order", [*ORDERS.values()], ids=ORDERS)
 @pytest.mark.parametrize("name", ["halo", "radial_rounded", "temporal_head", "epipolar"])
 def test_with_text(name, order, first):
     text, lengths = 5, [0, 3, 5]
@@ -124,6 +127,24 @@ def test_with_text(name, order, first):
             return oracle.with_text(q, kv, lambda q, kv: kept[q][kv], size, text, real, first)
 
         assert dense[b, 0].tolist() == oracle.matrix(keep, size + text)
+
+
+def test_reordered_masks_of_labels_that_differ_by_batch():
+    order = fs.by_label(torch.arange(210).view(2, 105) % torch.tensor([[4], [7]]))
+    mask = MADE["halo"]
+    made = p.reordered(mask, order).dense(105, batch=2)
+    for b, at in enumerate(order.permutation(105)):
+        assert torch.equal(made[b, 0], mask.dense(105)[0, 0][at][:, at])
+    both = p.reordered(mask, order) & p.reordered(mask, ORDERS["hilbert"])  # two tables of the same name
+    at = ORDERS["hilbert"].permutation(105)
+    assert torch.equal(both.dense(105, batch=2), made & mask.dense(105)[..., at, :][..., at])
+
+
+def test_an_order_of_the_whole_sequence_gives_the_same_blocks():
+    tiles = ORDERS["tiled"]
+    alone = fs.block_map(p.with_text(MADE["halo"], 5, [3], order=tiles), tiles.padded(105) + 5, block_size=16)
+    whole = fs.block_map(p.with_text(MADE["halo"], 5, [3]), 110, order=fs.concatenated(tiles, 5), block_size=16)
+    assert torch.equal(alone.kinds(), whole.kinds())
 
 
 def test_attention_over_video_in_tiles_and_text():

@@ -46,7 +46,7 @@ def choice(timer, mask=None, dtype=torch.float32, q_len=300):
     attend = fs.compile(fs.causal() if mask is None else mask, backend="triton", autotune=True)
     plan = launch.plan_of(attend.call_of(q, k, v, False, "logical", {}))
     assert plan.autotune
-    functions = (plan.mask, plan.score)
+    functions = plan.functions[:2]
     return tuning.chosen(timer.launch, forward.forward, plan, q, v, functions, timer)
 
 

@@ -99,16 +99,6 @@ class Bounds:
             known[node] = (lo[boxes[name]], hi[boxes[name]])
         return spread(self._order, known, self.tables.over)
 
-    def largest(self) -> int:
-        """An upper limit of the size of any integer that the expression computes on the whole grid."""
-        known: dict[Expr, Interval] = {}
-        for node in walk(self.expr):
-            if isinstance(node, Var):
-                known[node] = (np.zeros(1, np.int64), np.full(1, self.grid.side(node.name)[0] - 1))
-        found = spread(walk(self.expr), known, self.tables.over)
-        ends = [end for node, ends in found.items() if node.type is Type.INT for end in ends]
-        return max((int(np.abs(end).max()) for end in ends), default=0)
-
     def _of_side(self, node: Expr, level: int) -> Interval:
         """The interval of a one-sided expression on every box of a level: exact where it loads from a tensor."""
         if (node, level) in self._known:

@@ -10,7 +10,7 @@ from ..errors import FlexSpecError
 from ..expr import Expr, Load, const, input_, load, substitute, transform, var
 from ..inputs import Input
 from ..mask import Mask, from_mask_mod, mask
-from ..order import Order, in_memory
+from ..order import TOKEN_AT, Order, in_memory
 from ..source import user_caret
 from .checks import Text, as_tensor, whole
 from .segments import segments
@@ -45,7 +45,7 @@ def reordered(pattern: Mask, order: Order, length: int | None = None) -> Mask:
     order.check(tokens)
     expr = in_memory(transform(pattern.expr, _of_tokens), order, pattern.canvas, tokens, tokens)
     expr = substitute(expr, {"q_len": const(tokens), "kv_len": const(tokens)})
-    made = replace(pattern, expr=expr, canvas=None, predicate=None)
+    made = _holding(replace(pattern, expr=expr, canvas=None, predicate=None), order)
     return made.named("reordered", pattern=Text(pattern.label), order=Text(order))
 
 
@@ -55,6 +55,20 @@ def _of_tokens(node: Expr) -> Expr:
         return node
     names = tuple("tokens" if dim in ("sequence", "q_len", "kv_len") else dim for dim in node.input.dims)
     return load(input_(node.input.name, names, node.input.type), node.index)
+
+
+def _holding(made: Mask, order: Order) -> Mask:
+    """A mask over memory with the table of its order, if it loads from one; as a held tensor it may have any name."""
+    if TOKEN_AT not in made.expr.names:
+        return made
+
+    def own(node: Expr) -> Expr:
+        if isinstance(node, Load) and node.input.name == TOKEN_AT:
+            return load(input_("order", node.input.dims, node.input.type), node.index)
+        return node
+
+    table = order.tensors()[TOKEN_AT]
+    return replace(made, expr=transform(made.expr, own), tensors={**made.tensors, "order": table})
 
 
 def with_text(pattern: Mask, text: int, lengths: Any = None, first: bool = False, order: Order | None = None) -> Mask:
@@ -102,7 +116,7 @@ def with_text(pattern: Mask, text: int, lengths: Any = None, first: bool = False
 def _in_canvas(side: str, order: Order | None, size: int) -> Mask:
     """Where a place of the canvas' part holds a token."""
     valid = None if order is None else order.place(var(side), size).valid
-    return Mask.constant(True) if valid is None else Mask(valid, "padding")
+    return Mask.constant(True) if order is None or valid is None else _holding(Mask(valid, "padding"), order)
 
 
 def _checked(lengths: Any, text: int) -> Any:

@@ -33,6 +33,8 @@ class TritonBackend:
             reasons.append("Triton kernels need a CUDA device")
         if call.q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
             reasons.append(f"the kernels take float16, bfloat16 and float32, not {call.q.dtype}")
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, (call.q, call.k, call.v))):
+            reasons.append("vmap, grad and other transforms of torch.func do not reach into kernels")
         if not isinstance(call.block_map, BlockMap):
             reasons.append("exact=False makes lists for FlexAttention only")
         grid = call.block_map.grid
@@ -44,9 +46,10 @@ class TritonBackend:
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
         weight = call.attention.weight
-        if weight is not None and weight.kind == "sink_logit" and not call.wants_gradients:
-            return self._softmax(call, number_of(call))  # the kernel's own column; gradients go by the identity
-        return by_softmax(call, self._softmax)
+        with torch.cuda.device_of(call.q):  # Triton starts kernels on the current device
+            if weight is not None and weight.kind == "sink_logit" and not call.wants_gradients:
+                return self._softmax(call, number_of(call))  # the kernel's own column; gradients go by the identity
+            return by_softmax(call, self._softmax)
 
     def _softmax(self, call: Call, sink: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         from .autograd import attend

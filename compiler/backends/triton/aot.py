@@ -6,7 +6,6 @@ types, specialised sizes and tiles are those of a call on that GPU.
 
 from __future__ import annotations
 
-import inspect
 import re
 import subprocess
 import tempfile
@@ -65,7 +64,7 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
         run_decode(plan, call.q, call.k, call.v)
     else:
         run_all(plan, call.q, call.k, call.v, backward)
-    source = Path(inspect.getfile(plan.mask.fn)).read_text()
+    source = Path(plan.functions.file).read_text()
     return AotReport(call.attention.label, target, tuple(kernels), source)
 
 

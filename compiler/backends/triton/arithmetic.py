@@ -20,15 +20,44 @@ def floor_mod(a, b):
 
 
 @triton.jit
+def divide(a, b):
+    """Floats, rounded to nearest. Triton's own `/` on 32 bits is approximate."""
+    quotient = a / b
+    if quotient.dtype == tl.float32:
+        quotient = tl.div_rn(tl.cast(a, tl.float32), tl.cast(b, tl.float32))
+    return quotient
+
+
+@triton.jit
+def root(x):
+    """The square root of a float, rounded to nearest."""
+    return tl.sqrt_rn(x) if x.dtype == tl.float32 else tl.sqrt(x)
+
+
+@triton.jit
+def rest_of(a, b):
+    """What a division of floats leaves, with the dividend's sign: torch.fmod. Exact for 32 bits while the quotient has
+    fewer than 29: 64 bits hold its product with `b`.
+    """
+    quotient = trunc(tl.cast(a, tl.float64) / tl.cast(b, tl.float64))
+    rest = tl.cast(a, tl.float64) - quotient * tl.cast(b, tl.float64)
+    return tl.where(quotient == 0, a, tl.cast(rest, (a + b).dtype))  # an infinite `b` leaves `a`
+
+
+@triton.jit
 def float_mod(a, b):
     """Floats, with the divisor's sign: torch.remainder."""
-    rest = a - trunc(a / b) * b
+    rest = rest_of(a, b)
     return rest + tl.where((rest != 0) & ((rest < 0) != (b < 0)), b, 0.0)
 
 
 @triton.jit
 def float_floor_div(a, b):
-    return tl.floor((a - float_mod(a, b)) / b + 0.5)
+    """torch.floor_divide, step by step, so that it rounds alike."""
+    rest = rest_of(a, b)
+    quotient = divide(a - rest, b) - tl.where((rest != 0) & ((rest < 0) != (b < 0)), 1.0, 0.0)
+    low = tl.floor(quotient)
+    return tl.where(b == 0, divide(a, b), tl.where(quotient - low > 0.5, low + 1, low))
 
 
 @triton.jit
@@ -41,7 +70,7 @@ def round_even(x):
     """To the nearest integer, halves to the even one: torch.round."""
     low = tl.floor(x)
     rest = x - low
-    up = (rest > 0.5) | ((rest == 0.5) & (low - 2 * tl.floor(low / 2) != 0))
+    up = (rest > 0.5) | ((rest == 0.5) & (low - 2 * tl.floor(low * 0.5) != 0))
     return tl.where(up, low + 1, low)
 
 
@@ -61,7 +90,7 @@ def power(a, b):
     """torch.pow on floats: a negative base takes whole exponents."""
     size = tl.exp2(b * tl.log2(tl.abs(a)))
     whole = tl.floor(b) == b
-    odd = tl.floor(b / 2) * 2 != b
+    odd = tl.floor(b * 0.5) * 2 != b
     signed = tl.where(a < 0, tl.where(whole, tl.where(odd, -size, size), float("nan")), size)
     return tl.where((b == 0) | (a == 1), 1.0, signed)
 

@@ -16,8 +16,9 @@ from .. import Call
 from .backward import backward_kv, backward_q, deltas
 from .configs import Config
 from .gradients import gradient_functions
-from .launch import Plan, described, located, padded, plan_of, run_forward
+from .launch import Plan, described, located, near, padded, plan_of, run_forward
 from .rows import rows_of
+from .source import functions
 from .tuning import launched
 
 LEAST = 32
@@ -49,7 +50,8 @@ class Attend(torch.autograd.Function):
         q, k, v = tensors[:3]
         out, lse = run_forward(plan, q, k, v)
         ctx.plan, ctx.names = plan, names
-        ctx.save_for_backward(out, lse, *tensors)
+        values = [x for x in (*plan.mask_values, *plan.score_values) if isinstance(x, Tensor) and not x.is_inference()]
+        ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)
         return out, lse
 
@@ -58,7 +60,7 @@ class Attend(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
         out, lse, q, k, v, *read = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
-        read_by_name = dict(zip(ctx.names, read, strict=True))
+        read_by_name = dict(zip(ctx.names, read, strict=False))
         return None, None, *run_backward(ctx.plan, q, k, v, out, lse, dout, dlse, read_by_name)
 
 
@@ -74,20 +76,23 @@ def run_backward(
     read: dict[str, Tensor],
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype."""
+    q, k, v, dout = near(q, k, v, dout)
     dscore, gather = None, None
     if plan.scored is not None:
         dscore, gather = gradient_functions(plan.scored, tuple(read), plan.wide, plan.label)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     sums = [torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
-    stats = (lse, _deltas(plan, out, lse, dout, dlse))
-    values, functions = (plan.mask_values, plan.score_values), (plan.mask, plan.score, dscore)
-    _launch(backward_q, "q", plan, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (*functions, gather))
-    _launch(backward_kv, "kv", plan, (q, k, v, dout, dk, dv), stats, values, functions)
+    stats = _stats(plan, out, lse, dout, dlse)
+    values, (by_q, score, _) = (plan.mask_values, plan.score_values), plan.functions
+    by_kv = functions(plan.mask, None, plan.wide, plan.label, side="q").mask
+    _launch(backward_q, "q", plan, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, dscore, gather))
+    _launch(backward_kv, "kv", plan, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, dscore))
     return [dq, dk, dv, *(total.to(x) for total, x in zip(sums, read.values(), strict=True))]
 
 
-def _deltas(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Tensor:
-    delta = torch.empty_like(lse)
+def _stats(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The lse in base 2, and the deltas."""
+    shift, delta = torch.empty_like(lse), torch.empty_like(lse)
     batch, heads, q_len, v_dim = out.shape
     plan.start(
         deltas,
@@ -98,12 +103,14 @@ def _deltas(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | N
         lse,
         None if dlse is None else dlse.float().contiguous(),
         delta,
+        shift,
         plan.sizes("q"),
         BLOCK_M=LEAST,
         V_DIM=v_dim,
         V_PAD=padded(v_dim),
+        enable_fp_fusion=True,
     )
-    return delta
+    return shift, delta
 
 
 def _launch(
@@ -153,4 +160,5 @@ def _start(
         SIZE=(q.shape[3], v.shape[3]),
         PAD=(padded(q.shape[3]), padded(v.shape[3])),
         PRECISION="ieee",
+        **plan.options(),
     )

@@ -3,14 +3,14 @@ keys against the queries that its column keeps, for each query head of the group
 
 Both compute the weights p again, from the scores and the lse of the forward pass. With do, dlse the gradients of output
 and lse: delta = rowsum(do * out) - dlse, ds = p * (do @ v.T - delta), and before a score function its derivative times
-that. Full runs need no mask here either.
+that. `deltas` runs first. Full runs need no mask here either.
 """
 
 import triton
 import triton.language as tl
 
 from .arithmetic import only
-from .forward import LOG2_E, kept, place, product, scored, tile_of
+from .forward import LOG2_E, ends_of, kept, place, product, scored, tile_of
 
 
 @triton.jit
@@ -37,8 +37,12 @@ def per_query(rows, b, h, first, m, heads, q_len):
 
 
 @triton.jit
-def deltas(out, dout, lse, dlse, delta, sizes, BLOCK_M: tl.constexpr, V_DIM: tl.constexpr, V_PAD: tl.constexpr):
-    """delta float32 [batch, heads, q_len]; 0 where a query keeps nothing, whatever its gradients are."""
+def deltas(
+    out, dout, lse, dlse, delta, shift, sizes, BLOCK_M: tl.constexpr, V_DIM: tl.constexpr, V_PAD: tl.constexpr,
+):  # fmt: skip
+    """delta, and shift, the lse in base 2, float32 [batch, heads, q_len]; both are 0 where a query keeps nothing,
+    whatever its gradients are.
+    """
     heads, _, q_len, _, _ = sizes
     b = tl.program_id(1) // heads
     h = tl.program_id(1) % heads
@@ -49,74 +53,37 @@ def deltas(out, dout, lse, dlse, delta, sizes, BLOCK_M: tl.constexpr, V_DIM: tl.
     found = tl.sum(out_tile * tile_at(dout, b, h, first, m, e, q_len, V_DIM, True).to(tl.float32), 1)
     if dlse is not None:
         found -= per_query(dlse, b, h, first, m, heads, q_len)
-    found = tl.where(per_query(lse, b, h, first, m, heads, q_len) == float("-inf"), 0.0, found)
-    tl.store(delta + (b.to(tl.int64) * heads + h) * q_len + first + m, found, mask=first + m < q_len)
+    most = per_query(lse, b, h, first, m, heads, q_len)
+    nothing = most == float("-inf")
+    at = (b.to(tl.int64) * heads + h) * q_len + first + m
+    tl.store(delta + at, tl.where(nothing, 0.0, found), mask=first + m < q_len)
+    tl.store(shift + at, tl.where(nothing, 0.0, most * LOG2_E), mask=first + m < q_len)
 
 
 @triton.jit
 def slopes(
-    s,
-    dp,
-    lse,
-    delta,
-    b,
-    h,
-    q,
-    kv,
-    sizes,
-    mask_values,
-    score_values,
-    sums,
-    mask: tl.constexpr,
-    score: tl.constexpr,
-    dscore: tl.constexpr,
+    s, dp, scale, shift, delta, keep, b, h, q, kv, values, sums, score: tl.constexpr, dscore: tl.constexpr,
     gather: tl.constexpr,
-    PARTIAL: tl.constexpr,
-):
-    """The weights, and the gradients of the scores before the score function. Tiles are [M, N], or [N, M]."""
-    _, _, q_len, kv_len, _ = sizes
-    lse = tl.where(lse == float("-inf"), 0.0, lse)  # of a query that keeps nothing
-    p = tl.exp2(scored(s, b, h, q, kv, score_values, score, q_len, kv_len) - lse * LOG2_E)
-    keep = None
-    if PARTIAL:
-        keep = kept((q < q_len) & (kv < kv_len), b, h, q, kv, mask_values, mask, q_len, kv_len)
-        q = tl.minimum(q, q_len - 1)
-        kv = tl.minimum(kv, kv_len - 1)
-    p = only(p, keep)
+):  # fmt: skip
+    """The weights, and the gradients of the scores before the score function, from products of q and k, and of do and
+    v. Tiles are [M, N], or [N, M]; keep: the pairs that are kept, None where all are.
+    """
+    found, factor = scored(s, scale, b, h, q, kv, values, score)
+    p = only(tl.exp2(found * factor - shift), keep)
     ds = p * (dp - delta)
     if gather is not None:
-        gather(s, ds, keep, b, h, q, kv, score_values, sums)
+        gather(s * scale, ds, keep, b, h, q, kv, values, sums)
     if dscore is not None:
-        ds = only(ds * dscore(s, b, h, q, kv, score_values), keep)
+        ds = only(ds * dscore(s * scale, b, h, q, kv, values), keep)
     return p, ds
 
 
 @triton.jit
 def backward_q(
-    q,
-    k,
-    v,
-    dout,
-    dq,
-    lse,
-    delta,
-    rows,
-    runs,
-    sizes,
-    scale,
-    mask_values,
-    score_values,
-    sums,
-    mask: tl.constexpr,
-    score: tl.constexpr,
-    dscore: tl.constexpr,
-    gather: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-    SIZE: tl.constexpr,
-    PAD: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    q, k, v, dout, dq, shift, delta, rows, runs, sizes, scale, mask_values, score_values, sums, mask,
+    score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """As `forward`; runs: (full, partial), sums: float32 tensors that take the gradients of those that scores read.
     BLOCK, TILE: of queries and keys. SIZE, PAD: channels of q, k and of v, and the powers of two that hold them.
     """
@@ -130,52 +97,39 @@ def backward_q(
     d, e = tl.arange(0, PAD[0]), tl.arange(0, PAD[1])
     q_tile = tile_at(q, b, h, first, m, d, q_len, SIZE[0], True)
     do_tile = tile_at(dout, b, h, first, m, e, q_len, SIZE[1], True)
-    lse_m = per_query(lse, b, h, first, m, heads, q_len)[:, None]
+    shift_m = per_query(shift, b, h, first, m, heads, q_len)[:, None]
     delta_m = per_query(delta, b, h, first, m, heads, q_len)[:, None]
-    at_m = (first + m)[:, None]
+    q_idx = (first + m)[:, None]
     none = tl.zeros(TILE, tl.float32)
     acc = tl.zeros(q_tile.shape, tl.float32)
     for PARTIAL in tl.static_range(2):
-        run_of, begins, ends = runs[PARTIAL]
+        run_of, begins, stops = runs[PARTIAL]
+        if PARTIAL:
+            ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
         for run in range(tl.load(run_of + row), tl.load(run_of + row + 1)):
-            for start in range(tl.load(begins + run) * BLOCK[1], tl.load(ends + run) * BLOCK[1], TILE[1]):
+            for start in range(tl.load(begins + run) * BLOCK[1], tl.load(stops + run) * BLOCK[1], TILE[1]):
                 k_tile = tile_at(k, b, h // group, start, n, d, kv_len, SIZE[0], PARTIAL)
                 v_tile = tile_at(v, b, h // group, start, n, e, kv_len, SIZE[1], PARTIAL)
-                s = product(q_tile, tl.trans(k_tile), none, PRECISION) * scale
+                s = product(q_tile, tl.trans(k_tile), none, PRECISION)
                 dp = product(do_tile, tl.trans(v_tile), none, PRECISION)
-                at = (b, h, at_m, (start + n)[None, :])
-                given = (sizes, mask_values, score_values, sums)
-                _, ds = slopes(s, dp, lse_m, delta_m, *at, *given, mask, score, dscore, gather, PARTIAL)
+                keep, kv_idx = None, (start + n)[None, :]
+                if PARTIAL:
+                    keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
+                at = (b, h, q_idx, kv_idx, score_values, sums)
+                _, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *at, score, dscore, gather)
                 acc = product(ds.to(k_tile.dtype), k_tile, acc, PRECISION)
     store_at(dq, acc * scale, b, h, first, m, d, q_len, SIZE[0])
 
 
 @triton.jit
 def backward_kv(
-    q,
-    k,
-    v,
-    dout,
-    dk,
-    dv,
-    lse,
-    delta,
-    rows,
-    runs,
-    sizes,
-    scale,
-    mask_values,
-    score_values,
-    mask: tl.constexpr,
-    score: tl.constexpr,
-    dscore: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-    SIZE: tl.constexpr,
-    PAD: tl.constexpr,
+    q, k, v, dout, dk, dv, shift, delta, rows, runs, sizes, scale, mask_values, score_values, mask, score: tl.constexpr,
+    dscore: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr,
     PRECISION: tl.constexpr,
-):
-    """As `backward_q`; rows and runs are those of the columns, sizes end with the number of their blocks."""
+):  # fmt: skip
+    """As `backward_q`; rows, runs and the ends of the mask are those of the columns, sizes end with the number of their
+    blocks.
+    """
     heads, group, q_len, kv_len, kv_blocks = sizes
     tile = tl.load(rows[3] + tl.program_id(0))
     b = tl.program_id(1) // (heads // group)
@@ -185,7 +139,7 @@ def backward_kv(
     d, e = tl.arange(0, PAD[0]), tl.arange(0, PAD[1])
     k_tile = tile_at(k, b, kv_h, first, n, d, kv_len, SIZE[0], True)
     v_tile = tile_at(v, b, kv_h, first, n, e, kv_len, SIZE[1], True)
-    at_n = (first + n)[:, None]
+    kv_idx = (first + n)[:, None]
     none = tl.trans(tl.zeros(TILE, tl.float32))
     dk_acc = tl.zeros(k_tile.shape, tl.float32)
     dv_acc = tl.zeros(v_tile.shape, tl.float32)
@@ -193,18 +147,22 @@ def backward_kv(
         h = kv_h * group + member
         row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * kv_blocks + tile // (BLOCK[1] // TILE[1])
         for PARTIAL in tl.static_range(2):
-            run_of, begins, ends = runs[PARTIAL]
+            run_of, begins, stops = runs[PARTIAL]
+            if PARTIAL:
+                ends = ends_of(b, h, kv_idx, mask_values, mask, kv_len, q_len)
             for run in range(tl.load(run_of + row), tl.load(run_of + row + 1)):
-                for start in range(tl.load(begins + run) * BLOCK[0], tl.load(ends + run) * BLOCK[0], TILE[0]):
+                for start in range(tl.load(begins + run) * BLOCK[0], tl.load(stops + run) * BLOCK[0], TILE[0]):
                     q_tile = tile_at(q, b, h, start, m, d, q_len, SIZE[0], PARTIAL)
                     do_tile = tile_at(dout, b, h, start, m, e, q_len, SIZE[1], PARTIAL)
-                    lse_m = per_query(lse, b, h, start, m, heads, q_len)[None, :]
+                    shift_m = per_query(shift, b, h, start, m, heads, q_len)[None, :]
                     delta_m = per_query(delta, b, h, start, m, heads, q_len)[None, :]
-                    s = product(k_tile, tl.trans(q_tile), none, PRECISION) * scale
+                    s = product(k_tile, tl.trans(q_tile), none, PRECISION)
                     dp = product(v_tile, tl.trans(do_tile), none, PRECISION)
-                    at = (b, h, (start + m)[None, :], at_n)
-                    given = (sizes, mask_values, score_values, ())
-                    p, ds = slopes(s, dp, lse_m, delta_m, *at, *given, mask, score, dscore, None, PARTIAL)
+                    keep, q_idx = None, (start + m)[None, :]
+                    if PARTIAL:
+                        keep = kept(ends, start, m[None, :], b, h, q_idx, kv_idx, mask_values, mask)
+                    at = (b, h, q_idx, kv_idx, score_values, ())
+                    p, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *at, score, dscore, None)
                     dv_acc = product(p.to(do_tile.dtype), do_tile, dv_acc, PRECISION)
                     dk_acc = product(ds.to(q_tile.dtype), q_tile, dk_acc, PRECISION)
     store_at(dk, dk_acc * scale, b, kv_h, first, n, d, kv_len, SIZE[0])

@@ -19,8 +19,8 @@ class Config(NamedTuple):
     stages: int
 
     def options(self) -> dict[str, Any]:
-        """As Triton's compiler takes them; it is told of fused products because its default is about to change."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        """As Triton's compiler takes them."""
+        return {"num_warps": self.warps, "num_stages": self.stages}
 
 
 FORWARD: dict[str, dict[int, Config]] = {
@@ -35,33 +35,40 @@ FORWARD: dict[str, dict[int, Config]] = {
 "sm_80" needs under 99 KB of shared memory, and serves every GPU that has no row. No tensor core multiplies float32.
 """
 
-BACKWARD: dict[str, dict[int, Config]] = {
+BACKWARD_Q: dict[str, dict[int, Config]] = {
     "sm_80": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
-    "sm_90": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
+    "sm_90": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
+    "sm_100": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
     "gfx": {256: Config(32, 32, 4, 2)},
     "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
 }
-"""As `FORWARD`, for queries; the kernel for keys has as many of these as the other has queries. A family without a row
-takes that of "sm_80".
-"""
+"""As `FORWARD`. Each four warps of an sm_90 multiply 64 rows at once: of queries here, of keys in `BACKWARD_KV`."""
+
+BACKWARD_KV: dict[str, dict[int, Config]] = {
+    "sm_80": {64: Config(32, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 2)},
+    "sm_90": {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 2)},
+    "sm_100": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 2)},
+    "gfx": {256: Config(32, 32, 4, 2)},
+    "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+}
+
+TABLES = {"forward": FORWARD, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
 
 
 def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Config:
-    """The choice for a GPU; tiles divide the map's blocks. kernel: forward, backward_q, backward_kv
-    or decode."""
+    """The choice for a GPU; tiles divide the map's blocks. kernel: one of `TABLES`, or decode."""
     if kernel == "decode":  # its tile of queries is as high as the call needs
         row = max(q.shape[3], v.shape[3]) * q.element_size()
         return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 256 else 16), 4, 3)
     family = "gfx" if arch.startswith("gfx") else {"sm_103": "sm_100"}.get(arch, arch)
-    tables = FORWARD if kernel == "forward" else BACKWARD
+    tables = TABLES[kernel]
     table = tables["float32"] if q.dtype == torch.float32 else tables.get(family, tables["sm_80"])
     channels = max(q.shape[3], v.shape[3])
     chosen = table[min(most for most in table if most >= channels)]
-    if kernel == "backward_kv":
-        chosen = chosen._replace(block_m=chosen.block_n, block_n=chosen.block_m)
     block_m, block_n = divisor(grid.block_q, chosen.block_m), divisor(grid.block_kv, chosen.block_n)
     fits = (block_m, block_n) == (chosen.block_m, chosen.block_n)
-    return chosen if fits else Config(block_m, block_n, 8 if block_m >= 64 else 4, chosen.stages)
+    own = block_n if kernel == "backward_kv" else block_m
+    return chosen if fits else Config(block_m, block_n, 8 if own >= 64 else 4, chosen.stages)
 
 
 def divisor(block: int, most: int) -> int:

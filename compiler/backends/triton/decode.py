@@ -8,7 +8,7 @@ to its part piece by piece, `merge` adds up the pieces of a row.
 import triton
 import triton.language as tl
 
-from .forward import LN_2, LOG2_E, over_runs, place
+from .forward import LN_2, LOG2_E, ends_of, over_runs, place
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def in_pages(tensor, table, b, last, PAGE: tl.constexpr):
 
 @triton.jit
 def decode(
-    q, k, v, table, pieces, work, full, partial, sizes, scale, mask_values, score_values, mask: tl.constexpr,
+    q, k, v, table, pieces, work, full, partial, sizes, scale, mask_values, score_values, mask,
     score: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -55,13 +55,13 @@ def decode(
         batch = b if PAGE == 0 else b * 0  # pages belong to no batch
         places = (b, h, q_idx, place(k, batch, first_h // group), place(v, batch, first_h // group))
         k_in, v_in = in_pages(k, table, b, kv_len - 1, PAGE), in_pages(v, table, b, kv_len - 1, PAGE)
-        lengths = (q_len, kv_len)
         state = over_runs(
-            state, full, piece, q_tile, places, k_in, v_in, lengths, scale, mask_values, score_values, None,
-            score, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+            state, full, piece, q_tile, places, k_in, v_in, kv_len, scale, None, mask_values, score_values, None, score,
+            BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
+        ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
         acc, total, most = over_runs(
-            state, partial, piece, q_tile, places, k_in, v_in, lengths, scale, mask_values, score_values, mask,
+            state, partial, piece, q_tile, places, k_in, v_in, kv_len, scale, ends, mask_values, score_values, mask,
             score, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
         slot = tl.cast(piece, tl.int64) * BLOCK_M + m
@@ -72,17 +72,9 @@ def decode(
 
 @triton.jit
 def merge(
-    pieces,
-    first,
-    out,
-    lse,
-    sink,
-    sizes,
-    BLOCK_M: tl.constexpr,
-    V_DIM: tl.constexpr,
-    V_PAD: tl.constexpr,
+    pieces, first, out, lse, sink, sizes, BLOCK_M: tl.constexpr, V_DIM: tl.constexpr, V_PAD: tl.constexpr,
     PIECES: tl.constexpr,
-):
+):  # fmt: skip
     """Output and lse of one query from the pieces of its row. pieces, sizes: as in `decode`; first: first piece of each
     row; out: a tensor; lse: float32 [batch, heads, q_len] in nats. PIECES: how many are read at once.
     """

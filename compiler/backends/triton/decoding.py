@@ -14,7 +14,7 @@ from ...blocks.points import Array
 from ...blocks.runs import counting
 from .. import Call
 from .configs import Config
-from .launch import Plan, described, padded
+from .launch import Plan, described, near, padded
 from .tuning import launched
 
 MOST_QUERIES = 16
@@ -66,12 +66,13 @@ def run_decode(
     if table is not None:
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         table = table if table.stride(1) == 1 else table.contiguous()
+    q, k, v = near(q, k, v)
     result: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def launch(chosen: Config) -> None:
         result[:] = [_decode(plan, q, k, v, table, chosen)]
 
-    launched(launch, decode, plan, q, v, (plan.mask, plan.score))
+    launched(launch, decode, plan, q, v, plan.functions[:2])
     return result[0]
 
 
@@ -102,8 +103,8 @@ def _decode(
         plan.scale,
         plan.mask_values,
         plan.score_values,
-        mask=plan.mask,
-        score=plan.score,
+        mask=plan.functions.mask,
+        score=plan.functions.score,
         PAGE=0 if table is None else k.shape[2],
         BLOCK_M=block_m,
         BLOCK_N=chosen.block_n,
@@ -112,6 +113,7 @@ def _decode(
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        **plan.options(),
     )
     return _merged(plan, work, pieces, sizes, q)
 
@@ -139,6 +141,7 @@ def _merged(
         V_DIM=v_dim,
         V_PAD=padded(v_dim),
         PIECES=PIECES,
+        enable_fp_fusion=True,
     )
     return out, lse
 

@@ -1,8 +1,9 @@
 """The forward kernel: one tile of queries against the runs of key blocks that its row keeps.
 
-Rows come as runs, so no index is loaded inside one; full runs need no mask, and partial ones ask the mask function. The
-mask and the score functions are generated from the spec and passed in. Tensors are tuples (pointer, strides of batch,
-head, token, channel).
+Rows come as runs, so no index is loaded inside one; full runs need no mask. The mask and the score are functions
+generated from the spec and passed in: a score is one function, a mask is (first, end, rest), any of them None. `first`
+and `end` bound the keys of a query (in `backward_kv` the queries of a key), `rest` is asked for each pair. Tensors are
+tuples (pointer, strides of batch, head, token, channel).
 """
 
 import os
@@ -30,7 +31,7 @@ def tile_of(base, tensor, first, tokens, channels):
     if len(tensor) > 5:
         at = first + tokens
         page = tl.load(tensor[5] + tl.minimum(at // tensor[7], tensor[6])).to(tl.int64)
-        rows = (page * tensor[1] + at % tensor[7] * tensor[3])[:, None]
+        rows = (page * tensor[1] + (at % tensor[7]).to(tl.int64) * tensor[3])[:, None]
     else:
         rows = tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3]
     return base + rows + channels[None, :] * tensor[4]
@@ -45,25 +46,51 @@ def product(a, b, acc, precision: tl.constexpr):
 
 
 @triton.jit
-def kept(inside, b, h, q, kv, values, mask: tl.constexpr, q_len, kv_len):
-    """bool tile: pairs that exist and that the mask keeps; it is asked at existing positions only."""
-    return inside & mask(b, h, tl.minimum(q, q_len - 1), tl.minimum(kv, kv_len - 1), values)
+def ends_of(b, h, at, values, mask, length, other_length):
+    """First and end, int32, of what the positions `at` of a tile keep on the other side, as far as the mask bounds it;
+    nothing for a position past `length`.
+    """
+    end = at * 0 + other_length
+    if mask[1] is not None:
+        end = tl.minimum(end, tl.maximum(mask[1](b, h, at, values), 0))
+    first = end * 0
+    if mask[0] is not None:
+        first = tl.minimum(tl.maximum(mask[0](b, h, at, values), 0), other_length)
+    return first.to(tl.int32), tl.where(at < length, end, 0).to(tl.int32)
 
 
 @triton.jit
-def scored(s, b, h, q, kv, values, score: tl.constexpr, q_len, kv_len):
-    """Scores in base 2, after the score function if there is one."""
+def kept(ends, start, step, b, h, q, kv, values, mask):
+    """bool tile: the pairs that exist and that the mask keeps. `ends` bound the positions `start + step`; the ends are
+    moved, because the compiler would compare moved positions in 64 bits.
+    """
+    keep = step < ends[1] - start
+    if mask[0] is not None:
+        keep = keep & (step >= ends[0] - start)
+    if mask[2] is not None:
+        keep = keep & mask[2](b, h, q, kv, values)
+    return keep
+
+
+@triton.jit
+def scored(s, scale, b, h, q, kv, values, score: tl.constexpr):
+    """Scores from the products of q and k, and the factor that brings them to base 2.
+
+    Without a score function the scale is part of the factor: exp2(s * factor - shift) is one multiply-add.
+    """
+    factor = scale * LOG2_E
     if score is not None:
-        s = score(s, b, h, tl.minimum(q, q_len - 1), tl.minimum(kv, kv_len - 1), values)
-    return s * LOG2_E
+        s = score(s * scale, b, h, q, kv, values)
+        factor = LOG2_E
+    return s, factor
 
 
 @triton.jit
-def attended(acc, total, most, s, v, precision: tl.constexpr):
-    """One step of the online softmax: scores [M, N] in base 2, values [N, V]."""
-    new = tl.maximum(most, tl.max(s, 1))
+def attended(acc, total, most, s, factor, v, precision: tl.constexpr):
+    """One step of the online softmax: scores [M, N], what brings them to base 2 (more than 0), values [N, V]."""
+    new = tl.maximum(most, tl.max(s, 1) * factor)
     shift = tl.where(new == float("-inf"), 0.0, new)  # a row without a key so far stays at zero
-    p = tl.exp2(s - shift[:, None])
+    p = tl.exp2(s * factor - shift[:, None])
     fade = tl.exp2(most - shift)
     total = total * fade + tl.sum(p, 1)
     acc = product(p.to(v.dtype), v, acc * fade[:, None], precision)
@@ -72,14 +99,12 @@ def attended(acc, total, most, s, v, precision: tl.constexpr):
 
 @triton.jit
 def over_runs(
-    state, runs, row, tile, places, k, v, lengths, scale, mask_values, score_values, mask: tl.constexpr,
-    score: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    state, runs, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend to the runs of a row; without a mask, every pair is kept and every position exists."""
     acc, total, most = state
     b, h, q_idx, k_base, v_base = places
-    q_len, kv_len = lengths
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, tile.shape[1])
     e = tl.arange(0, acc.shape[1])
@@ -93,18 +118,18 @@ def over_runs(
             k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=in_k, other=0.0)
             v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=in_v, other=0.0)
             nothing = tl.zeros([tile.shape[0], BLOCK_N], tl.float32)
-            s = product(tile, tl.trans(k_tile), nothing, PRECISION) * scale
-            s = scored(s, b, h, q_idx, kv_idx, score_values, score, q_len, kv_len)
+            s = product(tile, tl.trans(k_tile), nothing, PRECISION)
+            s, factor = scored(s, scale, b, h, q_idx, kv_idx, score_values, score)
             if mask is not None:
-                inside = (q_idx < q_len) & (kv_idx < kv_len)
-                s = tl.where(kept(inside, b, h, q_idx, kv_idx, mask_values, mask, q_len, kv_len), s, float("-inf"))
-            acc, total, most = attended(acc, total, most, s, v_tile, PRECISION)
+                keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
+                s = tl.where(keep, s, float("-inf"))
+            acc, total, most = attended(acc, total, most, s, factor, v_tile, PRECISION)
     return acc, total, most
 
 
 @triton.jit
 def forward(
-    q, k, v, out, lse, rows, full, partial, sizes, scale, mask_values, score_values, sink, mask: tl.constexpr,
+    q, k, v, out, lse, rows, full, partial, sizes, scale, mask_values, score_values, sink, mask,
     score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -136,14 +161,14 @@ def forward(
 
     state = (acc, total, most)
     places = (b, h, q_idx, place(k, b, h // group), place(v, b, h // group))
-    lengths = (q_len, kv_len)
     state = over_runs(
-        state, full, row, q_tile, places, k, v, lengths, scale, mask_values, score_values, None,
-        score, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        state, full, row, q_tile, places, k, v, kv_len, scale, None, mask_values, score_values, None, score,
+        BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
+    ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
     acc, total, most = over_runs(
-        state, partial, row, q_tile, places, k, v, lengths, scale, mask_values, score_values, mask,
-        score, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        state, partial, row, q_tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+        BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
 
     some = total > 0

@@ -16,9 +16,15 @@ from ...blocks.block_map import BlockMap
 from ...pipeline import by_content, needs_64_bits
 from .. import Call
 from .configs import Config, arch_of
+from .intervals import interval
 from .rows import Rows, rows_of
-from .source import functions, values_of
+from .source import Functions, functions, may_fuse, simple, values_of
 from .tuning import launched
+
+FAR_STRIDE = 2**31 // 256
+"""256: most tokens or channels of a tile."""
+LEAST_SCALE = 1e-30
+"""Where there is no score function, kernels take the maximum before they scale: by more than 0, in 32 bits."""
 
 
 def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any) -> None:
@@ -30,12 +36,13 @@ def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **consta
 class Plan:
     """What every kernel of one call is given, beside its own tensors.
 
-    arch: the GPU it is for, such as "sm_90". start: `run`, or what takes its place ahead of time.
+    functions: of the mask as an interval of keys, and of the score. arch: the GPU it is for, such as "sm_90". start:
+    `run`, or what takes its place ahead of time.
     """
 
     block_map: BlockMap
-    mask: Any
-    score: Any
+    mask: Expr
+    functions: Functions
     mask_values: tuple[Any, ...]
     score_values: tuple[Any, ...]
     scale: float
@@ -49,6 +56,10 @@ class Plan:
     sink: torch.Tensor | None = None
     """float32 [heads]: the score of one more column, which has no value."""
     autotune: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Of the compiler, for kernels that ask the mask. Fusing is also the cheapest way from scores to weights."""
+        return {"enable_fp_fusion": may_fuse(self.mask)}
 
     def sizes(self, side: str) -> tuple[int, ...]:
         """Heads, query heads for each key head, lengths, and the rows of blocks on a side."""
@@ -64,21 +75,23 @@ def plan_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = Non
     block_map = call.block_map
     assert isinstance(block_map, BlockMap)
     wide = is_wide(call)
+    scale = 1 / math.sqrt(call.q.shape[3]) if call.attention.scale is None else call.attention.scale
+    plain = call.score is var("score") and scale > LEAST_SCALE
+    scored = None if plain else call.score
     device = call.q.device
-    scored = call.score if call.score is not var("score") else None
     key = ("triton plan", call.mask, scored, wide, device)
     if key not in block_map.lists:
-        pair = functions(call.mask, scored, wide, call.attention.label)
-        block_map.lists[key] = *pair, values_of(call.mask, _lasting(call), device, wide)
-    mask, score, mask_values = block_map.lists[key]
+        printed = functions(call.mask, scored, wide, call.attention.label)
+        block_map.lists[key] = printed, values_of(call.mask, _lasting(call), device, wide)
+    made, mask_values = block_map.lists[key]
     bound = {**call.bound.all_numbers(), **call.bound.tensors}
     return Plan(
         block_map,
-        mask,
-        score,
+        call.mask,
+        made,
         mask_values,
         () if scored is None else values_of(scored, bound, device, wide),
-        1 / math.sqrt(call.q.shape[3]) if call.attention.scale is None else call.attention.scale,
+        scale,
         call.q.shape[1],
         call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
         scored,
@@ -99,6 +112,8 @@ def _lasting(call: Call) -> dict[str, Any]:
 
 def is_wide(call: Call) -> bool:
     """Do the functions of a call need 64-bit integers? Kept with its map, unless other integer tensors decide too."""
+    if any(x.numel() >= 2**31 for x in call.bound.tensors.values()):
+        return True  # where an element lies is an integer too
     kept, block_map = call.attention.kept.expr.names | call.mask.names, call.block_map
     if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
         return _computes_wide(call)
@@ -110,7 +125,15 @@ def is_wide(call: Call) -> bool:
 
 def _computes_wide(call: Call) -> bool:
     integers = substitute(call.score, {"score": const(0.0)})
-    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (call.mask, integers))
+    mask = simple(call.mask)
+    ends = [end for side in ("q", "kv") for end in interval(mask, side)[:2] if end is not None]
+    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (mask, integers, *ends))
+
+
+def near(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors as their memory says, whose steps inside a tile fit 32 bits: others are copied."""
+    tensors = tuple(x.resolve_neg() for x in tensors)
+    return tuple(x.contiguous() if max(x.stride()[2:]) >= FAR_STRIDE else x for x in tensors)
 
 
 def described(tensor: torch.Tensor) -> tuple[Any, ...]:
@@ -130,9 +153,12 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     """Output in q's dtype, and lse float32."""
     from .forward import forward
 
+    q, k, v = near(q, k, v)
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    launched(partial(_forward, plan, q, k, v, out, lse), forward, plan, q, v, (plan.mask, plan.score))
+    launched(
+        partial(_forward, plan, q, k, v, out, lse), forward, plan, q, v, (plan.functions.mask, plan.functions.score)
+    )
     return out, lse
 
 
@@ -166,8 +192,8 @@ def _forward(
         plan.mask_values,
         plan.score_values,
         plan.sink,
-        mask=plan.mask,
-        score=plan.score,
+        mask=plan.functions.mask,
+        score=plan.functions.score,
         BLOCK_Q=grid.block_q,
         BLOCK_KV=grid.block_kv,
         BLOCK_M=chosen.block_m,
@@ -177,4 +203,5 @@ def _forward(
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee",
+        **plan.options(),
     )

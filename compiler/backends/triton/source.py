@@ -1,29 +1,32 @@
 """Print an expression as a Triton function of positions and values, in a file that one can read.
 
 A function takes `b`, `h` (scalars), `q` [M, 1], `kv` [1, N] and `values`, a tuple: the numbers and tensors that the
-expression reads, a tensor as its pointer and the sizes of its dims but the first.
+expression reads, a tensor as its pointer and the sizes of its dims. Positions may pass the end. A mask is up to three
+of them: `first` and `end` of the keys of a query, or of the queries of a key, and `rest`, what is asked for each pair.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from flexspec.expr import Apply, Const, Expr, Load, Param, Var, inputs_of, params_of
+from flexspec.expr import Apply, Const, Expr, Load, Param, Var, inputs_of, params_of, var, walk
 from flexspec.ops import OPS, Type
 from flexspec.syntax import formula
 
 from ...limits import limits
 from ...simplify import cast, simplify
 from ..torch_source import POSITIONS, Printer
+from .intervals import interval
 
 HEADER = '''"""{title}
 
@@ -52,6 +55,8 @@ class TritonPrinter(Printer):
     def one(self, node: Expr) -> str:
         if isinstance(node, Const):
             return _number(node.value)
+        if isinstance(node, Param) and node.type is Type.DOUBLE:  # as its bits: numbers arrive as 32-bit floats
+            return f"tl.cast(tl.cast(values[{self.slots[node.name]}], tl.int64), tl.float64, bitcast=True)"
         if isinstance(node, Param) or (isinstance(node, Var) and node.name in self.slots):
             return self._as(node.type, f"values[{self.slots[node.name]}]")
         if isinstance(node, Var):
@@ -68,11 +73,14 @@ class TritonPrinter(Printer):
         divides = node.op in ("floordiv", "mod") and kinds[0] <= Type.INT
         if divides and limits(args[0])[0] >= 0 and limits(args[1])[0] > 0:
             return f"({text[0]} {op.symbol} {text[1]})"  # rounding toward zero is rounding down
+        if node.op == "div" and "score" in node.names:  # whose last bits decide nothing
+            return f"({text[0]} / {text[1]})"
         return op.triton_source[kinds[-1] > Type.INT].format(*text)
 
     def cast(self, arg: Expr, kind: Type) -> str:
         if isinstance(arg, Const):
-            return _number((bool, int, float, float)[kind](arg.value))
+            number = _number((bool, int, float, float)[kind](arg.value))
+            return number if kind < Type.DOUBLE else f"tl.full([1, 1], {number}, tl.float64)"
         if arg.type is kind:
             return self.text[arg]
         return f"({self.text[arg]} != 0)" if kind is Type.BOOL else self._as(kind, self.text[arg])
@@ -92,13 +100,23 @@ class TritonPrinter(Printer):
         offset = "0"
         for axis, part in enumerate(node.index):
             at = self.cast(part, Type.INT)
-            if not isinstance(part, Var):
+            if part not in (var("b"), var("h")):
                 size = f"values[{slot + 1 + axis}]"
                 if limits(part)[0] < 0:
                     at = f"tl.where({at} < 0, {at} + {size}, {at})"
-                at = f"tl.minimum(tl.maximum({at}, 0), {size} - 1)"
+                least = at if isinstance(part, Var) else f"tl.maximum({at}, 0)"
+                at = f"tl.minimum({least}, {size} - 1)"
             offset = f"({offset}) * values[{slot + 1 + axis}] + {at}" if axis else at
         return offset
+
+
+@lru_cache(maxsize=512)
+def may_fuse(mask: Expr) -> bool:
+    """May the compiler make one operation of a product and a sum? Not where a mask multiplies floats: it would round
+    unlike torch, and a pair on the edge would not be of its block's kind.
+    """
+    products = (node for node in walk(mask) if isinstance(node, Apply) and node.op == "mul")
+    return all(node.type <= Type.INT for node in products)
 
 
 @lru_cache(maxsize=512)
@@ -131,8 +149,12 @@ def values_of(expr: Expr, bound: Mapping[str, Any], device: torch.device, wide: 
             out += [tensor, *tensor.shape]
         else:
             kind = params[name].type if name in params else Type.INT
-            out.append(float(value) if kind > Type.INT else int(value))
+            out.append(_bits(value) if kind is Type.DOUBLE else float(value) if kind > Type.INT else int(value))
     return tuple(out)
+
+
+def _bits(value: float) -> int:
+    return int.from_bytes(struct.pack("<d", value), "little", signed=True)
 
 
 def _number(value: float) -> str:
@@ -142,22 +164,30 @@ def _number(value: float) -> str:
 
 
 def source_of(
-    expr: Expr, *, kind: str, wide: bool, places: Mapping[str, int] | None = None, offset: bool = False
+    expr: Expr,
+    *,
+    kind: str,
+    wide: bool,
+    places: Mapping[str, int] | None = None,
+    offset: bool = False,
+    takes: str = "s, b, h, q, kv",
 ) -> str:
-    """The source of one jitted function: `kind` is its name, "mask", "score" or of those that `gradients` prints.
+    """The source of one jitted function: `kind` is its name, `takes` its arguments before `values`.
 
     places: where `values` has each value, else `slots(expr)`. offset: of a load, where it reads and not what.
     """
     expr = simplify(expr)
     printer = TritonPrinter(expr, wide, places)
-    head = ["@triton.jit", f"def {kind}({'s, ' if kind != 'mask' else ''}b, h, q, kv, values):"]
+    head = ["@triton.jit", f"def {kind}({takes}, values):"]
     names = [name for name in POSITIONS if name in expr.names] if wide else []
     body = [f"{name} = {name}.to(tl.int64)" for name in names]
     if "score" in expr.names:
         body.append("score = s")
     result = printer.offset(expr) if offset and isinstance(expr, Load) else printer.result
-    if not offset and not expr.names & {"q", "kv", "score"}:  # a tile all the same
-        result = f"({result}) & (q >= 0) & (kv >= 0)" if kind == "mask" else f"({result}) + 0.0 * s"
+    if not offset and takes.startswith("s") and "score" not in expr.names:  # a tile all the same
+        result = f"({result}) + tl.zeros_like(s)"
+    elif not offset and not expr.names & {"q", "kv", "score"}:
+        result = f"({result}) + 0 * {takes.split()[-1]}"
     lines = [f"    {line}" for line in (*body, *printer.lines, f"return {result}")]
     return "\n".join([*head, *lines, ""])
 
@@ -165,10 +195,11 @@ def source_of(
 def module_of(sources: list[str], title: str, text: str) -> Any:
     """Write functions to a file of their own, once for each content, and import it."""
     text = "\n".join(text[at : at + LINE] for at in range(0, len(text), LINE)).replace("\n", "\n    ")
-    content = HEADER.format(title=title.replace('"', "'"), formula=text.replace("\\", "/")) + "\n\n".join(sources)
+    title = "".join(c if c.isprintable() else " " for c in title.replace('"', "'").replace("\\", "/"))
+    content = HEADER.format(title=title, formula=text.replace("\\", "/")) + "\n\n".join(sources)
     name = f"flexspec_{hashlib.sha256(content.encode()).hexdigest()[:20]}"
     path = cache_folder() / f"{name}.py"
-    if not path.exists() or path.read_text() != content:
+    if not path.exists() or path.read_text("utf-8") != content:
         write(path, content)
     spec = spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -180,7 +211,7 @@ def module_of(sources: list[str], title: str, text: str) -> Any:
 def write(path: Path, content: str) -> None:
     """Write a file of the cache. Many processes may do this at once: it appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as part:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
         part.write(content)
     os.replace(part.name, path)
 
@@ -197,11 +228,28 @@ def cache_folder() -> Path:
 Function = Callable[..., Any]
 
 
+class Functions(NamedTuple):
+    """The jitted functions of a spec, and the file that holds them. mask: (first, end, rest), as far as there are."""
+
+    mask: tuple[Function | None, ...]
+    score: Function | None
+    file: str
+
+
 @lru_cache(maxsize=512)
-def functions(mask: Expr, score: Expr | None, wide: bool, title: str) -> tuple[Function, Function | None]:
-    """The jitted mask and score functions of a spec."""
-    sources = [source_of(mask, kind="mask", wide=wide)]
+def functions(mask: Expr, score: Expr | None, wide: bool, title: str, side: str = "kv") -> Functions:
+    """The mask as an interval along `side`, "q" or "kv", and the score."""
+    mask = simple(mask)
+    places = slots(mask)
+    parts = interval(mask, side)._asdict()
+    bounded = f"b, h, {'q' if side == 'kv' else 'kv'}"
+    sources = [
+        source_of(part, kind=name, wide=wide, places=places, takes="b, h, q, kv" if name == "rest" else bounded)
+        for name, part in parts.items()
+        if part is not None
+    ]
     if score is not None:
         sources.append(source_of(cast(score, Type.FLOAT), kind="score", wide=wide))
-    module = module_of(sources, title, formula(simplify(mask)))
-    return module.mask, getattr(module, "score", None)
+    module = module_of(sources, title, formula(mask))
+    found = tuple(getattr(module, name, None) for name in parts)
+    return Functions(found, getattr(module, "score", None), module.__file__)

@@ -1,0 +1,123 @@
+"""Masks as intervals along one side: `first <= kv < end` for each query, and what must be asked of each pair.
+
+The ends are expressions without that side, so a kernel computes them once for a tile and not for every pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache, reduce
+from typing import NamedTuple
+
+from flexspec.expr import Apply, Expr, apply, const, var
+from flexspec.ops import Type
+
+from ...simplify import Linear, added, from_linear, linear, may_wrap, simplify
+
+MOST = 2**31 - 1
+"""More than any position."""
+
+
+class Interval(NamedTuple):
+    """A mask is `first <= position` and `position < end` and `rest`; None: it does not limit."""
+
+    first: Expr | None
+    end: Expr | None
+    rest: Expr | None
+
+
+Limit = tuple[str, Expr]
+"""The field of an `Interval`, and an expression for it."""
+
+
+@lru_cache(maxsize=512)
+def interval(mask: Expr, side: str) -> Interval:
+    """A boolean expression as an interval along `side`, "q" or "kv", of positions that are not negative.
+
+    Parts of the conjunction that are linear in the side, with the factor 1 or -1, become ends, and so do those without
+    it; the others are the rest.
+
+    >>> from flexspec.syntax import parse
+    >>> interval(parse("(q - kv >= 0) & (abs(q - kv) < 8) & (kv % 3 == 0)"), "kv")
+    Interval(first=q - 7, end=min(q + 1, q + 8), rest=kv % 3 == 0)
+    """
+    firsts: list[Expr] = []
+    ends: list[Expr] = []
+    rest: list[Expr] = []
+    for part in _parts(simplify(mask)):
+        if side not in part.names:
+            if part is not const(True):
+                ends.append(apply("where", part, const(MOST), const(0)))
+            continue
+        limits = _limits(part, side)
+        for kind, limit in limits:
+            (firsts if kind == "first" else ends).append(limit)
+        if not limits:
+            rest.append(part)
+    return Interval(_joined("max", firsts), _joined("min", ends), _joined("and", rest))
+
+
+def _joined(op: str, parts: list[Expr]) -> Expr | None:
+    return simplify(reduce(lambda a, b: apply(op, a, b), dict.fromkeys(parts))) if parts else None
+
+
+def _parts(mask: Expr) -> Iterator[Expr]:
+    if isinstance(mask, Apply) and mask.op == "and" and mask.type is Type.BOOL:
+        for arg in mask.args:
+            yield from _parts(arg)
+    else:
+        yield mask
+
+
+def _limits(part: Expr, side: str) -> list[Limit]:
+    """The ends that a part is the same as; none where it is no interval."""
+    if not isinstance(part, Apply):
+        return []
+    if part.op == "or":
+        return _united(*(_limits(arg, side) for arg in part.args))
+    if part.op not in ("lt", "le", "gt", "ge", "eq") or any(arg.type is not Type.INT for arg in part.args):
+        return []
+    less = added(linear(part.args[0]), linear(part.args[1]), -1)
+    more = added(({}, 0), less, -1)
+    strict = int(part.op in ("lt", "gt"))
+    sums = {"lt": [less], "le": [less], "gt": [more], "ge": [more], "eq": [less, more]}[part.op]
+    found = [_solved(*each, side, may_wrap(part)) for terms, total in sums for each in _signs(terms, total + strict)]
+    return [limit for limit in found if limit] if all(found) else []
+
+
+def _united(a: list[Limit], b: list[Limit]) -> list[Limit]:
+    """Of either part: two that end are one that ends at the later end."""
+    if len(a) != 1 or len(b) != 1 or a[0][0] != b[0][0]:
+        return []
+    kind = a[0][0]
+    return [(kind, apply("max" if kind == "end" else "min", a[0][1], b[0][1]))]
+
+
+def _signs(terms: dict[Expr, int], total: int) -> Iterator[Linear]:
+    """A sum that is at most 0, without `abs`: `abs(a) + b <= 0` where both `a + b` and `b - a` are."""
+    size = next((x for x, count in terms.items() if isinstance(x, Apply) and x.op == "abs" and count == 1), None)
+    if size is None:
+        yield terms, total
+        return
+    others = {x: count for x, count in terms.items() if x is not size}
+    for sign in (1, -1):
+        yield from _signs(*added((others, total), linear(size.children[0]), sign))
+
+
+def _solved(terms: dict[Expr, int], total: int, side: str, wraps: bool) -> Limit | None:
+    """`terms + total <= 0` for the position; None where it is not alone, or is multiplied."""
+    position = var(side)
+    factor = terms.get(position, 0)
+    others = {x: count for x, count in terms.items() if x is not position}
+    if factor not in (1, -1) or any(side in x.names for x in others):
+        return None
+    if wraps:  # a tensor's number of any size, compared: one more or less is safe only near the positions
+        if len(others) != 1 or abs(total) > 1:
+            return None
+        ((x, count),) = others.items()
+        if count != -factor:
+            return None
+        others = {apply("max", const(-2), apply("min", x, const(MOST - 1))): count}
+    if factor == -1:
+        return "first", from_linear(others, total)
+    return "end", from_linear({x: -count for x, count in others.items()}, 1 - total)

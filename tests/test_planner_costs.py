@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from flexspec.compiler.planning import cost, counting, ranking
+from flexspec.compiler.planning.candidates import Candidate
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
 from flexspec.compiler.planning.hardware import HARDWARE, Hardware, hardware_at, hardware_of
 from flexspec.compiler.planning.ranking import moves
 from flexspec.compiler.planning.tally import Tally, coarser
 
 import flexspec as fs
+from flexspec.inputs import make_sizes
 
 VIDEO = fs.Canvas(t=4, h=6, w=5)
 ACROSS, LINE = fs.axial(VIDEO, "t"), fs.axial(VIDEO, "w")
@@ -208,3 +210,18 @@ def test_mistakes_without_a_canvas() -> None:
         with pytest.raises(fs.FlexSpecError) as caught:
             fs.plan(spec, **options)
         assert caught.value.code == code
+
+
+def test_published_shares_of_sliding_tiles() -> None:
+    """Sliding tiles have no mixed blocks, 91.00% and 58.33% sparse; token by token 124 of 125 in a row are mixed."""
+    video, tile = fs.Canvas(t=30, h=48, w=80), {"t": 6, "h": 8, "w": 8}
+    for window, sparsity in [({"t": 18, "h": 24, "w": 24}, 0.91), ({"t": 30, "h": 40, "w": 40}, 7 / 12)]:
+        mask = fs.sliding_tile(video, window, tile)
+        (plan,) = fs.plan(mask, orders=[fs.tiled(video, tile)], block_sizes=[128], check=0)
+        assert plan.partial == 0 and plan.density == pytest.approx(1 - sparsity) and plan.wasted_pairs == 0
+    cube = fs.Canvas(t=48, h=48, w=48)
+    near = fs.neighborhood(cube, window=11)
+    counter = counting.Counter.of(near, near.bind(make_sizes(cube.size), {}))
+    ((tally,),) = counter.tallies(Candidate(fs.tiled(cube, 4), ((64, 64),))).values()
+    inside = (6 * 12 + 6) * 12 + 6
+    assert (tally.found[inside], tally.full[inside], len(tally.found)) == (125, 1, 12**3)

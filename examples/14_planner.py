@@ -13,7 +13,7 @@ plans = fs.plan(near, heads=24, hardware="h100", moved=False)  # the model moves
 print(plans)
 best = plans.best
 blocks = fs.block_map(near, video.size, block_size=best.block_size, order=best.order)
-drawn = blocks.show(Path("out") / "12_planned.png")
+drawn = blocks.show(Path("out") / "14_planned.png")
 print("picture:", drawn)
 
 small = fs.Canvas(t=4, h=8, w=8)  # two kinds of heads, each with an order of its own

@@ -9,6 +9,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from .blocks.tables import Tables
 from .explain import Report, explain
 from .pages import as_seen, check_pages, gathered
 from .pipeline import BlockSize, Stages, by_content, make_grid, map_of, tables_of
+from .planning.auto import AUTO, PlannedAttention
 from .reference import check_qkv, check_weight
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ MAPS_KEPT = 32
 def compile(  # noqa: A001 - the field's word, as in torch.compile
     spec: Attention | Mask | Callable[..., Any],
     *,
-    order: Order | None = None,
-    block_size: BlockSize = 128,
+    order: Order | str | None = None,
+    block_size: BlockSize | str = 128,
     backend: str = "auto",
     exact: bool = True,
     autotune: bool = False,
@@ -52,17 +54,20 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
     spec: a Mask, an Attention, or a FlexAttention mask_mod. order: where tokens lie in memory while the kernel runs.
-    block_size: tokens, one number or (query, key). backend: auto, flex, triton or reference. exact: with False
-    the block lists of a call are made on its device from bounds, without waiting for it: documents that change at each
-    step cost no synchronisation, and undecided blocks evaluate the mask. autotune: time the tiles of each Triton kernel
-    at the first call of its kind, and keep the best in the cache folder. Raises FS023, FS030, FS033, FS041, FS042.
+    block_size: tokens, one number or (query, key). "auto" for either is `fs.plan`'s choice at the first call of a size:
+    a `PlannedAttention`. backend: auto, flex, triton or reference. exact: with False block lists are made on the device
+    from bounds, without waiting: documents that change at each step cost no synchronisation, and undecided blocks
+    evaluate the mask. autotune: time the tiles of each Triton kernel at its first call and keep the best in the cache
+    folder. Raises FS023, FS030, FS033, FS041, FS042.
 
     >>> import flexspec as fs, torch
     >>> attend = fs.compile(fs.causal(), backend="reference")
     >>> attend(*[torch.eye(3)[None, None]] * 3)[0, 0, 0].tolist()
     [1.0, 0.0, 0.0]
     """
-    return CompiledAttention(as_attention(spec), order, block_size, backend, exact, autotune)
+    make: Any = partial(CompiledAttention, backend=check_backend(backend), exact=exact, autotune=autotune)
+    chosen: Any = partial(PlannedAttention, make=make) if AUTO in (order, block_size) else make
+    return chosen(as_attention(spec), order, block_size)
 
 
 class CompiledAttention:
@@ -82,9 +87,7 @@ class CompiledAttention:
         if autotune and backend != "triton":
             message = f"autotune times Triton kernels, and the backend is {backend!r}"
             raise FlexSpecError("FS042", message, fix='give backend="triton"', where=user_caret())
-        make_grid(Sizes(1, 1), block_size, None)
-        if order is not None and not isinstance(order, Order):
-            make_grid(Sizes(1, 1), block_size, order)
+        make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
         self._maps: OrderedDict[Any, tuple[Any, list[Any]]] = OrderedDict()
         self._tables: tuple[Any, Tables] | None = None
         self._lock = threading.Lock()

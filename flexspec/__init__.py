@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.planning.families import Family
     from .compiler.planning.fit import Fit, Fits, fit
+    from .compiler.planning.hardware import Hardware
+    from .compiler.planning.planner import plan
+    from .compiler.planning.plans import Plan, Plans
     from .compiler.proofs.diff import Diff, diff
     from .compiler.proofs.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.proofs.reach import Reach, reach
@@ -49,11 +52,14 @@ __all__ = [
     "Fits",
     "FlexSpecError",
     "FlexSpecWarning",
+    "Hardware",
     "Input",
     "KeptKeys",
     "Mask",
     "Order",
     "Param",
+    "Plan",
+    "Plans",
     "Proof",
     "Reach",
     "ScoreMod",
@@ -81,6 +87,7 @@ __all__ = [
     "morton",
     "parse",
     "parse_pattern",
+    "plan",
     "reach",
     "reference_attention",
     "row_major",
@@ -98,10 +105,13 @@ _COMPILER = {
     "BlockMap": "blocks.block_map",
     "CompiledAttention": "attend",
     "Diff": "proofs.diff",
+    "Hardware": "planning.hardware",
     "KeptKeys": "draw.keys",
     "Family": "planning.families",
     "Fit": "planning.fit",
     "Fits": "planning.fit",
+    "Plan": "planning.plans",
+    "Plans": "planning.plans",
     "Proof": "proofs.proof",
     "Reach": "proofs.reach",
     "block_map": "pipeline",
@@ -115,6 +125,7 @@ _COMPILER = {
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",
     "kept_keys": "draw.keys",
+    "plan": "planning.planner",
     "reach": "proofs.reach",
     "reference_attention": "reference",
     "show_orders": "draw.orders",

@@ -1,4 +1,4 @@
-"""The command line: `flexspec patterns | show | explain | check | build`. Exit 0: fine, 1: differs, 2: a mistake."""
+"""The command line: `flexspec patterns | show | explain | check | build | plan`. Exit 0: fine, 1: differs, 2: wrong."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from flexspec.errors import FlexSpecError
 
 from ..draw import diff as diff_drawing
 from . import pictures
+from . import plan as cli_plan
 from . import values as cli_values
 
 if TYPE_CHECKING:
@@ -345,6 +346,32 @@ def build(
             _print_json(report.facts() | ({"folder": str(output)} if output else {}))
         else:
             print(report)
+
+
+@app.command(epilog=cli_plan.EXAMPLES)
+def plan(
+    pattern: Pattern,
+    canvas: Annotated[str | None, typer.Option(help="Sides, e.g. 30x48x80 (t, h, w) or 64x64 (h, w).")] = None,
+    length: Length = None,
+    kv_length: KvLength = None,
+    block_size: Annotated[list[str] | None, typer.Option(help="Blocks to try, N or QxKV, several times.")] = None,
+    hardware: Annotated[str, typer.Option(help="a100, h100, h200, b200 or generic.")] = "h100",
+    heads: Heads = None,
+    head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 128,
+    batch: Batch = None,
+    values: Values = None,
+    top: Annotated[int, typer.Option(min=1, help="Plans that are printed.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Rank orders of the tokens and block sizes by what they would cost."""
+    with _reporting(as_json, pattern):
+        given = {"hardware": hardware, "heads": heads, "head_dim": head_dim, "batch": batch, "values": values}
+        given["block_sizes"] = cli_plan.sizes(block_size)
+        plans = cli_plan.table(pattern, canvas, (length, kv_length), top, given)
+        if as_json:
+            _print_json(plans.facts(top))
+        else:
+            print(plans.describe(top))
 
 
 def main() -> None:

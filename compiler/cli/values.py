@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from flexspec.expr import inputs_of
 from flexspec.formula import Formula
 from flexspec.ops import Type
 from flexspec.order import Order
+from flexspec.patterns import CATALOG
 from flexspec.source import Place
 from flexspec.spec import load as load_spec
 from flexspec.text import parse_order, parse_pattern
@@ -27,14 +28,14 @@ AROUND = 64  # tokens on each side of a counterexample in the region that is sug
 FOREIGN = re.compile(r'\n?  File "(?P<file>[^"]+)", line \d+(\n    .*\n    [ ]*\^+)?')
 
 
-def load(text: str) -> fs.Attention:
-    """A pattern from text, a spec file or `file.py:name`. FS023, FS050 to FS054, what its file raises."""
+def load(text: str, catalog: Mapping[str, Any] = CATALOG) -> fs.Attention:
+    """A pattern from text (over a catalog), a spec file or `file.py:name`. FS023, FS050 to FS054, those of its file."""
     named = re.fullmatch(r"(?P<path>.+\.py)(?::(?P<name>\w*))?", text)
     if named:
         return as_attention(_object_in(Path(named["path"]), named["name"] or ""))
     if Path(text).suffix.lower() in (".yaml", ".yml", ".json"):
         return as_attention(load_spec(text))
-    return as_attention(parse_pattern(text))
+    return as_attention(parse_pattern(text, catalog))
 
 
 def formulas(attention: fs.Attention) -> tuple[Formula, ...]:

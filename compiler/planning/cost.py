@@ -1,0 +1,72 @@
+"""A roofline for block-sparse attention: counts of blocks to seconds. What is assumed is named here, once.
+
+The counts are exact; the seconds are not measured. They order plans, and say nothing about a kernel's quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .hardware import Hardware
+from .tally import Tally
+
+ATTAINED = 0.6
+"""Assumed share of the tensor cores' peak that an attention kernel reaches on full blocks. Not measured."""
+PARTIAL_COST = 1.5
+"""Assumed time of a partial block, of a full one: the mask's arithmetic on each pair. Not measured."""
+CACHE_SPEED = 2.0
+"""Assumed speed of reads from the L2 cache, of device memory. Keys are read once for each tile of queries."""
+TILE_Q = 128
+"""Assumed queries that a kernel holds at once: longer blocks of queries are several tiles."""
+BYTES = 2
+"""Of a number: bf16."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of one attention call."""
+
+    q_len: int
+    kv_len: int
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def bytes(self) -> int:
+        """Of q, k, v and the output together."""
+        tokens = 2 * self.heads * self.q_len + 2 * self.kv_heads * self.kv_len
+        return self.batch * tokens * self.head_dim * BYTES
+
+
+def attention_seconds(
+    tallies: Sequence[Tally], repeat: int, block: tuple[int, int], shape: Shape, hardware: Hardware
+) -> float:
+    """Seconds of a forward pass whose (batch, head) have these rows of blocks, each of them `repeat` times.
+
+    A tile takes the larger of its arithmetic and its reads of keys and values. Tiles run on the SMs in waves: rounded
+    up, and never shorter than the longest tile. Nor is the whole shorter than reading q, k, v and writing the output.
+    """
+    block_q, block_kv = block
+    tile_q = min(block_q, TILE_Q)
+    found = np.concatenate([tally.found for tally in tallies])
+    full = np.concatenate([tally.full for tally in tallies])
+    work = PARTIAL_COST * found - (PARTIAL_COST - 1) * full
+    arithmetic = work * (4.0 * tile_q * block_kv * shape.head_dim / (hardware.flops * ATTAINED))
+    reads = found * (2.0 * block_kv * shape.head_dim * BYTES / (hardware.bandwidth * CACHE_SPEED))
+    tile = np.maximum(arithmetic, reads) * hardware.sms
+    tiles = int((found > 0).sum()) * repeat * -(-block_q // tile_q)
+    if not tiles:
+        return shape.bytes / hardware.bandwidth
+    waves = -(-tiles // hardware.sms)
+    running = max(float(tile.max()), waves * float(tile.sum()) / int((found > 0).sum()))
+    return max(running, shape.bytes / hardware.bandwidth)
+
+
+def permutation_seconds(shape: Shape, hardware: Hardware) -> float:
+    """Moving q, k, v into an order and the output out of it: each is read once and written once."""
+    return 2 * shape.bytes / hardware.bandwidth

@@ -1,0 +1,146 @@
+"""Exact counts of blocks for any mask, order and block size: by boxes where they hold, else from a block map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import gcd, prod
+
+import numpy as np
+
+from flexspec.expr import Expr, apply, const, inputs_of, substitute, var
+from flexspec.inputs import Bound
+from flexspec.mask import Mask
+from flexspec.order import Order, in_memory
+
+from ..blocks.block_map import BlockMap
+from ..blocks.bounds import Grid
+from ..blocks.classify import classify
+from ..blocks.points import Array
+from ..blocks.tables import Tables
+from ..pipeline import block_map, check_range, make_grid, tables_of
+from ..simplify import specialise
+from .boxes import boxes, permutation, relations, tally
+from .candidates import Candidate
+from .tally import Tally, coarser, of_runs
+
+DENSE = 1 << 25
+"""Blocks at most of a map that is held as a table, to read coarser ones from it."""
+SAMPLED_ROWS = 24
+"""Rows of blocks in a sample."""
+
+Block = tuple[int, int]
+"""Tokens of a block: query, key."""
+
+
+@dataclass
+class Counter:
+    """Counts of one mask with its values: each distinct (batch, head) once.
+
+    exprs: the distinct masks over coordinates, everything but positions filled in. index: int64 [batch | 1, heads | 1]
+    of them.
+    """
+
+    mask: Mask
+    bound: Bound
+    tables: Tables
+    exprs: Sequence[Expr]
+    index: Array
+
+    @classmethod
+    def of(cls, mask: Mask, bound: Bound) -> Counter:
+        tables = tables_of(bound)
+        check_range(mask.expr, tables.tensors)
+        whole = specialise(mask.expr, bound.all_numbers(), {})
+        sizes = (("b", bound.sizes.batch), ("h", bound.sizes.heads))
+        shape = [(size or 1) if name in whole.names else 1 for name, size in sizes]
+        each = [specialise(whole, {"b": b, "h": h}, tables.tensors) for b, h in np.ndindex(*shape)]
+        found = list(dict.fromkeys(each))
+        index = np.array([found.index(expr) for expr in each]).reshape(shape)
+        for axis in (0, 1):
+            if (index == index.take([0], axis)).all():
+                index = index.take([0], axis)
+        return cls(mask, bound, tables, found, index)
+
+    @cached_property
+    def relations(self) -> list[dict[str, Array] | None]:
+        """Of each expression, one relation for each axis, where it is such an AND."""
+        return [relations(expr, self.mask.canvas, self.tables.tensors) for expr in self.exprs]
+
+    @cached_property
+    def by_boxes(self) -> bool:
+        """Is every expression a condition on each axis?"""
+        return all(found is not None for found in self.relations)
+
+    def block_map(self, which: int, order: Order | None, block: Block) -> BlockMap:
+        """The block map of one of the expressions."""
+        names = inputs_of(self.exprs[which])
+        tensors = {name: tensor for name, tensor in self.bound.tensors.items() if name in names}
+        alone = replace(self.mask, expr=self.exprs[which], tensors=tensors, parameters={}, predicate=None)
+        return block_map(alone, self.bound.sizes.q_len, self.bound.sizes.kv_len, block_size=block, order=order)
+
+    def kept_pairs(self, which: int, order: Order | None, block: Block) -> int:
+        """Pairs that one of the expressions keeps; without conditions by axis, counted in the map of this order."""
+        relations = self.relations[which]
+        if relations is not None:
+            return prod(int(relation.sum()) for relation in relations.values())
+        return self.block_map(which, order, block).kept_pairs
+
+    def grid(self, order: Order | None, block: Block) -> Grid:
+        return make_grid(self.bound.sizes, block, order)
+
+    def finest(self, order: Order | None, blocks: Sequence[Block]) -> Grid:
+        """Blocks that all these sizes are multiples of."""
+        return self.grid(order, (gcd(*(q for q, _ in blocks)), gcd(*(kv for _, kv in blocks))))
+
+    def tallies(self, candidate: Candidate) -> dict[Block, list[Tally]]:
+        """For every block size of a candidate, the rows of blocks of each expression."""
+        found: dict[Block, list[Tally]] = {}
+        if self.by_boxes:
+            found = self._from_boxes(candidate)
+        left = [block for block in candidate.block_sizes if block not in found]
+        if left:
+            each = [self._from_map(which, candidate.order, left) for which in range(len(self.exprs))]
+            found |= {block: [tallies[block] for tallies in each] for block in left}
+        return found
+
+    def _from_boxes(self, candidate: Candidate) -> dict[Block, list[Tally]]:
+        """The block sizes of a candidate that make boxes of the canvas."""
+        assert self.mask.canvas is not None
+        place = permutation(candidate.order, self.mask.canvas.size)
+        sides = {side for block in candidate.block_sizes for side in block}
+        made = {side: boxes(place, self.mask.canvas, side) for side in sides}
+        found = {}
+        for block in candidate.block_sizes:
+            q, kv = made[block[0]], made[block[1]]
+            if q is not None and kv is not None:
+                found[block] = [tally(each, q, kv) for each in self.relations if each is not None]
+        return found
+
+    def _from_map(self, which: int, order: Order | None, blocks: Sequence[Block]) -> dict[Block, Tally]:
+        """One block map in the common parts of the sizes; the others are read from it."""
+        grid = self.finest(order, blocks)
+        if grid.q_blocks * grid.kv_blocks > DENSE:
+            return {block: of_runs(self.block_map(which, order, block).of()) for block in blocks}
+        kinds = self.block_map(which, order, (grid.block_q, grid.block_kv)).of().dense(grid.kv_blocks)
+        return {block: coarser(kinds, (block[0] // grid.block_q, block[1] // grid.block_kv)) for block in blocks}
+
+    def sample(self, order: Order | None, block: Block) -> tuple[list[Tally], int]:
+        """The tallies of a few rows of blocks, and for how many rows each stands: a first look, not a count."""
+        grid = self.grid(order, block)
+        size = min(block[0], grid.q_len)
+        whole = grid.q_len // size  # a ragged last row is left out
+        step = -(-whole // SAMPLED_ROWS)
+        rows = whole // step
+        row = apply("floordiv", var("q"), const(size))
+        at = apply("add", apply("mul", row, const(step * size)), apply("mod", var("q"), const(size)))
+        moved = {"q": apply("add", at, const(step // 2 * size))}
+        few = Grid(rows * size, grid.kv_len, size, block[1])
+        each = [specialise(substitute(self._in_memory(expr, order), moved), {}, {}) for expr in self.exprs]
+        return [of_runs(classify(expr, few, self.tables)) for expr in each], step
+
+    def _in_memory(self, expr: Expr, order: Order | None) -> Expr:
+        sizes = self.bound.sizes
+        memory = in_memory(expr, order, self.mask.canvas, sizes.q_len, sizes.kv_len)
+        return specialise(memory, {}, self.tables.tensors)

@@ -1,0 +1,127 @@
+"""`fs.plan`: candidates, exact counts, costs, a ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any
+
+from flexspec.attention import Attention, as_attention
+from flexspec.canvas import Canvas
+from flexspec.errors import FlexSpecError
+from flexspec.expr import var
+from flexspec.inputs import Bound, check_length, make_sizes
+from flexspec.mask import Mask
+from flexspec.order import Order
+from flexspec.source import user_caret
+
+from ..pipeline import BlockSize, make_grid
+from .candidates import Candidate, candidates, steps_of
+from .cost import Shape
+from .counting import Block, Counter
+from .hardware import Hardware, hardware_of
+from .plans import Plans
+from .ranking import Ranking
+
+SIDES = (64, 128, 256)
+"""Sides of blocks that are tried, for queries and for keys."""
+
+
+def plan(
+    spec: Attention | Mask | Callable[..., Any],
+    q_len: int | Canvas | None = None,
+    kv_len: int | None = None,
+    *,
+    hardware: str | Hardware = "h100",
+    batch: int | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int = 128,
+    block_sizes: Iterable[BlockSize] | None = None,
+    orders: Iterable[Order | None] | None = None,
+    more_orders: Iterable[Order] = (),
+    moved: bool = True,
+    check: int = 5,
+    progress: Callable[[int, int], None] | None = None,
+    **inputs: Any,
+) -> Plans:
+    """The orders and block sizes that a mask could run in, best first: exact counts of blocks, seconds by a roofline.
+
+    spec: a Mask, an Attention or a mask_mod. q_len, kv_len: tokens, or a Canvas; a canvas mask's own size where left
+    out. hardware: a100, h100, h200, b200, generic, or a Hardware. batch, heads, kv_heads, head_dim: of the call; one
+    batch entry and one head where nothing says it. block_sizes: tokens, each one number or (query, key); default: all
+    pairs of 64, 128 and 256. orders: those to choose from; default: row-major, all orders of the axes, morton, hilbert,
+    residue classes where the mask is dilated, tiles whose blocks are boxes, and more_orders. moved: False where tokens
+    lie in the order already (a model moves them once, at its entrance), so that no plan pays for it. check: so many of
+    the first plans are counted again by their block maps. progress: called with how many candidates are done, and how
+    many there are. inputs: run-time values.
+
+    A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of
+    conditions on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders
+    counted. Raises FS020 to FS041.
+
+    Source: the search over orders is GNA's NATTENSim made exact; orders by head are PAROAttention's and Sparse
+    VideoGen's.
+
+    >>> import flexspec as fs
+    >>> image = fs.Canvas(h=32, w=32)
+    >>> found = fs.plan(fs.neighborhood(image, window=5), block_sizes=[16], moved=False, heads=32)
+    >>> str(found.best.order), found.best.blocks, found.best.speedup
+    ('tiled(h=8, w=2)', 480, 8.533333333333333)
+    """
+    whole = as_attention(spec)
+    mask = whole.kept
+    canvas = q_len if isinstance(q_len, Canvas) else mask.canvas
+    sizes = _block_sizes(block_sizes)
+    only_scores = whole.formula.expr.names - mask.expr.names
+    given = {name: value for name, value in inputs.items() if name not in only_scores}
+    bound = mask.bind(make_sizes(_length(q_len, canvas), kv_len, batch, heads), given)
+    if orders is None:
+        tried = candidates(canvas, sizes, _orders(bound, more_orders), steps_of(mask.expr, canvas))
+    else:
+        tried = [Candidate(order, sizes) for order in _orders(bound, (*orders, *more_orders))]
+    if not tried:
+        raise FlexSpecError("FS033", "no order is given", fix="leave `orders` out for all", where=user_caret())
+    shape = _shape(bound, kv_heads, head_dim)
+    ranking = Ranking(Counter.of(mask, bound), shape, hardware_of(hardware), moved, whole.label)
+    return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
+
+
+def _length(q_len: object, canvas: Canvas | None) -> int:
+    """Queries in tokens. FS030."""
+    if isinstance(q_len, int):
+        return q_len
+    if canvas is None or q_len not in (None, canvas):
+        message, fix = f"q_len is {q_len!r}", "give it in tokens, or a Canvas"
+        raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
+    return canvas.size
+
+
+def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:
+    """Orders that fit the lengths, each once. FS033."""
+    orders = list(dict.fromkeys(given))
+    for order in orders:
+        make_grid(bound.sizes, 128, order)
+        if order is not None and "b" in order.place(var("m"), bound.sizes.q_len).logical.names:
+            message = f"{order} differs by batch entry"
+            raise FlexSpecError("FS033", message, fix="plan for one sequence", where=user_caret())
+    return orders
+
+
+def _block_sizes(given: Iterable[BlockSize] | None) -> tuple[Block, ...]:
+    """Pairs of tokens, at least one. FS030."""
+    sizes = tuple(product(SIDES, SIDES)) if given is None else tuple(given)
+    if not sizes:
+        raise FlexSpecError("FS030", "no block size is given", fix="block_sizes=[128]", where=user_caret())
+    grids = [make_grid(make_sizes(1), size, None) for size in sizes]
+    return tuple(dict.fromkeys((grid.block_q, grid.block_kv) for grid in grids))
+
+
+def _shape(bound: Bound, kv_heads: int | None, head_dim: int) -> Shape:
+    """The sizes of the call. FS030."""
+    sizes, heads = bound.sizes, bound.sizes.heads or 1
+    few = heads if kv_heads is None else check_length("kv_heads", kv_heads)
+    if heads % few:
+        message = f"{few} key heads do not divide {heads} heads"
+        raise FlexSpecError("FS030", message, fix="give kv_heads that divides heads", where=user_caret())
+    return Shape(sizes.q_len, sizes.kv_len, sizes.batch or 1, heads, few, check_length("head_dim", head_dim))

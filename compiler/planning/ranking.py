@@ -1,0 +1,149 @@
+"""From candidates to a ranked table: count, cost, sort, and look at the first again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from flexspec.expr import var
+from flexspec.order import Order, Table
+
+from ..blocks.points import Array
+from ..blocks.runs import BlockKind
+from .boxes import is_arithmetic
+from .candidates import Candidate
+from .cost import Shape, attention_seconds, permutation_seconds
+from .counting import Block, Counter
+from .hardware import Hardware
+from .plans import HeadGroup, Plan, Plans
+from .tally import Tally
+
+EXHAUSTIVE = 1 << 25
+"""Blocks in all candidates' maps up to which each is made; past that, a sample of rows decides which are."""
+AFTER_SAMPLE = 4
+"""Orders that get a map after a sample."""
+DENSE_BLOCK = (128, 128)
+"""Blocks of dense attention, which plans are compared with."""
+
+Progress = Callable[[int, int], None]
+Counted = tuple[Order | None, Block, list[Tally]]
+"""An order, a block size, and the rows of blocks of each expression."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the candidates of one mask compare on one device."""
+
+    counter: Counter
+    shape: Shape
+    hardware: Hardware
+    moved: bool
+    label: str
+
+    def plans(self, tried: Sequence[Candidate], check: int, progress: Progress) -> Plans:
+        """The plans of all candidates, and where the mask differs by head, those of each kind of head."""
+        many, sampled = len(tried) > AFTER_SAMPLE and self._cells(tried) > EXHAUSTIVE, 0
+        if many and not self.counter.by_boxes:
+            sampled = len(tried)
+            tried = self._promising(tried, progress)
+        counted: list[Counted] = []
+        for done, candidate in enumerate(tried, sampled):
+            progress(done, sampled + len(tried))
+            counted += [(candidate.order, block, each) for block, each in self.counter.tallies(candidate).items()]
+        progress(sampled + len(tried), sampled + len(tried))
+        index = self.counter.index
+        whole = self._ranked(counted, index, self.shape, check)
+        if index.shape[1] == 1:
+            return whole
+        groups = []
+        for heads in alike(index):
+            own = replace(self.shape, heads=len(heads), kv_heads=len({self._key_head(head) for head in heads}))
+            groups.append(HeadGroup(heads, self._ranked(counted, index[:, heads], own, min(check, 1))))
+        return replace(whole, by_head=tuple(groups))
+
+    def _key_head(self, head: int) -> int:
+        return head * self.shape.kv_heads // self.shape.heads
+
+    def _cells(self, tried: Sequence[Candidate]) -> int:
+        """Blocks in the maps of all candidates."""
+        grids = [self.counter.finest(candidate.order, candidate.block_sizes) for candidate in tried]
+        return sum(grid.q_blocks * grid.kv_blocks for grid in grids) * len(self.counter.exprs)
+
+    def _promising(self, tried: Sequence[Candidate], progress: Progress) -> list[Candidate]:
+        """The first candidate, those that are best in a sample of rows of blocks, and orders that are no arithmetic."""
+        kept, guesses = {0}, []
+        for done, candidate in enumerate(tried):
+            progress(done, len(tried) + AFTER_SAMPLE)
+            if not is_arithmetic(candidate.order, self.shape.q_len):
+                kept.add(done)
+                continue
+            block = min(candidate.block_sizes, key=lambda pair: abs(pair[0] - 128) + abs(pair[1] - 128))
+            rows, repeat = self.counter.sample(candidate.order, block)
+            guess = self._seconds(candidate.order, block, rows, repeat * self.shape.batch * self.shape.heads)
+            guesses.append((guess, done))
+        kept |= {done for _, done in sorted(guesses)[:AFTER_SAMPLE]}
+        return [candidate for at, candidate in enumerate(tried) if at in kept]
+
+    def _seconds(self, order: Order | None, block: Block, tallies: list[Tally], repeat: int) -> float:
+        return attention_seconds(tallies, repeat, block, self.shape, self.hardware) + self._moving(order, self.shape)
+
+    def _moving(self, order: Order | None, shape: Shape) -> float:
+        """Seconds to move tokens in and out, where the order moves any."""
+        if not self.moved or not moves(order, shape.q_len):
+            return 0.0
+        return permutation_seconds(shape, self.hardware)
+
+    def _ranked(self, counted: Sequence[Counted], index: Array, shape: Shape, check: int) -> Plans:
+        """Plans for the (batch, head) of `index`, the first of them counted again by their block maps."""
+        row = np.full(-(-shape.q_len // DENSE_BLOCK[0]), -(-shape.kv_len // DENSE_BLOCK[1]))
+        heads = shape.batch * shape.heads
+        dense = attention_seconds([Tally(row, row)], heads, DENSE_BLOCK, shape, self.hardware)
+        pairs = shape.q_len * shape.kv_len * index.size
+        found = []
+        for order, block, each in counted:
+            tallies, grid = [each[i] for i in index.flat], self.counter.grid(order, block)
+            moving = self._moving(order, shape)
+            seconds = moving + attention_seconds(tallies, heads // index.size, block, shape, self.hardware)
+            some, full = np.sum([tally.counts for tally in tallies], axis=0).tolist()
+            possible = index.size * grid.q_blocks * grid.kv_blocks
+            kept = partial(self._kept, index, order, block)
+            found.append(Plan(order, block, some, full, possible, seconds, moving, pairs, dense, kept))
+        found.sort(key=_rank)
+        checked = [self._checked(plan, index) for plan in found[:check]]
+        return Plans(self.label, shape, self.hardware, (*checked, *found[check:]))
+
+    def _checked(self, plan: Plan, index: Array) -> Plan:
+        """The plan with the counts of its block map."""
+        maps = [self.counter.block_map(i, plan.order, plan.block_size) for i in index.flat]
+        counts = [made.counts() for made in maps]
+        some, full = (sum(each[kind] for each in counts) for kind in (BlockKind.PARTIAL, BlockKind.FULL))
+        return replace(plan, partial=some, full=full)
+
+    def _kept(self, index: Array, order: Order | None, block: Block) -> int:
+        each = {i: self.counter.kept_pairs(i, order, block) for i in {*index.flat}}
+        return sum(each[i] for i in index.flat)
+
+
+def _rank(plan: Plan) -> tuple[object, ...]:
+    """Quickest first; of equal ones those that compute less, in fewer blocks, move nothing, or need no table."""
+    size = plan.computed_pairs, plan.blocks, plan.partial
+    return plan.seconds, *size, not plan.stays, isinstance(plan.order, Table), str(plan.order), plan.block_size
+
+
+def alike(index: Array) -> list[tuple[int, ...]]:
+    """Heads by their column of `index`, int64 [batch, heads]: those with the same masks together."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for head, column in enumerate(index.T.tolist()):
+        groups.setdefault(tuple(column), []).append(head)
+    return [tuple(heads) for heads in groups.values()]
+
+
+def moves(order: Order | None, length: int) -> bool:
+    """Does the order put any token elsewhere?"""
+    if order is None:
+        return False
+    place = order.place(var("m"), length)
+    return place.logical is not var("m") or place.valid is not None

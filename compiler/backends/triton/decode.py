@@ -56,13 +56,13 @@ def decode(
         places = (b, h, q_idx, place(k, batch, first_h // group), place(v, batch, first_h // group))
         k_in, v_in = in_pages(k, table, b, kv_len - 1, PAGE), in_pages(v, table, b, kv_len - 1, PAGE)
         state = over_runs(
-            state, full, piece, q_tile, places, k_in, v_in, kv_len, scale, None, mask_values, score_values, None, score,
-            BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+            state, full, piece, q_tile, places, k_in, v_in, kv_len, scale, None, mask_values, score_values, mask, score,
+            False, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
         ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
         acc, total, most = over_runs(
             state, partial, piece, q_tile, places, k_in, v_in, kv_len, scale, ends, mask_values, score_values, mask,
-            score, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+            score, True, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
         slot = tl.cast(piece, tl.int64) * BLOCK_M + m
         tl.store(pieces[0] + slot[:, None] * V_DIM + e[None, :], acc, mask=there & (e < V_DIM)[None, :])

@@ -100,9 +100,10 @@ def attended(acc, total, most, s, factor, v, precision: tl.constexpr):
 @triton.jit
 def over_runs(
     state, runs, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
-    BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    PARTIAL: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the runs of a row; without a mask, every pair is kept and every position exists."""
+    """Attend to the runs of a row; unless PARTIAL, every pair is kept and every position exists."""
     acc, total, most = state
     b, h, q_idx, k_base, v_base = places
     n = tl.arange(0, BLOCK_N)
@@ -112,7 +113,7 @@ def over_runs(
         for start in range(tl.load(runs[1] + run) * BLOCK_KV, tl.load(runs[2] + run) * BLOCK_KV, BLOCK_N):
             kv_idx = (start + n)[None, :]
             in_k, in_v = (d < HEAD_DIM)[None, :], (e < V_DIM)[None, :]
-            if mask is not None:
+            if PARTIAL:
                 there = (start + n < kv_len)[:, None]
                 in_k, in_v = in_k & there, in_v & there
             k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=in_k, other=0.0)
@@ -120,7 +121,7 @@ def over_runs(
             nothing = tl.zeros([tile.shape[0], BLOCK_N], tl.float32)
             s = product(tile, tl.trans(k_tile), nothing, PRECISION)
             s, factor = scored(s, scale, b, h, q_idx, kv_idx, score_values, score)
-            if mask is not None:
+            if PARTIAL:
                 keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
                 s = tl.where(keep, s, float("-inf"))
             acc, total, most = attended(acc, total, most, s, factor, v_tile, PRECISION)
@@ -162,13 +163,13 @@ def forward(
     state = (acc, total, most)
     places = (b, h, q_idx, place(k, b, h // group), place(v, b, h // group))
     state = over_runs(
-        state, full, row, q_tile, places, k, v, kv_len, scale, None, mask_values, score_values, None, score,
-        BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        state, full, row, q_tile, places, k, v, kv_len, scale, None, mask_values, score_values, mask, score,
+        False, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
     ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
     acc, total, most = over_runs(
         state, partial, row, q_tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
-        BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        True, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
 
     some = total > 0

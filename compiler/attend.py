@@ -114,8 +114,8 @@ class CompiledAttention:
         [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages, page_size, kv_heads,
         head_dim], of any page_size, and kv_len counts the keys of a sequence; a mask tells shorter ones apart. Entries
         are not checked; those past kv_len are not read. values: run-time parameters and tensors by name. A query that
-        keeps nothing has output 0 and lse -inf. Values of masked keys are multiplied by 0, so they must be finite. Raises
-        FS020 to FS042.
+        keeps nothing has output 0 and lse -inf. Values of masked keys are multiplied by 0: they must be finite.
+        Raises FS020 to FS042.
 
         >>> import flexspec as fs, torch
         >>> attend = fs.compile(fs.causal, backend="reference")

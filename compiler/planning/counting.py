@@ -19,7 +19,7 @@ from ..blocks.bounds import Grid
 from ..blocks.classify import classify
 from ..blocks.points import Array
 from ..blocks.tables import Tables
-from ..pipeline import block_map, check_range, make_grid, tables_of
+from ..pipeline import block_map, check_range, make_grid, specialise_each, tables_of
 from ..simplify import specialise
 from .boxes import boxes, permutation, relations, tally
 from .candidates import Candidate
@@ -52,15 +52,9 @@ class Counter:
     def of(cls, mask: Mask, bound: Bound) -> Counter:
         tables = tables_of(bound)
         check_range(mask.expr, tables.tensors)
-        whole = specialise(mask.expr, bound.all_numbers(), {})
-        sizes = (("b", bound.sizes.batch), ("h", bound.sizes.heads))
-        shape = [(size or 1) if name in whole.names else 1 for name, size in sizes]
-        each = [specialise(whole, {"b": b, "h": h}, tables.tensors) for b, h in np.ndindex(*shape)]
-        found = list(dict.fromkeys(each))
-        index = np.array([found.index(expr) for expr in each]).reshape(shape)
-        for axis in (0, 1):
-            if (index == index.take([0], axis)).all():
-                index = index.take([0], axis)
+        each = specialise_each(mask.expr, bound, tables.tensors)
+        found = list(dict.fromkeys(each.flat))
+        index = np.array([found.index(expr) for expr in each.flat]).reshape(each.shape)
         return cls(mask, bound, tables, found, index)
 
     @cached_property

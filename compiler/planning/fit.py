@@ -18,7 +18,7 @@ from flexspec.mask import Mask
 from flexspec.order import Order
 from flexspec.source import user_caret
 
-from ..pipeline import BlockSize, make_grid
+from ..pipeline import BlockSize, check_orders, make_grid
 from . import families
 from .families import Family
 from .observed import Observed, Survey, read, survey
@@ -180,7 +180,7 @@ def fit(
     axes and a tile order. Equal masses go to the lower density.
 
     The mass is exact but for rounding in float64. Source: the searches of MoA, Sparse VideoGen, RainFusion and
-    PAROAttention. Raises FS021, FS022, FS023, FS025, FS030, FS032.
+    PAROAttention. Raises FS021, FS022, FS023, FS025, FS030, FS032, FS033.
 
     >>> import flexspec as fs
     >>> local = fs.causal_window(24).dense(256)[0, 0]
@@ -249,6 +249,4 @@ def _check(budget: Any, by: str, canvas: Any, orders: Any) -> None:
     if canvas is not None and not isinstance(canvas, Canvas):
         message = f"canvas is {canvas!r}"
         raise FlexSpecError("FS032", message, fix="give fs.Canvas(h=48, w=80)", where=user_caret())
-    for order in orders or ():
-        if order is not None and not isinstance(order, Order):
-            raise FlexSpecError("FS033", f"an order is {order!r}", fix="e.g. fs.tiled(...)", where=user_caret())
+    check_orders(() if orders is None else orders)

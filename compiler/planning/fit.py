@@ -22,6 +22,7 @@ from ..pipeline import BlockSize, check_orders, make_grid
 from . import families
 from .families import Family
 from .observed import Observed, Survey, read, survey
+from .plans import in_columns
 from .search import Problem, Trial, masses, sized
 
 
@@ -129,14 +130,7 @@ class Fits:
             after = f"{_short(other.family)} {other.mass:.1%}" if other else "none"
             figures = (f"{fit.mass:.1%}", f"{fit.block_density:.1%}", f"{fit.pair_density:.1%}")
             rows.append((str(fit.head), *figures, str(fit.order or "as is"), fit.label, after))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = []
-        for row in rows:
-            cells = (
-                cell.rjust(w) if i < 4 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        return in_columns(rows, left=range(4, 7))
 
     def show(self, path: str | Path) -> Path:
         """Draw each head's map, its fitted pattern and mass against density, to a file; its path. FS054."""

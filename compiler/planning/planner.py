@@ -54,7 +54,8 @@ def plan(
     residue classes where the mask is dilated, tiles whose blocks are boxes, and more_orders. moved: False where tokens
     lie in the order already (a model moves them once, at its entrance), so that no plan pays for it. check: so many of
     the first plans are counted again by their block maps. progress: called with how many candidates are done, and how
-    many there are. inputs: run-time values.
+    many there are. inputs: run-time values. A canvas beside text (`fs.with_text`) is a plain sequence here: plan the
+    canvas' part alone, and then the whole with `orders=[fs.concatenated(order, text), ...]`.
 
     A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of
     conditions on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders

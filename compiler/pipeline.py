@@ -6,7 +6,7 @@ predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify-->
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -150,12 +150,23 @@ def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
         raise FlexSpecError("FS030", message, fix="give a larger block_size", where=user_caret())
     if order is None:
         return Grid(sizes.q_len, sizes.kv_len, block_q, block_kv)
-    if not isinstance(order, Order):
-        fix = "give fs.tiled(...), fs.hilbert(...), fs.striped(...) or another order"
-        raise FlexSpecError("FS033", f"order is {order!r}", fix=fix, where=user_caret())
+    check_orders([order])
     order.check(sizes.q_len)
     order.check(sizes.kv_len)
     return Grid(order.padded(sizes.q_len), order.padded(sizes.kv_len), block_q, block_kv)
+
+
+def check_orders(given: object, name: str = "orders") -> list[Order | None]:
+    """A list of orders, None for tokens as they are. FS033."""
+    if isinstance(given, (Order, str)) or not isinstance(given, Iterable):
+        fix = f"give a list: {name}=[fs.tiled(...), fs.hilbert(...)]"
+        raise FlexSpecError("FS033", f"{name} is {given!r}", fix=fix, where=user_caret())
+    orders = list(given)
+    for order in orders:
+        if order is not None and not isinstance(order, Order):
+            fix = "give fs.tiled(...), fs.hilbert(...), fs.striped(...) or another order"
+            raise FlexSpecError("FS033", f"order is {order!r}", fix=fix, where=user_caret())
+    return orders
 
 
 def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> Any:
@@ -183,7 +194,7 @@ def _told_apart(
     parts, stack = [], [expr]
     while stack:
         node = stack.pop()
-        if node.names & {"q", "kv", "score"}:
+        if {"q", "kv", "score"} & {name.partition(".")[0] for name in node.names}:  # q.h is of a query too
             stack.extend(node.children)
         elif node.names & {"b", "h"}:
             parts.append(node)

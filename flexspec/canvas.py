@@ -50,13 +50,18 @@ class Canvas:
 
     def per_axis(self, value: Any, what: str, default: Any = None) -> dict[str, Any]:
         """One value for all axes, or a mapping by axis name, as a dict over all axes. FS011, FS025."""
+        if isinstance(value, (tuple, list)):
+            fix = f"give one value for all axes, or by name: dict({', '.join(f'{name}=...' for name in self.names)})"
+            raise FlexSpecError("FS011", f"{what} is {value!r}", fix=fix, where=user_caret())
         if not isinstance(value, Mapping):
             return dict.fromkeys(self.names, value)
         unknown = [name for name in value if name not in self.lengths]
         missing = [name for name in self.names if name not in value]
         if unknown or (missing and default is None):
-            message = f"{what} names {choices(value)}; the canvas has the axes {choices(self.names)}"
-            raise FlexSpecError("FS011", message, fix=f"give {what} for each axis", where=user_caret())
+            message = f"{what} names {', '.join(map(str, value))}; the canvas has the axes {', '.join(self.names)}"
+            missed = f"give {what} for {', '.join(missing)} too" if missing and default is None else ""
+            fix = "; ".join(filter(None, [f"there is no {choices(unknown)}" if unknown else "", missed]))
+            raise FlexSpecError("FS011", message, fix=fix, where=user_caret())
         return {name: value.get(name, default) for name in self.names}
 
     def coordinates(self, position: Expr) -> dict[str, Expr]:

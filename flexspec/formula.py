@@ -133,7 +133,8 @@ class Formula:
         if self.canvas is not None and {self.canvas.size} != {sizes.q_len, sizes.kv_len}:
             lengths = f"q_len {sizes.q_len:,} and kv_len {sizes.kv_len:,}"
             message = f"{self.canvas} has {self.canvas.size:,} tokens; the call has {lengths}"
-            raise FlexSpecError("FS032", message, where=user_caret())
+            fix = f"give {self.canvas.size:,} tokens; for text beside them see fs.with_text"
+            raise FlexSpecError("FS032", message, fix=fix, where=user_caret())
         for name in given.keys() & self.parameters.keys():
             self.parameters[name].check(name, given[name])
         return bind(self.expr, self.tensors, self.defaults, given, sizes, assume_one=assume_one)

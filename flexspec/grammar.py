@@ -24,6 +24,7 @@ _TOKEN = re.compile(
     r"|(?P<symbol><<|>>|<=|>=|==|!=|//|[-+*/%&|^~<>()\[\]{},.:;=])"
 )
 _MISTAKES = {"and": "&", "or": "|", "not": "~"}
+BY_AXIS = "write a value for each axis in braces: {t: 18, h: 24, w: 24}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,8 @@ class Reader:
             return Node("name", self.name(), at)
         if self.take("("):
             inside = self.expression()
+            if self.here[1] == ",":
+                raise self.fail("a tuple is not read here", at, BY_AXIS)
             self.expect(")")
             return inside
         if self.take("{"):

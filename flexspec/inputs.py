@@ -167,7 +167,7 @@ def bind(
 def _unknown(name: str, known: Iterable[str]) -> FlexSpecError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, 1)
-    fix = f"did you mean `{near[0]}`?" if near else f"it takes {choices(names)}"
+    fix = f"did you mean `{near[0]}`?" if near else f"it takes {choices(names)}" if names else "it takes none"
     return FlexSpecError("FS021", f"the pattern has no value named `{name}`", fix=fix, where=user_caret())
 
 

@@ -18,7 +18,7 @@ from .canvas import Canvas
 from .errors import FlexSpecError, choices
 from .expr import Const, Expr, Input, Load, apply, const, load, param, params_of
 from .formula import Formula, Parameter
-from .grammar import Node, read, text_error
+from .grammar import BY_AXIS, Node, read, text_error
 from .mask import Mask
 from .ops import OPS, Type
 from .order import Order
@@ -193,6 +193,8 @@ class _Reading:
 
     def call(self, node: Node, name: str) -> Any:
         known = name == "canvas" or name in self.catalog
+        if name == "dict":
+            raise text_error(self.text, node.at, "`dict` is not read here", BY_AXIS)
         if not known and (name not in OPS or OPS[name].symbol is not None):
             raise self.unknown(node)
         args = [self.value(part) for part in node.parts]
@@ -281,7 +283,8 @@ class _Reading:
             inspect.signature(getattr(make, "given", make)).bind(*args, **given)
         except TypeError as error:
             code = "FS020" if "missing" in str(error) else "FS021"
-            raise text_error(self.text, node.at, f"`{node.value}`: {error}", code=code) from None
+            fix = "write canvas(t=30, h=48, w=80) first" if "'canvas'" in str(error) else None
+            raise text_error(self.text, node.at, f"`{node.value}`: {error}", fix, code) from None
         return self.located(node, make, *args, **given)
 
     def located(self, node: Node, make: Callable[..., Any], /, *args: Any, **given: Any) -> Any:

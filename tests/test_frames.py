@@ -87,7 +87,7 @@ def test_a_mask_without_a_canvas_is_a_strip_or_is_laid_on_one():
         ({"h": 0, "w": -1}, {}, "FS030", "give w from 0 to 6"),
         (35, {}, "FS030", "position is 35, and the sequence has 35 there"),
         ({"h": 1}, {}, "FS011", "the query names h"),
-        ({"h": 1, "w": 1, "t": 1}, {}, "FS011", "the canvas has the axes h or w"),
+        ({"h": 1, "w": 1, "t": 1}, {}, "FS011", "the canvas has the axes h, w"),
         ({"h": 1, "w": 1.0}, {}, "FS023", "the query's w is 1.0"),
         (True, {}, "FS023", "the query's position is True"),
         (3.5, {}, "FS023", "the query's position is 3.5"),

@@ -191,3 +191,16 @@ def rows_of(dense: np.ndarray, block: tuple[int, int]) -> Tally:
         found.append(sum(bool(part.any()) for part in parts))
         full.append(sum(bool(part.all()) for part in parts))
     return Tally(np.array(found), np.array(full))
+
+
+def test_a_canvas_beside_text() -> None:
+    """The orders of the canvas' plans, beside text: counts of the block maps, in a ragged length."""
+    canvas = fs.Canvas(t=3, h=5, w=4)
+    near = fs.neighborhood(canvas, window={"t": 3, "h": 3, "w": 2})
+    both = fs.with_text(near, text=7, lengths=[4])
+    orders = [fs.concatenated(plan.order, 7) for plan in fs.plan(near, block_sizes=[8])[:4]]
+    plans = fs.plan(both, canvas.size + 7, orders=[None, *orders], block_sizes=[8, (4, 8)], check=0)
+    assert len({plan.order for plan in plans}) > 2
+    for plan in plans:
+        made = fs.block_map(both, canvas.size + 7, order=plan.order, block_size=plan.block_size)
+        assert (plan.partial, plan.full) == (made.counts()[fs.BlockKind.PARTIAL], made.counts()[fs.BlockKind.FULL])

@@ -367,7 +367,7 @@ def plan(
     with _reporting(as_json, pattern):
         given = {"hardware": hardware, "heads": heads, "head_dim": head_dim, "batch": batch, "values": values}
         given["block_sizes"] = cli_plan.sizes(block_size)
-        plans = cli_plan.table(pattern, canvas, (length, kv_length), top, given)
+        plans = cli_plan.table(pattern, canvas, (length, kv_length), given)
         if as_json:
             _print_json(plans.facts(top))
         else:

@@ -23,7 +23,7 @@ AXES = {1: "w", 2: "hw", 3: "thw"}
 
 
 def table(
-    pattern: str, canvas_text: str | None, lengths: tuple[int | None, int | None], top: int, given: Mapping[str, Any]
+    pattern: str, canvas_text: str | None, lengths: tuple[int | None, int | None], given: Mapping[str, Any]
 ) -> fs.Plans:
     """The plans of a pattern. given: options of `fs.plan`, and run-time values as words under `values`."""
     from rich.console import Console
@@ -43,7 +43,7 @@ def table(
         def show(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-        return fs.plan(attention, canvas or q_len, kv_len, check=top, progress=show, **options, **inputs)
+        return fs.plan(attention, canvas or q_len, kv_len, progress=show, **options, **inputs)
 
 
 def read_canvas(text: str) -> fs.Canvas:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from flexspec.canvas import Canvas
@@ -45,13 +46,10 @@ class KeptKeys:
 
     def place(self, number: int) -> tuple[int, ...] | None:
         """The coordinates of query `number`, None where it is off the canvas."""
-        position, found = self.queries[number] - self.start, []
+        position = self.queries[number] - self.start
         if not 0 <= position < self.canvas.size:
             return None
-        for length in reversed(self.canvas.lengths.values()):
-            position, at = divmod(position, length)
-            found.append(at)
-        return tuple(reversed(found))
+        return tuple(map(int, np.unravel_index(position, tuple(self.canvas.lengths.values()))))
 
     def named(self, number: int) -> str:
         """Query `number` by its coordinates, `query t=2, h=3, w=5`, or by its position."""

@@ -13,7 +13,7 @@ from flexspec.source import user_caret
 
 from ..blocks.block_map import BlockMap
 from ..blocks.runs import BlockKind
-from ..pipeline import BlockSize, block_map
+from ..pipeline import BlockSize, block_map, check_orders
 from . import picture, terminal
 from .scale import Cells, heads_text, whole
 
@@ -48,7 +48,7 @@ def show_orders(
     >>> fs.show_orders(near, [None, fs.tiled(image, h=4, w=4)], "orders.png", block_size=16)  # doctest: +SKIP
     PosixPath('orders.png')
     """
-    mask, orders = from_mask_mod(mask), list(orders)
+    mask, orders = from_mask_mod(mask), check_orders(orders)
     if not orders:
         raise FlexSpecError("FS020", "no order is given", fix="give one or more, or None", where=user_caret())
     tokens = mask.canvas.size if length is None and mask.canvas else length

@@ -19,6 +19,7 @@ from flexspec.source import user_caret
 from ..pipeline import BlockSize
 from ..reference import check_qkv
 from ..simplify import as_array, specialise
+from .counting import alone
 from .hardware import hardware_at
 from .planner import plan
 from .plans import Plans, ranges
@@ -42,7 +43,7 @@ class Part:
         block = self.attend.block_size
         size = f"{block[0]} x {block[1]}" if isinstance(block, tuple) else block
         where = f"heads {ranges(self.heads)}: " if self.heads else ""
-        return f"{where}order {self.attend.order or 'as it is'}, blocks of {size}"
+        return f"{where}order {self.attend.order or 'as is'}, blocks of {size}"
 
 
 @dataclass(eq=False, repr=False)
@@ -51,7 +52,7 @@ class PlannedAttention:
 
     A mask that differs by head runs each kind of head in an order of its own, where the plan says that this is quicker
     and nothing but the mask differs by head. What is chosen depends on the first call's values and device; the result
-    does not.
+    does not. `attend.parts(length)[0].attend.block_map(length)` is the map that it runs.
     """
 
     spec: Attention
@@ -125,8 +126,8 @@ class PlannedAttention:
         if plans.by_head and plans.seconds_by_head < plans.best.seconds:
             masks = by_head(self.spec, plans.shape.heads)
             if masks is not None and list(masks) == [group.heads for group in plans.by_head]:
-                alone = [replace(self.spec, mask=mask) for mask in masks.values()]
-                chosen = zip(masks, alone, plans.by_head, strict=True)
+                specs = [replace(self.spec, mask=mask) for mask in masks.values()]
+                chosen = zip(masks, specs, plans.by_head, strict=True)
                 return [Part(heads, self._made(spec, group.plans)) for heads, spec, group in chosen]
         return [Part(None, self._made(self.spec, plans))]
 
@@ -184,14 +185,7 @@ def by_head(spec: Attention, heads: int) -> dict[tuple[int, ...], Mask] | None:
         groups.setdefault(specialise(mask.expr, {"h": head, "heads": heads}, held), []).append(head)
     if any(_reads_heads(expr) for expr in groups):
         return None
-    return {tuple(each): _alone(mask, expr) for expr, each in groups.items()}
-
-
-def _alone(mask: Mask, expr: Expr) -> Mask:
-    names = inputs_of(expr)
-    tensors = {name: tensor for name, tensor in mask.tensors.items() if name in names}
-    parameters = {name: item for name, item in mask.parameters.items() if name in params_of(expr)}
-    return replace(mask, expr=expr, tensors=tensors, parameters=parameters, predicate=None)
+    return {tuple(each): alone(mask, expr, mask.tensors) for expr, each in groups.items()}
 
 
 def _reads_heads(expr: Expr) -> bool:

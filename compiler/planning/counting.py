@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
 
 import numpy as np
+import torch
 
-from flexspec.expr import Expr, apply, const, inputs_of, substitute, var
+from flexspec.expr import Expr, apply, const, inputs_of, params_of, substitute, var
 from flexspec.inputs import Bound
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory
@@ -19,7 +20,7 @@ from ..blocks.bounds import Grid
 from ..blocks.classify import classify
 from ..blocks.points import Array
 from ..blocks.tables import Tables
-from ..pipeline import block_map, check_range, make_grid, tables_of
+from ..pipeline import block_map, check_range, make_grid, specialise_each, tables_of
 from ..simplify import specialise
 from .boxes import boxes, permutation, relations, tally
 from .candidates import Candidate
@@ -52,15 +53,9 @@ class Counter:
     def of(cls, mask: Mask, bound: Bound) -> Counter:
         tables = tables_of(bound)
         check_range(mask.expr, tables.tensors)
-        whole = specialise(mask.expr, bound.all_numbers(), {})
-        sizes = (("b", bound.sizes.batch), ("h", bound.sizes.heads))
-        shape = [(size or 1) if name in whole.names else 1 for name, size in sizes]
-        each = [specialise(whole, {"b": b, "h": h}, tables.tensors) for b, h in np.ndindex(*shape)]
-        found = list(dict.fromkeys(each))
-        index = np.array([found.index(expr) for expr in each]).reshape(shape)
-        for axis in (0, 1):
-            if (index == index.take([0], axis)).all():
-                index = index.take([0], axis)
+        each = specialise_each(mask.expr, bound, tables.tensors)
+        found = list(dict.fromkeys(each.flat))
+        index = np.array([found.index(expr) for expr in each.flat]).reshape(each.shape)
         return cls(mask, bound, tables, found, index)
 
     @cached_property
@@ -75,10 +70,8 @@ class Counter:
 
     def block_map(self, which: int, order: Order | None, block: Block) -> BlockMap:
         """The block map of one of the expressions."""
-        names = inputs_of(self.exprs[which])
-        tensors = {name: tensor for name, tensor in self.bound.tensors.items() if name in names}
-        alone = replace(self.mask, expr=self.exprs[which], tensors=tensors, parameters={}, predicate=None)
-        return block_map(alone, self.bound.sizes.q_len, self.bound.sizes.kv_len, block_size=block, order=order)
+        made = alone(self.mask, self.exprs[which], self.bound.tensors)
+        return block_map(made, self.bound.sizes.q_len, self.bound.sizes.kv_len, block_size=block, order=order)
 
     def kept_pairs(self, which: int, order: Order | None, block: Block) -> int:
         """Pairs that one of the expressions keeps; without conditions by axis, counted in the map of this order."""
@@ -144,3 +137,10 @@ class Counter:
         sizes = self.bound.sizes
         memory = in_memory(expr, order, self.mask.canvas, sizes.q_len, sizes.kv_len)
         return specialise(memory, {}, self.tables.tensors)
+
+
+def alone(mask: Mask, expr: Expr, tensors: Mapping[str, torch.Tensor]) -> Mask:
+    """A mask with this expression instead, and of its tensors and parameters those that it reads."""
+    held = {name: tensor for name, tensor in tensors.items() if name in inputs_of(expr)}
+    parameters = {name: item for name, item in mask.parameters.items() if name in params_of(expr)}
+    return replace(mask, expr=expr, tensors=held, parameters=parameters, predicate=None)

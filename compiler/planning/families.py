@@ -16,6 +16,7 @@ from flexspec.canvas import Canvas
 from flexspec.errors import FlexSpecError
 from flexspec.mask import Mask, from_mask_mod, mask
 from flexspec.order import Order, axes, striped, tiled
+from flexspec.patterns.video import band
 from flexspec.source import user_caret
 
 from .observed import Observed, Survey
@@ -231,14 +232,7 @@ def _line(canvas: Canvas, axis: str, of: int, size: int) -> Mask:
 def _band(canvas: Canvas, names: Sequence[str], size: int) -> Mask:
     """Closer than `size` tokens when tokens lie in the order of `names`: as in `temporal_head`."""
 
-    def place(token: Any) -> Any:
-        at: Any = 0
-        for name in names:
-            at = at * canvas.lengths[name] + getattr(token, name)
-        return at
-
-    made = mask(canvas=canvas)(lambda q, kv: abs(place(q) - place(kv)) < size)
-    return made.named("band", canvas=canvas, axes=" ".join(names), width=size)
+    return band(canvas, names, size).named("band", canvas=canvas, axes=" ".join(names), width=size)
 
 
 def _permuted(canvas: Canvas) -> list[tuple[str, ...]]:

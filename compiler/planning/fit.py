@@ -18,10 +18,11 @@ from flexspec.mask import Mask
 from flexspec.order import Order
 from flexspec.source import user_caret
 
-from ..pipeline import BlockSize, make_grid
+from ..pipeline import BlockSize, check_orders, make_grid
 from . import families
 from .families import Family
 from .observed import Observed, Survey, read, survey
+from .plans import in_columns
 from .search import Problem, Trial, masses, sized
 
 
@@ -129,14 +130,7 @@ class Fits:
             after = f"{_short(other.family)} {other.mass:.1%}" if other else "none"
             figures = (f"{fit.mass:.1%}", f"{fit.block_density:.1%}", f"{fit.pair_density:.1%}")
             rows.append((str(fit.head), *figures, str(fit.order or "as is"), fit.label, after))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = []
-        for row in rows:
-            cells = (
-                cell.rjust(w) if i < 4 else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        return in_columns(rows, left=range(4, 7))
 
     def show(self, path: str | Path) -> Path:
         """Draw each head's map, its fitted pattern and mass against density, to a file; its path. FS054."""
@@ -180,7 +174,7 @@ def fit(
     axes and a tile order. Equal masses go to the lower density.
 
     The mass is exact but for rounding in float64. Source: the searches of MoA, Sparse VideoGen, RainFusion and
-    PAROAttention. Raises FS021, FS022, FS023, FS025, FS030, FS032.
+    PAROAttention. Raises FS021, FS022, FS023, FS025, FS030, FS032, FS033.
 
     >>> import flexspec as fs
     >>> local = fs.causal_window(24).dense(256)[0, 0]
@@ -249,6 +243,4 @@ def _check(budget: Any, by: str, canvas: Any, orders: Any) -> None:
     if canvas is not None and not isinstance(canvas, Canvas):
         message = f"canvas is {canvas!r}"
         raise FlexSpecError("FS032", message, fix="give fs.Canvas(h=48, w=80)", where=user_caret())
-    for order in orders or ():
-        if order is not None and not isinstance(order, Order):
-            raise FlexSpecError("FS033", f"an order is {order!r}", fix="e.g. fs.tiled(...)", where=user_caret())
+    check_orders(() if orders is None else orders)

@@ -15,7 +15,7 @@ from flexspec.mask import Mask
 from flexspec.order import Order
 from flexspec.source import user_caret
 
-from ..pipeline import BlockSize, make_grid
+from ..pipeline import BlockSize, check_orders, make_grid
 from .candidates import Candidate, candidates, steps_of
 from .cost import Shape
 from .counting import Block, Counter
@@ -54,7 +54,8 @@ def plan(
     residue classes where the mask is dilated, tiles whose blocks are boxes, and more_orders. moved: False where tokens
     lie in the order already (a model moves them once, at its entrance), so that no plan pays for it. check: so many of
     the first plans are counted again by their block maps. progress: called with how many candidates are done, and how
-    many there are. inputs: run-time values.
+    many there are. inputs: run-time values. A canvas beside text (`fs.with_text`) is a plain sequence here: plan the
+    canvas' part alone, and then the whole with `orders=[fs.concatenated(order, text), ...]`.
 
     A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of
     conditions on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders
@@ -76,10 +77,11 @@ def plan(
     only_scores = whole.formula.expr.names - mask.expr.names
     given = {name: value for name, value in inputs.items() if name not in only_scores}
     bound = mask.bind(make_sizes(_length(q_len, canvas), kv_len, batch, heads), given)
+    more = check_orders(more_orders, "more_orders")
     if orders is None:
-        tried = candidates(canvas, sizes, _orders(bound, more_orders), steps_of(mask.expr, canvas))
+        tried = candidates(canvas, sizes, _orders(bound, more), steps_of(mask.expr, canvas))
     else:
-        tried = [Candidate(order, sizes) for order in _orders(bound, (*orders, *more_orders))]
+        tried = [Candidate(order, sizes) for order in _orders(bound, check_orders(orders) + more)]
     if not tried:
         raise FlexSpecError("FS033", "no order is given", fix="leave `orders` out for all", where=user_caret())
     shape = _shape(bound, kv_heads, head_dim)
@@ -110,9 +112,10 @@ def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:
 
 def _block_sizes(given: Iterable[BlockSize] | None) -> tuple[Block, ...]:
     """Pairs of tokens, at least one. FS030."""
-    sizes = tuple(product(SIDES, SIDES)) if given is None else tuple(given)
+    sizes = tuple(product(SIDES, SIDES)) if given is None else tuple(given) if isinstance(given, Iterable) else ()
     if not sizes:
-        raise FlexSpecError("FS030", "no block size is given", fix="block_sizes=[128]", where=user_caret())
+        message, fix = f"block_sizes is {given!r}", "give a list: block_sizes=[128, (128, 64)]"
+        raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
     grids = [make_grid(make_sizes(1), size, None) for size in sizes]
     return tuple(dict.fromkeys((grid.block_q, grid.block_kv) for grid in grids))
 

@@ -134,8 +134,7 @@ class Plans(Sequence[Plan]):
         stays = next((at for at, plan in enumerate(self.plans) if plan.stays), 0)
         shown = [*range(len(self.plans[:top])), *([stays] if stays >= top else [])]
         rows = [titles, *(_cells(at + 1, self.plans[at]) for at in shown)]
-        width = [max(len(row[column]) for row in rows) for column in range(len(titles))]
-        return "\n".join("  ".join(map(_aligned, row, width, range(len(row)))) for row in rows)
+        return in_columns(rows, left=range(1, 3))
 
     def __str__(self) -> str:
         return self.describe()
@@ -161,17 +160,22 @@ class HeadGroup:
 
 
 def _name(plan: Plan) -> str:
-    return f"{plan.order or 'as they are'} in blocks of {plan.block_size[0]} x {plan.block_size[1]}"
+    return f"{plan.order or 'as is'} in blocks of {plan.block_size[0]} x {plan.block_size[1]}"
 
 
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column in (1, 2) else cell.rjust(width)
+def in_columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
+    """Rows of cells as lines; the columns `left` begin below each other, the others end so."""
+    columns = []
+    for at, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) if at in left else cell.rjust(width) for cell in column])
+    return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
 def _cells(number: int, plan: Plan) -> tuple[str, ...]:
     return (
         str(number),
-        "-" if plan.order is None else str(plan.order),
+        str(plan.order or "as is"),
         f"{plan.block_size[0]} x {plan.block_size[1]}",
         f"{plan.blocks:,}",
         f"{plan.partial:,}",

@@ -21,9 +21,9 @@ from .hardware import Hardware
 from .plans import HeadGroup, Plan, Plans
 from .tally import Tally
 
-EXHAUSTIVE = 1 << 25
+EXHAUSTIVE = 1 << 22
 """Blocks in all candidates' maps up to which each is made; past that, a sample of rows decides which are."""
-AFTER_SAMPLE = 4
+AFTER_SAMPLE = 8
 """Orders that get a map after a sample."""
 DENSE_BLOCK = (128, 128)
 """Blocks of dense attention, which plans are compared with."""

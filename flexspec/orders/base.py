@@ -88,7 +88,8 @@ class Order:
         if self.tokens is not None and self.tokens != length:
             what = self.canvas or self
             message = f"the order is of {what} with {self.tokens:,} tokens; the length is {length:,}"
-            raise FlexSpecError("FS033", message, where=user_caret())
+            fix = f"give an order of {length:,} tokens; for text beside a canvas see fs.concatenated"
+            raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
 
     def permutation(self, length: int) -> torch.Tensor:
         """int64 [padded]: the logical position of each memory position, -1 where there is padding. FS033.

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from ..canvas import Canvas
-from ..errors import FlexSpecError, choices
+from ..errors import FlexSpecError
 from ..expr import Expr, apply, const
 from ..source import user_caret
 from .base import Order, Place, canvas_of, whole_number
@@ -169,8 +169,9 @@ def row_major(canvas: Canvas) -> Order:
 def axes(canvas: Canvas, *names: str) -> Order:
     """Tokens row-major after permuting the axes, e.g. `axes(video, "h", "w", "t")`. Source: PAROAttention. FS033."""
     if sorted(names) != sorted(canvas_of(canvas, "axes").names):
-        message = f"axes are {choices(names)}; the canvas has {choices(canvas.names)}"
-        raise FlexSpecError("FS033", message, fix="name each axis once", where=user_caret())
+        message = f"axes are {', '.join(map(str, names)) or 'not given'}; the canvas has {', '.join(canvas.names)}"
+        some = ", ".join(f'"{name}"' for name in reversed(canvas.names))
+        raise FlexSpecError("FS033", message, fix=f"name each axis once: axes(canvas, {some})", where=user_caret())
     return Tiled(canvas, tuple(names), (1,) * len(names))
 
 

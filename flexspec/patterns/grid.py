@@ -44,7 +44,8 @@ def neighborhood(canvas: Canvas, window: Any, stride: Any = 1, dilation: Any = 1
     for name in canvas.names:
         if strides[name] > windows_[name]:
             message = f"stride {strides[name]} on `{name}` is larger than the window {windows_[name]}"
-            raise FlexSpecError("FS025", message, fix="queries would not see themselves", where=user_caret())
+            fix = "give at most the window, so that queries see themselves"
+            raise FlexSpecError("FS025", message, fix=fix, where=user_caret())
         if not isinstance(causals[name], bool):
             message = f"causal on `{name}` is {causals[name]!r}"
             raise FlexSpecError("FS025", message, fix="give True or False", where=user_caret())

@@ -64,7 +64,7 @@ def spatial_head(canvas: Canvas, width: int, time: str = "t") -> Mask:
     [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
     """
     names = [on_axis(canvas, "spatial_head", time, "time"), *_others(canvas, time)]
-    return _band(canvas, names, width).named("spatial_head", canvas=canvas, width=width, **_time(time))
+    return band(canvas, names, width).named("spatial_head", canvas=canvas, width=width, **_time(time))
 
 
 def temporal_head(canvas: Canvas, width: int, time: str = "t") -> Mask:
@@ -78,10 +78,11 @@ def temporal_head(canvas: Canvas, width: int, time: str = "t") -> Mask:
     [[1, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 0], [0, 1, 0, 1]]
     """
     names = [*_others(canvas, on_axis(canvas, "temporal_head", time, "time")), time]
-    return _band(canvas, names, width).named("temporal_head", canvas=canvas, width=width, **_time(time))
+    return band(canvas, names, width).named("temporal_head", canvas=canvas, width=width, **_time(time))
 
 
-def _band(canvas: Canvas, names: Sequence[str], width: int) -> Mask:
+def band(canvas: Canvas, names: Sequence[str], width: int) -> Mask:
+    """Tokens closer than `width` where they lie row-major over the axes `names`."""
     whole("width", width)
     return mask(canvas=canvas)(lambda q, kv: abs(_number(q, canvas, names) - _number(kv, canvas, names)) < width)
 

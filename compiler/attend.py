@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,28 +14,24 @@ import torch
 from flexspec.attention import Attention, as_attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.expr import Apply, Expr, inputs_of
-from flexspec.inputs import Bound, Sizes, make_sizes
+from flexspec.inputs import Sizes, make_sizes
 from flexspec.mask import Mask
-from flexspec.order import Order, bound_in_memory, in_memory, relocate
+from flexspec.order import Order, in_memory, relocate
 from flexspec.source import user_caret, user_level
 
 from .backends import Backend, Call, backends, check_backend
 from .backends.torch_source import function_of
 from .backends.triton import operator
 from .blocks.block_map import BlockMap
-from .blocks.on_device import DeviceMap, map_on_device
-from .blocks.tables import Tables
 from .explain import Report, explain
+from .maps import Maps
 from .pages import as_seen, check_pages, gathered
-from .pipeline import BlockSize, Stages, by_content, make_grid, map_of, tables_of
+from .pipeline import BlockSize, Stages, make_grid
 from .planning.auto import AUTO, PlannedAttention
 from .reference import check_qkv, check_weight
 
 if TYPE_CHECKING:
     from .backends.triton.report import AotReport
-
-MAPS_KEPT = 32
-"""Block maps that one compiled attention keeps, the latest used."""
 
 
 def compile(  # noqa: A001 - the field's word, as in torch.compile
@@ -88,9 +80,7 @@ class CompiledAttention:
             message = f"autotune times Triton kernels, and the backend is {backend!r}"
             raise FlexSpecError("FS042", message, fix='give backend="triton"', where=user_caret())
         make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
-        self._maps: OrderedDict[Any, tuple[Any, list[Any]]] = OrderedDict()
-        self._tables: tuple[Any, Tables] | None = None
-        self._lock = threading.Lock()
+        self._maps = Maps(spec, order, block_size)
         self._warned: set[str] = set()
         scores = inputs_of(spec.formula.expr)
         self.held = {name: x for name, x in spec.formula.tensors.items() if name in scores and x.is_floating_point()}
@@ -168,7 +158,7 @@ class CompiledAttention:
         q_len, kv_len = (self._tokens(x.shape[2], inputs) for x in (q, seen_k))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         check_weight(self.spec, sizes, return_lse)
-        bound, blocks = self._cached(sizes, values, q.device, exact=self.exact)
+        bound, blocks = self._maps.of(sizes, values, q.device, exact=self.exact)
         if page_table is not None and self.order is not None and inputs == "logical":
             k, v, page_table = *(gathered(x, page_table, seen_k.shape[2]) for x in (k, v)), None
         q, k, v = (self.moved(x, inputs) for x in (q, k, v))
@@ -212,42 +202,6 @@ class CompiledAttention:
         where = (self.order, whole.canvas, sizes.q_len, sizes.kv_len)
         return in_memory(whole.expr.args[0], *where), relocate(whole.expr.args[1], *where)
 
-    def _cached(
-        self,
-        sizes: Sizes,
-        values: Mapping[str, Any],
-        device: torch.device,
-        stages: Stages | None = None,
-        exact: bool = True,
-    ) -> tuple[Bound, Any]:
-        """The bound values, and the BlockMap or DeviceMap, kept per sizes and values that the mask reads."""
-        bound = self.spec.formula.bind(sizes, values)  # this call's own tensors, with their gradients
-        bound = bound_in_memory(bound, self.order, device)
-        kept = self.spec.kept
-        tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
-        numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
-        given = {**self.spec.formula.tensors, **values}
-        states = tuple((name, _state(given[name])) for name in tensors)
-        key = (exact, bound.sizes, device, states, tuple(numbers))
-        with self._lock:
-            if key in self._maps and stages is None:
-                self._maps.move_to_end(key)
-                return bound, self._maps[key][0]
-        own = replace(bound, tensors={name: _frozen(x) for name, x in tensors.items()})
-        made: BlockMap | DeviceMap
-        if exact:
-            latest = self._tables
-            tables = latest[1] if latest and latest[0] == states else tables_of(own)
-            made = map_of(kept, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
-            self._tables = states, tables
-        else:
-            made = map_on_device(kept, own, self.block_size, self.order, device)
-        with self._lock:
-            self._maps[key] = made, [given[name] for name in tensors]  # while a tensor lives, no other has its id
-            while len(self._maps) > MAPS_KEPT:
-                self._maps.popitem(last=False)
-        return bound, made
-
     def _backend(self, call: Call) -> Backend:
         """The named backend, or the first that can; FS042 with the reasons and the one that works."""
         against: dict[str, list[str]] = {}
@@ -280,7 +234,7 @@ class CompiledAttention:
         **values: Any,
     ) -> BlockMap:
         """The block map that a call with these sizes uses (see `fs.block_map`)."""
-        return self._cached(make_sizes(q_len, kv_len, batch, heads), values, torch.device(device))[1]
+        return self._maps.of(make_sizes(q_len, kv_len, batch, heads), values, torch.device(device))[1]
 
     def facts(
         self,
@@ -314,7 +268,7 @@ class CompiledAttention:
 
     def _report(self, sizes: Sizes, head_dim: int, values: Mapping[str, Any]) -> Report:
         stages = Stages()
-        bound, made = self._cached(sizes, values, torch.device("cpu"), stages)
+        bound, made = self._maps.of(sizes, values, torch.device("cpu"), stages)
         return Report(self.spec, self.order, self.backend, bound, made, stages, head_dim, *self._expressions(sizes))
 
     def aot(
@@ -348,7 +302,7 @@ class CompiledAttention:
             canvas = self.spec.formula.canvas
             q_len = canvas.size if canvas else 4096
         sizes = make_sizes(q_len, kv_len, batch, heads)
-        bound, blocks = self._cached(sizes, values, torch.device("cpu"))
+        bound, blocks = self._maps.of(sizes, values, torch.device("cpu"))
         grid, few = blocks.grid, heads if kv_heads is None else kv_heads
         shapes = (heads, grid.q_len, head_dim), (few, grid.kv_len, head_dim), (few, grid.kv_len, v_head_dim or head_dim)
         q, k, v = (torch.empty((batch, *shape), dtype=dtype, device="meta") for shape in shapes)
@@ -382,19 +336,3 @@ class CompiledAttention:
             message = f"{choices(missing)} has no value in a function that stands alone"
             raise FlexSpecError("FS020", message, fix="bind it, or use block_map(...).mask_mod", where=user_caret())
         return function_of(expr, values, kind=kind, device=torch.device("cpu"))
-
-
-def _state(tensor: torch.Tensor) -> Any:
-    """What a tensor holds, for the cache: its content on the CPU, where anyone may write to its memory unseen by torch.
-
-    On a device it is the tensor and torch's count of its changes: reading it would wait for the device.
-    """
-    if not by_content(tensor):
-        return id(tensor), tensor._version, tensor.data_ptr()
-    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _frozen(tensor: torch.Tensor) -> torch.Tensor:
-    """What a map keeps of a tensor that is told by its content: a copy, which nobody writes to."""
-    return tensor.detach().clone() if by_content(tensor) else tensor

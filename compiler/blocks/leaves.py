@@ -169,12 +169,23 @@ class _Inside:
             surely, possibly = spread(self.order, known, self.tables.over)[self.expr]
             seen.kept[owner[surely]] = True
             seen.dropped[owner[~possibly]] = True
-            left = possibly & ~surely & seen.open()[owner]
+            left = np.flatnonzero(possibly & ~surely & seen.open()[owner])
+            if level:
+                self._middles(level, {name: at[left] for name, at in box.items()}, owner[left], seen)
+                left = left[seen.open()[owner[left]]]
             box, owner = {name: at[left] for name, at in box.items()}, owner[left]
             if level:
                 box, owner = self._halves(level, box, owner)
         self._pair_by_pair(box, owner, seen)
         return seen
+
+    def _middles(self, level: int, box: dict[str, Array], owner: Array, seen: Settled) -> None:
+        """One pair of each box, which is cheaper than its bounds: of a partial block some soon disagree."""
+        sides = {name: self.leaf[name] << min(level, self.halvings[name]) for name in box}
+        at = {name: boxes * sides[name] + sides[name] // 2 for name, boxes in box.items()}
+        stays = _evaluate(self.expr, self.tables.tensors, at, self.columns)
+        seen.kept[owner[stays]] = True
+        seen.dropped[owner[~stays]] = True
 
     def _extremes(self, top: int) -> list[list[tuple[Expr, str, Array, Array]]]:
         """Of each level, finest first: the least and greatest value of each one-sided node in every box."""

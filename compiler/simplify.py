@@ -231,14 +231,40 @@ def _count_terms(node: Expr) -> int:
 
 
 def sums(node: Apply) -> Expr | None:
-    """A sum in which a term or a constant occurs twice: each once."""
+    """A sum in which a term or a constant occurs twice: each once; digits that follow each other: one."""
     if node.type is not Type.INT or node.op not in ("add", "sub", "neg", "mul"):
         return None
-    terms, constant = linear(node)
+    found = linear(node)
+    terms, constant = joined = _joined_digits(found)
     if not _fits(terms, constant):
         return None
     new = from_linear(terms, constant)
-    return new if _count_terms(new) < _count_terms(node) else None
+    return new if joined is not found or _count_terms(new) < _count_terms(node) else None
+
+
+def _joined_digits(sum_: Linear) -> Linear:
+    """`x // 30 * 30 + x % 30` is `x`, and so with any two digits of one number that follow each other."""
+    terms, constant = sum_
+    digits = [(*found, term, count) for term, count in terms.items() if (found := _digit(term))]
+    for low, (x, below, stride, small, times) in enumerate(digits):
+        for high, (y, above, step, large, count) in enumerate(digits):
+            if low == high or y is not x or step != below or step % stride or count != times * (step // stride):
+                continue
+            if above is None or above % step == 0:
+                whole = x if above is None else apply("mod", x, const(above))
+                whole = whole if stride == 1 else apply("floordiv", whole, const(stride))
+                left = {term: count for term, count in terms.items() if term not in (small, large)}
+                return _joined_digits(added((left, constant), linear(whole), times))
+    return sum_
+
+
+def _digit(term: Expr) -> tuple[Expr, int | None, int] | None:
+    """A term that is `x % modulus // stride`: `x`, modulus (None: no remainder is taken), stride."""
+    inner, stride = _by_constant(term, "floordiv") or (term, 1)
+    x, modulus = _by_constant(inner, "mod") or (inner, None)
+    if modulus and stride == 1 and (deeper := _by_constant(x, "floordiv")):
+        return deeper[0], modulus * deeper[1], deeper[1]  # `x // 5 % 7` is `x % 35 // 5`
+    return None if x is term else (x, modulus, stride)
 
 
 def may_wrap(comparison: Apply) -> bool:

@@ -36,6 +36,15 @@ REWRITES = {
     "(q % 8 - 1) // 8 == kv": "(q % 8 + 7) // 8 - kv == 1",
     "max(q % 4, 1) // 4 == kv": "kv == 0",
     "h % 9 % 16 == kv": "h % 9 - kv == 0",
+    "q // 30 * 30 + q % 30 == kv": "q - kv == 0",
+    "q // 60 * 60 + q % 60 // 30 * 30 + q % 30 == kv": "q - kv == 0",
+    "q // 60 * 2 + q % 60 // 30 == kv": "q // 30 - kv == 0",
+    "q // 5 % 7 * 5 + q % 5 == kv": "q % 35 - kv == 0",
+    "(q - kv) // 7 * 14 + (q - kv) % 7 * 2 < 6": "q - kv < 3",
+    "q // 30 * 60 + q % 30 == kv": "q // 30 * 60 + q % 30 - kv == 0",
+    "q // 6 + q % 6 // 4 == kv": "q // 6 + q % 6 // 4 - kv == 0",
+    "q // 30 * 30 + q % 15 == kv": "q // 30 * 30 + q % 15 - kv == 0",
+    "q % 70 // 30 * 30 + q % 30 == kv": "q % 70 // 30 * 30 + q % 30 - kv == 0",
 }
 
 
@@ -55,6 +64,15 @@ def test_digits_keep_the_value(numbers, part):
     text = f"({a} * q + {b} * ({part}) + {c}) {op} {m} * 5 - q % 3 * 2 {op} {n} == kv"
     before, after = fs.Mask(fs.parse(text), "before"), fs.Mask(simplify(fs.parse(text)), "after")
     assert before.dense(12, 20).equal(after.dense(12, 20))
+
+
+@settings(max_examples=300, deadline=None)
+@given(*[st.sampled_from([1, 2, 3, 4, 6, 12, 24])] * 5, st.integers(-3, 3), st.sampled_from(["q", "kv - q", "q % 36"]))
+def test_joined_digits_keep_the_value(low, high, stride, step, modulus, times, number):
+    digits = f"({number}) % {modulus} // {step} * {high * times} + ({number}) % {low} // {stride} * {times}"
+    text = f"{digits} + ({number}) // {modulus} * {modulus * times} == kv"
+    before, after = fs.Mask(fs.parse(text), "before"), fs.Mask(simplify(fs.parse(text)), "after")
+    assert before.dense(40, 30).equal(after.dense(40, 30))
 
 
 sums = st.recursive(

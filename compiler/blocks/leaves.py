@@ -19,6 +19,8 @@ CHUNK = 1 << 17
 """Pairs or boxes that are worked on at once: their arrays stay in the processor's cache."""
 _LEAF = 8
 """Side of the boxes inside a block that are evaluated pair by pair."""
+_APART = 11
+"""Of so many undecided boxes inside a block one is evaluated before the others."""
 _BLOCKS = 1024
 _FEW = 64
 """From so many open blocks on it pays to look for blocks that are alike."""
@@ -167,12 +169,23 @@ class _Inside:
             surely, possibly = spread(self.order, known, self.tables.over)[self.expr]
             seen.kept[owner[surely]] = True
             seen.dropped[owner[~possibly]] = True
-            left = possibly & ~surely & seen.open()[owner]
+            left = np.flatnonzero(possibly & ~surely & seen.open()[owner])
+            if level:
+                self._middles(level, {name: at[left] for name, at in box.items()}, owner[left], seen)
+                left = left[seen.open()[owner[left]]]
             box, owner = {name: at[left] for name, at in box.items()}, owner[left]
             if level:
                 box, owner = self._halves(level, box, owner)
         self._pair_by_pair(box, owner, seen)
         return seen
+
+    def _middles(self, level: int, box: dict[str, Array], owner: Array, seen: Settled) -> None:
+        """One pair of each box, which is cheaper than its bounds: of a partial block some soon disagree."""
+        sides = {name: self.leaf[name] << min(level, self.halvings[name]) for name in box}
+        at = {name: boxes * sides[name] + sides[name] // 2 for name, boxes in box.items()}
+        stays = _evaluate(self.expr, self.tables.tensors, at, self.columns)
+        seen.kept[owner[stays]] = True
+        seen.dropped[owner[~stays]] = True
 
     def _extremes(self, top: int) -> list[list[tuple[Expr, str, Array, Array]]]:
         """Of each level, finest first: the least and greatest value of each one-sided node in every box."""
@@ -195,9 +208,15 @@ class _Inside:
         return box, owner
 
     def _pair_by_pair(self, box: dict[str, Array], owner: Array, seen: Settled) -> None:
-        for at in chunks(len(owner), self.leaf["q"] * self.leaf["kv"]):
-            some = np.flatnonzero(seen.open()[owner[at]]) + at.start
-            q, kv = (box[name][some] * self.leaf[name] + np.arange(self.leaf[name])[:, None] for name in ("q", "kv"))
-            stays = _evaluate(self.expr, self.tables.tensors, {"q": q[:, None], "kv": kv[None]}, self.columns)
-            seen.kept[owner[some[stays.any((0, 1))]]] = True
-            seen.dropped[owner[some[~stays.all((0, 1))]]] = True
+        """Every pair of the boxes left; a few boxes of each block first, as these often show that it is partial."""
+        number = np.arange(len(owner)) - np.searchsorted(owner, owner)  # of a box among its block's
+        for now in (number % _APART == 0, number % _APART != 0):
+            left = np.flatnonzero(now & seen.open()[owner])
+            for at in chunks(len(left), self.leaf["q"] * self.leaf["kv"]):
+                some = left[at]
+                q, kv = (
+                    box[name][some] * self.leaf[name] + np.arange(self.leaf[name])[:, None] for name in ("q", "kv")
+                )
+                stays = _evaluate(self.expr, self.tables.tensors, {"q": q[:, None], "kv": kv[None]}, self.columns)
+                seen.kept[owner[some[stays.any((0, 1))]]] = True
+                seen.dropped[owner[some[~stays.all((0, 1))]]] = True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from operator import and_, or_
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..errors import FlexSpecError
 from ..inputs import Input
 from ..mask import Mask, mask
 from ..source import user_caret
-from .checks import as_tensor, on_axis, whole
+from .checks import as_tensor, every, on_axis, whole
 
 
 def first_frame(canvas: Canvas, time: str = "t") -> Mask:
@@ -136,16 +135,17 @@ def radial(
     """
     others = _others(canvas, on_axis(canvas, "radial", time, "time"))
     _check_radial(decay, block, first_frame_sink, rounded)
-    rings = _rings(canvas.lengths[time], canvas.size // canvas.lengths[time], decay, block)
+    inside = canvas.size // canvas.lengths[time]
+    rings = _rings(canvas.lengths[time], inside, decay, block)
 
     def near(q: Any, kv: Any) -> Any:
         frames = abs(getattr(q, time) - getattr(kv, time))
         places = abs(_number(q, canvas, others) - _number(kv, canvas, others))
-        kept = [frames == 0]
-        for first, (width, step) in rings.items():
-            ring = [frames >= first, frames < 2 * first, places <= width]
-            kept.append(reduce(and_, [*ring, frames % step == 0] if step > 1 else ring))
-        return reduce(or_, [*kept, getattr(kv, time) == 0] if first_frame_sink else kept)
+        kept = []
+        for first, (width, step) in rings.items():  # the next ring is never wider, so a ring has no outer end
+            kept += [(frames < first) | (places <= width)] if width < inside - 1 else []
+            kept += [(frames < first) | (frames >= 2 * first) | (frames % step == 0)] if step > 1 else []
+        return every(kept) | (getattr(kv, time) == 0) if first_frame_sink else every(kept)
 
     shown: dict[str, Any] = {"canvas": canvas, "decay": decay, "block": block}
     shown |= {} if first_frame_sink else {"first_frame_sink": False}
@@ -157,7 +157,6 @@ def radial(
     def tiled(q: Any, kv: Any) -> Any:
         return tiles[tuple(_number(at, canvas, [time, *others]) // block for at in (q, kv))]
 
-    inside = canvas.size // canvas.lengths[time]
     table, added, dropped = _rounded(canvas.lengths[time], inside, rings, first_frame_sink, block)
     shown |= {"rounded": True, "added": added, "dropped": dropped}
     return mask(canvas=canvas)(tiled)(tiles=table).named("radial", **shown)

@@ -22,6 +22,29 @@ axis_parts = st.sampled_from(
 
 
 @st.composite
+def orders_of(draw, canvas):
+    """An order of a canvas or of its tokens, or none."""
+    tile = {name: draw(st.integers(1, 4)) for name in canvas.names}
+    outer = {name: side * draw(st.integers(1, 3)) for name, side in tile.items()}
+    first = tile[canvas.names[0]]
+    every = [
+        None,
+        fs.row_major(canvas),
+        fs.tiled(canvas, tile),
+        fs.axes(canvas, *reversed(canvas.names)),
+        fs.striped(first),
+        fs.zigzag(first),
+        fs.dilated(canvas, tile),
+        fs.tiled(canvas, outer, tile),
+        fs.morton(canvas),
+        fs.hilbert(canvas),
+        fs.by_label(torch.arange(canvas.size) * 7 % (first + 1)),
+        fs.concatenated(fs.tiled(canvas, tile)),
+    ]
+    return draw(st.sampled_from(every))
+
+
+@st.composite
 def on_canvas(draw):
     """A canvas, a mask on it, and an order of it or of its tokens."""
     names = "thw"[: len(lengths := draw(sides))]
@@ -68,27 +91,7 @@ def on_canvas(draw):
         mask = draw(st.sampled_from([lambda a, b: a & b, lambda a, b: a | b, lambda a, b: a ^ b, lambda a, b: a - b]))(
             mask, other
         )
-    tile = {name: draw(st.integers(1, 4)) for name in names}
-    count = {name: draw(st.integers(1, 3)) for name in names}
-    order = draw(
-        st.sampled_from(
-            [
-                None,
-                fs.row_major(canvas),
-                fs.tiled(canvas, **tile),
-                fs.axes(canvas, *reversed(names)),
-                fs.striped(tile["t"]),
-                fs.zigzag(tile["t"]),
-                fs.dilated(canvas, **tile),
-                fs.tiled(canvas, {name: side * count[name] for name, side in tile.items()}, tile),
-                fs.morton(canvas),
-                fs.hilbert(canvas),
-                fs.by_label(torch.arange(canvas.size) * 7 % (tile["t"] + 1)),
-                fs.concatenated(fs.tiled(canvas, **tile)),
-            ]
-        )
-    )
-    return canvas, mask, order
+    return canvas, mask, draw(orders_of(canvas))
 
 
 def check(case, block):

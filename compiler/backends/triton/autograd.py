@@ -113,10 +113,10 @@ def _stats(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | No
     return shift, delta
 
 
-def _launch(kernel: Any, side: str, plan: Plan, tensors: tuple[Tensor, ...], *given: tuple[Any, ...]) -> None:
+def _launch(kernel: Any, side: str, plan: Plan, tensors: Any, stats: Any, values: Any, functions: Any) -> None:
     """One program for each tile of a side, in each (batch, head) of that side's tensor."""
-    start: Any = partial(_start, kernel, side, plan, tensors, *given)
-    launched(start, kernel, plan, tensors[0], tensors[2], given[-1])  # the last are the functions
+    start = partial(_start, kernel, side, plan, tensors, stats, values, functions)
+    launched(start, kernel, plan, tensors[0], tensors[2], functions)
 
 
 def _start(

@@ -17,18 +17,19 @@ from flexspec.expr import Apply, Expr, inputs_of
 from flexspec.inputs import Sizes, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory, relocate
-from flexspec.source import user_caret, user_level
+from flexspec.user_line import user_caret, user_level
 
-from .backends import Backend, Call, backends, check_backend
-from .backends.torch_source import function_of
+from .backends.base import Backend, Call, check_qkv, check_weight
+from .backends.pages import as_seen, check_pages, gathered
+from .backends.registry import backends, check_backend
 from .backends.triton import operator
 from .blocks.block_map import BlockMap
+from .blocks.grid import BlockSize, make_grid
 from .explain import Report, explain
-from .maps import Maps
-from .pages import as_seen, check_pages, gathered
-from .pipeline import BlockSize, Stages, make_grid
-from .planning.auto import AUTO, PlannedAttention
-from .reference import check_qkv, check_weight
+from .map_cache import Maps
+from .pipeline import Stages
+from .planning.planned import AUTO, PlannedAttention
+from .printers.python import function_of
 
 if TYPE_CHECKING:
     from .backends.triton.report import AotReport

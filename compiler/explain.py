@@ -12,15 +12,16 @@ from flexspec.inputs import Bound
 from flexspec.order import Order
 from flexspec.syntax import formula
 
-from .backends.torch_source import source_of
 from .backends.weights import softmax_scores
 from .blocks.block_map import BlockMap
 from .blocks.flex_lists import contiguous_lists
+from .blocks.integer_range import needs_64_bits
 from .blocks.runs import BlockKind
-from .pipeline import Stages, needs_64_bits
+from .pipeline import Stages
+from .printers.python import source_of
 from .proofs.count import pairs_formula
 from .proofs.proof import Proof, ahead, lonely, never
-from .simplify import specialise
+from .simplify.specialise import specialise
 
 _LONG = 100
 RUNS = {"kv side": "fwd_BLOCKS_ARE_CONTIGUOUS", "q side": "bwd_BLOCKS_ARE_CONTIGUOUS"}
@@ -137,7 +138,7 @@ def _expr(report: Report, latex: bool) -> list[str]:
     if report.spec.weighing:
         lines.append(f"weight {report.spec.weighing.definition}")
     if latex:
-        from .latex import to_latex  # sympy is slow to import
+        from .printers.latex import to_latex  # sympy is slow to import
 
         lines.append(f"latex  {to_latex(report.spec.kept.expr)}")
     return lines

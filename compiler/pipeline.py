@@ -6,7 +6,7 @@ predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify-->
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,26 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from flexspec.errors import FlexSpecError, choices
-from flexspec.expr import Apply, Expr, Load, Param, Var, walk
-from flexspec.inputs import Bound, Sizes, check_length, make_sizes
+from flexspec.expr import Expr
+from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.ops import Type
 from flexspec.order import Order, bound_in_memory, in_memory
-from flexspec.source import user_caret
 
-from .backends.torch_source import function_of
 from .blocks.block_map import BlockMap
-from .blocks.bounds import Grid, spread
 from .blocks.classify import Trail, classify
-from .blocks.intervals import FAR
-from .blocks.points import Array, evaluate_at
-from .blocks.tables import Tables
-from .simplify import as_array, simplify, specialise
-
-BlockSize = int | tuple[int, int]
-MAX_BLOCKS = 1 << 23
-"""Most blocks on a side: a thousand million tokens in blocks of 128."""
+from .blocks.grid import BlockSize, make_grid
+from .blocks.integer_range import check_range
+from .blocks.tensor_ranges import TensorRanges, ranges_of
+from .printers.python import function_of
+from .simplify.specialise import specialise_each
 
 
 @dataclass
@@ -90,7 +82,7 @@ def map_of(
     device: torch.device,
     stages: Stages,
     *,
-    tables: Tables | None = None,
+    tables: TensorRanges | None = None,
     exact: bool = True,
 ) -> BlockMap:
     """The pipeline from a mask and its values to its block map; every stage's result is kept in `stages`.
@@ -101,7 +93,7 @@ def map_of(
     with stages.timed("EXPR"):
         expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     with stages.timed("SIMPLIFIED"):
-        tables = tables or tables_of(bound)
+        tables = tables or ranges_of(bound)
         check_range(expr, tables.tensors)
         exprs = specialise_each(expr, bound, tables.tensors)
     with stages.timed("BLOCKS"):
@@ -126,121 +118,6 @@ def map_of(
 def mask_mod_of(expr: Expr, bound: Bound, device: torch.device) -> Callable[[], Any]:
     """Prints an expression as a FlexAttention mask_mod, when asked."""
     return partial(function_of, expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
-
-
-def by_content(tensor: torch.Tensor) -> bool:
-    """Is a tensor known by what it holds? On the CPU anyone may write to its memory unseen by torch."""
-    return tensor.device.type == "cpu" or tensor.is_inference()
-
-
-def tables_of(bound: Bound) -> Tables:
-    """The tensors of a binding as arrays, with tables of what they hold."""
-    return Tables({name: as_array(tensor) for name, tensor in bound.tensors.items()})
-
-
-def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
-    """The grid of blocks over memory positions. FS030, FS033."""
-    pair = block_size if isinstance(block_size, tuple) else (block_size, block_size)
-    if len(pair) != 2:
-        raise FlexSpecError("FS030", f"block_size is {block_size!r}", fix="give 128 or (128, 64)", where=user_caret())
-    block_q, block_kv = (check_length("block_size", side) for side in pair)
-    rows = max(sizes.q_len // block_q, sizes.kv_len // block_kv)
-    if rows > MAX_BLOCKS:
-        message = f"{rows:,} blocks on a side are more than {MAX_BLOCKS:,}"
-        raise FlexSpecError("FS030", message, fix="give a larger block_size", where=user_caret())
-    if order is None:
-        return Grid(sizes.q_len, sizes.kv_len, block_q, block_kv)
-    check_orders([order])
-    order.check(sizes.q_len)
-    order.check(sizes.kv_len)
-    return Grid(order.padded(sizes.q_len), order.padded(sizes.kv_len), block_q, block_kv)
-
-
-def check_orders(given: object, name: str = "orders") -> list[Order | None]:
-    """A list of orders, None for tokens as they are. FS033."""
-    if isinstance(given, (Order, str)) or not isinstance(given, Iterable):
-        fix = f"give a list: {name}=[fs.tiled(...), fs.hilbert(...)]"
-        raise FlexSpecError("FS033", f"{name} is {given!r}", fix=fix, where=user_caret())
-    orders = list(given)
-    for order in orders:
-        if order is not None and not isinstance(order, Order):
-            fix = "give fs.tiled(...), fs.hilbert(...), fs.striped(...) or another order"
-            raise FlexSpecError("FS033", f"order is {order!r}", fix=fix, where=user_caret())
-    return orders
-
-
-def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> Any:
-    """The expression of each (batch, head), an object array [batch | 1, heads | 1]; equal ones are one object."""
-    whole = specialise(expr, bound.all_numbers(), {})
-    batch = (bound.sizes.batch or 1) if "b" in whole.names else 1
-    heads = (bound.sizes.heads or 1) if "h" in whole.names else 1
-    exprs = np.empty((batch, heads), object)
-    made: dict[tuple[Any, ...], Expr] = {}
-    for (b, h), told in _told_apart(whole, batch, heads, tensors):
-        if told not in made:
-            places = {name: at for name, at in (("b", b), ("h", h)) if name in whole.names}
-            made[told] = specialise(whole, places, tensors)
-        exprs[b, h] = made[told]
-    for axis in (0, 1):
-        if (exprs == exprs.take([0], axis)).all():
-            exprs = exprs.take([0], axis)
-    return exprs
-
-
-def _told_apart(
-    expr: Expr, batch: int, heads: int, tensors: Mapping[str, Array]
-) -> Iterator[tuple[tuple[int, int], tuple[Any, ...]]]:
-    """Each (b, h), and the values of all parts that depend on these alone: where they agree, so does the expression."""
-    parts, stack = [], [expr]
-    while stack:
-        node = stack.pop()
-        if {"q", "kv", "score"} & {name.partition(".")[0] for name in node.names}:  # q.h is of a query too
-            stack.extend(node.children)
-        elif node.names & {"b", "h"}:
-            parts.append(node)
-    at = {"b": np.arange(batch)[:, None], "h": np.arange(heads)[None, :]}
-    values = [np.broadcast_to(evaluate_at(part, at, tensors), (batch, heads)) for part in dict.fromkeys(parts)]
-    for b, h in np.ndindex(batch, heads):
-        yield (b, h), tuple(repr(value[b, h]) for value in values)
-
-
-def check_range(expr: Expr, tensors: Mapping[str, Array]) -> None:
-    """FS034 where a tensor's integers are so large that arithmetic on them wraps; comparisons of them are exact."""
-    large = {name for name, x in tensors.items() if x.dtype == np.int64 and (x.min() <= -FAR or x.max() >= FAR)}
-    if not large & expr.names:
-        return
-    reached: set[Expr] = set()
-    for node in walk(expr):
-        if isinstance(node, Load) and node.input.name in large:
-            reached.add(node)
-        elif isinstance(node, Apply) and node.type is Type.INT and reached & {*node.args}:
-            if node.op in _WRAPPING:
-                message = f"`{node}` computes with integers of {choices(large & node.names)} past {FAR:.3g}"
-                fix = "compare them as they are, or store smaller numbers"
-                raise FlexSpecError("FS034", message, fix=fix, where=user_caret())
-            if node.op not in ("mod", "sign"):
-                reached.add(node)
-
-
-_WRAPPING = {"add", "sub", "mul", "neg", "abs", "lshift", "floordiv"}
-
-
-def needs_64_bits(expr: Expr, bound: Bound, grid: Grid) -> bool:
-    """May the expression compute an integer past 32 bits, which are a kernel's own? A kernel is given values: a sum is
-    as large as with them, though they may leave it once they are known.
-    """
-    expr, sizes = simplify(expr), bound.sizes
-    sides = {"q": grid.q_len, "kv": grid.kv_len, "b": sizes.batch or 1, "h": sizes.heads or 1}
-    ends = {name: (value, value) for name, value in bound.all_numbers().items()}
-    ends |= {name: (0, length - 1) for name, length in sides.items()}
-    known: dict[Expr, Any] = {
-        node: (np.array([ends[node.name][0]], node.type.numpy), np.array([ends[node.name][1]], node.type.numpy))
-        for node in walk(expr)
-        if isinstance(node, (Var, Param))
-    }
-    found = spread(walk(expr), known, tables_of(bound).over)
-    integers = [end for node, both in found.items() if node.type is Type.INT for end in both]
-    return any(bool(((end <= -(2**31)) | (end >= 2**31)).any()) for end in integers)
 
 
 def create_block_mask(

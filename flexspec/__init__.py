@@ -24,21 +24,22 @@ if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler
     __path__.append(str(Path(__file__).parent.parent))
 
 if TYPE_CHECKING:
+    from flexspec.compiler.backends.reference import reference_attention
+    from flexspec.compiler.fitting.families import Family
+    from flexspec.compiler.fitting.fit import Fit, Fits, fit
+
     from .compiler.attend import CompiledAttention, compile
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
     from .compiler.draw.keys import KeptKeys, kept_keys
     from .compiler.draw.orders import show_orders
     from .compiler.pipeline import block_map, create_block_mask
-    from .compiler.planning.families import Family
-    from .compiler.planning.fit import Fit, Fits, fit
     from .compiler.planning.hardware import Hardware
     from .compiler.planning.planner import plan
     from .compiler.planning.plans import Plan, Plans
     from .compiler.proofs.diff import Diff, diff
     from .compiler.proofs.proof import Proof, equals, every_query_attends, implies, is_causal, is_empty
     from .compiler.proofs.reach import Reach, reach
-    from .compiler.reference import reference_attention
 
 __all__ = [
     "Attention",
@@ -107,9 +108,9 @@ _COMPILER = {
     "Diff": "proofs.diff",
     "Hardware": "planning.hardware",
     "KeptKeys": "draw.keys",
-    "Family": "planning.families",
-    "Fit": "planning.fit",
-    "Fits": "planning.fit",
+    "Family": "fitting.families",
+    "Fit": "fitting.fit",
+    "Fits": "fitting.fit",
     "Plan": "planning.plans",
     "Plans": "planning.plans",
     "Proof": "proofs.proof",
@@ -120,14 +121,14 @@ _COMPILER = {
     "diff": "proofs.diff",
     "equals": "proofs.proof",
     "every_query_attends": "proofs.proof",
-    "fit": "planning.fit",
+    "fit": "fitting.fit",
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",
     "kept_keys": "draw.keys",
     "plan": "planning.planner",
     "reach": "proofs.reach",
-    "reference_attention": "reference",
+    "reference_attention": "backends.reference",
     "show_orders": "draw.orders",
 }
 

@@ -14,7 +14,7 @@ from .expr import Apply, apply, const, var
 from .formula import Formula, merged
 from .mask import Mask, from_mask_mod
 from .score import ScoreMod, from_score_mod
-from .source import user_caret
+from .user_line import user_caret
 from .weight import Weight
 
 

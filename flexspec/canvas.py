@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import FlexSpecError, choices
 from .expr import Expr, apply, const
-from .source import user_caret
+from .user_line import user_caret
 
 
 @dataclass(frozen=True)

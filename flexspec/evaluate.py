@@ -13,7 +13,7 @@ import torch
 from .errors import FlexSpecError
 from .expr import Apply, Const, Expr, Load, Param, Var, walk
 from .ops import OPS, Type
-from .source import user_caret
+from .user_line import user_caret
 
 Value: TypeAlias = torch.Tensor | bool | int | float
 

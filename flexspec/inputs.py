@@ -14,9 +14,9 @@ from .expr import SIZES, Expr, Var, inputs_of, param, params_of, walk
 from .expr import Input as InputNode
 from .expr import input_ as input_node
 from .ops import OPS, Type
-from .source import user_caret
 from .syntax import CONSTANTS, leaf
 from .trace import Traced, TracedTensor
+from .user_line import user_caret
 
 _KINDS = {"bool": Type.BOOL, "int": Type.INT, "float": Type.FLOAT, "double": Type.DOUBLE}
 Number = bool | int | float

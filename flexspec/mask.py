@@ -17,8 +17,8 @@ from .formula import Formula, Parameter, Predicate, joined, merged, operand, rea
 from .inputs import make_sizes
 from .ops import Type
 from .questions import Questions
-from .source import function_place, user_caret
 from .trace import Session, Traced, run
+from .user_line import function_place, user_caret
 
 
 @dataclass(frozen=True, eq=False, repr=False)

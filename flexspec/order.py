@@ -16,9 +16,9 @@ from .expr import Expr, apply, substitute, var
 from .inputs import Bound
 from .orders.base import Order, Place
 from .orders.digits import Dilated, Tiled, axes, dilated, row_major, tiled
+from .orders.lookup import TOKEN_AT, ByLabel, Concatenated, Curve, Table, by_label, concatenated, hilbert, morton
 from .orders.ranks import Striped, Zigzag, striped, zigzag
-from .orders.tables import TOKEN_AT, ByLabel, Concatenated, Curve, Table, by_label, concatenated, hilbert, morton
-from .source import user_caret
+from .user_line import user_caret
 
 __all__ = [
     "TOKEN_AT",

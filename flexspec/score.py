@@ -12,8 +12,8 @@ from .expr import POSITIONS, Expr, apply, params_of, substitute, var
 from .formula import Formula, Parameter, Predicate, joined, merged, read_signature
 from .mask import _four_positions
 from .ops import Type
-from .source import function_place, user_caret
 from .trace import run
+from .user_line import function_place, user_caret
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -24,8 +24,8 @@ from .inputs import check_tensor
 from .mask import Mask
 from .ops import Type
 from .score import ScoreMod
-from .source import user_caret
 from .syntax import parse
+from .user_line import user_caret
 from .weight import KINDS, Weight
 
 VERSION = 1

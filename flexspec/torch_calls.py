@@ -10,7 +10,7 @@ import torch
 
 from .errors import FlexSpecError
 from .ops import Type
-from .source import user_caret
+from .user_line import user_caret
 
 MAX_ISIN = 256
 """Most values that `torch.isin` may list; more belong into a boolean table."""

@@ -18,10 +18,10 @@ from . import torch_calls
 from .captures import tensor_names
 from .errors import FlexSpecError
 from .expr import Expr, Input, apply, const, input_, load, var
-from .narrow import narrow_dtype, narrow_result
+from .narrow_dtypes import narrow_dtype, narrow_result
 from .ops import NEGATED, OPS, Type
-from .source import Place, raised_at, truth_construct, user_caret, user_place
 from .syntax import CONSTANTS, leaf
+from .user_line import Place, raised_at, truth_construct, user_caret, user_place
 
 _TRUTH = {
     "and": ("FS002", "`and` between expressions keeps only one of them", "write `a & b`, each in parentheses"),

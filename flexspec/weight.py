@@ -9,8 +9,8 @@ from .errors import FlexSpecError
 from .expr import Expr, apply
 from .formula import Formula
 from .ops import Type
-from .source import function_place
 from .syntax import formula
+from .user_line import function_place
 
 KINDS = {
     "sigmoid": "sigmoid(score + {}), not normalised",

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from flexspec.compiler.backends.torch_source import source_of
+from flexspec.compiler.printers.python import source_of
 from random_masks import block_kinds
 from torch.nn.attention.flex_attention import create_mask
 

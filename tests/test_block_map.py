@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from flexspec.compiler.backends.torch_source import function_of
 from flexspec.compiler.blocks import classify, leaves
-from flexspec.compiler.blocks import tables as tables_module
+from flexspec.compiler.blocks import tensor_ranges as tables_module
 from flexspec.compiler.blocks.flex_lists import contiguous_lists
-from flexspec.compiler.simplify import simplify
+from flexspec.compiler.printers.python import function_of
+from flexspec.compiler.simplify.rules import simplify
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_masks import block_kinds, make_mask, masks, tables, truth

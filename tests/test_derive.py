@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flexspec.compiler.derive import RULES, derivative, loads_of
+from flexspec.compiler.simplify.derivative import RULES, derivative, loads_of
 
 import flexspec as fs
 from flexspec.evaluate import evaluate

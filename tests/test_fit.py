@@ -203,7 +203,7 @@ def test_booleans_logits_batches_and_integers():
 
 
 def test_chunks_of_rows_add_up(monkeypatch):
-    from flexspec.compiler.planning import observed, search
+    from flexspec.compiler.fitting import observed, search
 
     weights = noise(3, 50, 33)
     whole = fs.fit(weights, budget=0.4, block_size=8)

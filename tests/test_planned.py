@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from flexspec.compiler.planning import auto
+from flexspec.compiler.planning import planned
 
 import flexspec as fs
 
@@ -21,7 +21,7 @@ def qkv(heads: int = 2, kv_heads: int = 2, length: int = 256, dim: int = 16) -> 
     return [torch.randn(2, n, length, dim, generator=made) for n in (heads, kv_heads, kv_heads)]
 
 
-def compared(spec: object, tensors: list[torch.Tensor], **values: object) -> auto.PlannedAttention:
+def compared(spec: object, tensors: list[torch.Tensor], **values: object) -> planned.PlannedAttention:
     attend = fs.compile(spec, order="auto", block_size=16, backend="reference")
     out, lse = attend(*tensors, return_lse=True, **values)
     wanted, wanted_lse = fs.reference_attention(spec, *tensors, return_lse=True, **values)

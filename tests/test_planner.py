@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from flexspec.compiler.planning.block_counts import Tally
 from flexspec.compiler.planning.boxes import boxes, permutation
 from flexspec.compiler.planning.candidates import Candidate, candidates, cut_evenly, steps_of
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
 from flexspec.compiler.planning.counting import Counter
 from flexspec.compiler.planning.hardware import Hardware
-from flexspec.compiler.planning.tally import Tally
 
 import flexspec as fs
 from flexspec.inputs import make_sizes

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from flexspec.compiler.planning import cost, counting, ranking
+from flexspec.compiler.planning.block_counts import Tally, coarser
 from flexspec.compiler.planning.candidates import Candidate
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
 from flexspec.compiler.planning.hardware import HARDWARE, Hardware, hardware_at, hardware_of
 from flexspec.compiler.planning.ranking import moves
-from flexspec.compiler.planning.tally import Tally, coarser
 
 import flexspec as fs
 from flexspec.inputs import make_sizes

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from flexspec.compiler.proofs.assume import reduced
-from flexspec.compiler.simplify import simplify
+from flexspec.compiler.simplify.rules import simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import make_mask, masks, tables, truth

@@ -80,7 +80,7 @@ def test_a_nan_score_of_a_dropped_pair_is_dropped():
 
 
 def test_rows_in_pieces_are_the_whole(monkeypatch):
-    from flexspec.compiler import reference
+    from flexspec.compiler.backends import reference
 
     tensors = [torch.randn(1, 2, 33, 4) for _ in range(3)]
     mask = fs.mask(lambda q, kv: (q + kv) % 3 != 0)

@@ -2,7 +2,7 @@
 
 import pytest
 import sympy
-from flexspec.compiler.simplify import linear, simplify
+from flexspec.compiler.simplify.rules import linear, simplify
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from flexspec.compiler.backends import Call, flex, plain
+from flexspec.compiler.backends import flex, reference
+from flexspec.compiler.backends.base import Call
+from flexspec.compiler.backends.reference import by_rows
 from flexspec.compiler.backends.weights import by_softmax
-from flexspec.compiler.reference import by_rows
 
 import flexspec as fs
 
@@ -81,7 +82,7 @@ MASKS = {
 def by_identity(spec, q, k, v, return_lse):
     """The identities over a softmax in float64: what flex does on a GPU, without its rounding."""
 
-    class Identity(plain.ReferenceBackend):
+    class Identity(reference.ReferenceBackend):
         def run(self, call: Call):
             def whole(call):
                 return by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)

@@ -18,15 +18,15 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, inputs_of, var
-from flexspec.source import user_level
+from flexspec.user_line import user_level
 
 from ..blocks.block_map import BlockMap
 from ..blocks.flex_lists import contiguous_lists, to_flex
+from ..blocks.integer_range import needs_64_bits
 from ..blocks.on_device import DeviceMap
-from ..pipeline import needs_64_bits
-from ..reference import by_rows
-from . import Call
-from .torch_source import function_of, run_source, source_of
+from ..printers.python import function_of, run_source, source_of
+from .base import Call
+from .reference import by_rows
 from .weights import by_softmax
 
 ONE_QUERY_ROWS = 16

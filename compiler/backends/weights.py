@@ -17,7 +17,7 @@ from flexspec.expr import Expr, substitute
 from flexspec.syntax import parse
 from flexspec.weight import Weight
 
-from . import Call
+from .base import Call
 
 Result = tuple[torch.Tensor, torch.Tensor | None]
 

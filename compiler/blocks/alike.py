@@ -14,8 +14,8 @@ import numpy as np
 from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import NEGATED, Type
 
+from ..evaluation.points import Array
 from .intervals import Interval
-from .points import Array
 
 
 @dataclass(slots=True)

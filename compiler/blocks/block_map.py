@@ -14,11 +14,11 @@ import torch
 from flexspec.errors import FlexSpecError
 from flexspec.expr import Expr
 from flexspec.order import Order
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
-from .bounds import Grid
+from ..evaluation.points import Array, evaluate_at
+from .grid import Grid
 from .leaves import CHUNK
-from .points import Array, evaluate_at
 from .runs import BlockKind, Runs
 
 

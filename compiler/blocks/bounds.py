@@ -16,31 +16,10 @@ import numpy as np
 from flexspec.expr import Apply, Const, Expr, Load, Var, walk
 from flexspec.ops import Type
 
+from ..evaluation.points import Array, needed, one_sided
+from .grid import Grid
 from .intervals import Interval, bound
-from .points import Array, needed, one_sided
-from .tables import Tables, pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The blocks of one (batch, head): `q_len` by `kv_len` positions in blocks of `block_q` by `block_kv`."""
-
-    q_len: int
-    kv_len: int
-    block_q: int
-    block_kv: int
-
-    @property
-    def q_blocks(self) -> int:
-        return -(-self.q_len // self.block_q)
-
-    @property
-    def kv_blocks(self) -> int:
-        return -(-self.kv_len // self.block_kv)
-
-    def side(self, name: str) -> tuple[int, int]:
-        """Length and block size of the side `q` or `kv`."""
-        return (self.q_len, self.block_q) if name == "q" else (self.kv_len, self.block_kv)
+from .tensor_ranges import TensorRanges, pairs
 
 
 @dataclass(slots=True)
@@ -49,7 +28,7 @@ class Bounds:
 
     expr: Expr
     grid: Grid
-    tables: Tables
+    tables: TensorRanges
     starts: dict[str, Array] = field(init=False)
     """First block of each cell of `q` and of `kv`, and one past the last block: int64 [cells + 1]."""
     _order: list[Expr] = field(init=False)

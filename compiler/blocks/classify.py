@@ -13,11 +13,12 @@ import numpy as np
 
 from flexspec.expr import Expr
 
-from .bounds import Bounds, Grid
+from ..evaluation.points import Array
+from .bounds import Bounds
+from .grid import Grid
 from .leaves import Leaves, chunks
-from .points import Array
 from .runs import BlockKind, Found, Runs, merged, of_boxes, of_table, stacked
-from .tables import Tables
+from .tensor_ranges import TensorRanges
 
 _FINER = 3
 """Levels from one to the next: a box is split in 8 by 8."""
@@ -34,7 +35,7 @@ class Trail:
     evaluated: int = 0
 
 
-def classify(expr: Expr, grid: Grid, tables: Tables, trail: Trail | None = None, *, exact: bool = True) -> Runs:
+def classify(expr: Expr, grid: Grid, tables: TensorRanges, trail: Trail | None = None, *, exact: bool = True) -> Runs:
     """The runs of a boolean expression over `q` and `kv` (everything else filled in).
 
     exact=False leaves a block PARTIAL that bounds do not decide.

@@ -14,11 +14,11 @@ from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import BlockMask
 
 from flexspec.errors import FlexSpecError
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
+from ..evaluation.points import Array
 from .block_map import BlockMap
-from .bounds import Grid
-from .points import Array
+from .grid import Grid
 from .runs import BlockKind, Runs
 
 if TYPE_CHECKING:

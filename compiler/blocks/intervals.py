@@ -15,7 +15,7 @@ import numpy as np
 from flexspec.errors import FlexSpecError
 from flexspec.ops import OPS, Type
 
-from .points import Array
+from ..evaluation.points import Array
 
 Interval = tuple[Array, Array]
 Rule = Callable[..., Interval]

@@ -9,11 +9,12 @@ import numpy as np
 
 from flexspec.expr import Expr, Var
 
+from ..evaluation.points import Array, Columns, along, evaluate_at, needed, one_sided
 from .alike import Alike
-from .bounds import Bounds, Grid, spread
-from .points import Array, Columns, along, evaluate_at, needed, one_sided
+from .bounds import Bounds, spread
+from .grid import Grid
 from .runs import BlockKind
-from .tables import Tables, pairs
+from .tensor_ranges import TensorRanges, pairs
 
 CHUNK = 1 << 17
 """Pairs or boxes that are worked on at once: their arrays stay in the processor's cache."""
@@ -140,7 +141,7 @@ class _Inside:
     every box. A block's positions are stretched to a power of two by repeating its last one.
     """
 
-    def __init__(self, expr: Expr, grid: Grid, tables: Tables, q_block: Array, kv_block: Array) -> None:
+    def __init__(self, expr: Expr, grid: Grid, tables: TensorRanges, q_block: Array, kv_block: Array) -> None:
         self.expr, self.tables = expr, tables
         self.side = one_sided(expr)
         self.order = needed(expr, self.side)

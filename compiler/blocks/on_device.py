@@ -21,13 +21,14 @@ from flexspec.mask import Mask
 from flexspec.ops import OPS, Type
 from flexspec.order import Order, in_memory
 
-from ..pipeline import BlockSize, make_grid, mask_mod_of, specialise_each
-from .bounds import Grid
+from ..evaluation.points import needed, one_sided
+from ..pipeline import mask_mod_of
+from ..simplify.specialise import specialise_each
 from .classify import classify
+from .grid import BlockSize, Grid, make_grid
 from .intervals import FAR
-from .points import needed, one_sided
 from .runs import Runs
-from .tables import Tables
+from .tensor_ranges import TensorRanges
 
 Interval = tuple[torch.Tensor, torch.Tensor]
 """Least and greatest value on each block, both ends included, broadcasting to [batch, heads, q_blocks, kv_blocks]."""
@@ -153,7 +154,7 @@ class _Blocks:
 
 @lru_cache(maxsize=64)
 def _runs(expr: Expr, grid: Grid) -> Runs:
-    return classify(expr, grid, Tables({}))
+    return classify(expr, grid, TensorRanges({}))
 
 
 def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from .points import Array
+from ..evaluation.points import Array
 
 
 class BlockKind(IntEnum):

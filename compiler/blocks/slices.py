@@ -13,10 +13,10 @@ import torch
 from flexspec.errors import FlexSpecError
 from flexspec.expr import apply, const, substitute, var
 from flexspec.inputs import check_length
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
-from .bounds import Grid
-from .points import Array
+from ..evaluation.points import Array
+from .grid import Grid
 from .runs import BlockKind, Runs
 
 if TYPE_CHECKING:

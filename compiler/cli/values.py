@@ -20,9 +20,9 @@ from flexspec.formula import Formula
 from flexspec.ops import Type
 from flexspec.order import Order
 from flexspec.patterns import CATALOG
-from flexspec.source import Place
 from flexspec.spec import load as load_spec
 from flexspec.text import parse_order, parse_pattern
+from flexspec.user_line import Place
 
 AROUND = 64  # tokens on each side of a counterexample in the region that is suggested
 FOREIGN = re.compile(r'\n?  File "(?P<file>[^"]+)", line \d+(\n    .*\n    [ ]*\^+)?')

@@ -14,7 +14,7 @@ from .scale import Shade, block_cells, ticks
 
 if TYPE_CHECKING:
     from ..blocks.block_map import BlockMap
-    from ..planning.fit import Fit, Fits
+    from ..fitting.fit import Fit, Fits
 
 PANEL, GAP, TOP = 2.2, 0.55, 0.5  # inches
 CURVE, LEGEND = 3.4, 2.0

@@ -15,7 +15,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.evaluate import evaluate
 from flexspec.inputs import Bound, check_length, make_sizes
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 from . import frames, frames_text
 

@@ -9,11 +9,12 @@ from typing import Any
 from flexspec.errors import FlexSpecError
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import Order
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 from ..blocks.block_map import BlockMap
+from ..blocks.grid import BlockSize, check_orders
 from ..blocks.runs import BlockKind
-from ..pipeline import BlockSize, block_map, check_orders
+from ..pipeline import block_map
 from . import picture, terminal
 from .scale import Cells, heads_text, whole
 

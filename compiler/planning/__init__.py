@@ -1,1 +1,1 @@
-"""Which pattern and which order: what fits an observed map, what runs cheapest."""
+"""Which order and block size a mask runs in at the least cost."""

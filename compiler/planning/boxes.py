@@ -17,8 +17,8 @@ from flexspec.canvas import Canvas
 from flexspec.expr import Apply, Const, Expr, apply, const, var
 from flexspec.order import Order
 
-from ..blocks.points import Array, evaluate_at
-from .tally import Tally
+from ..evaluation.points import Array, evaluate_at
+from .block_counts import Tally
 
 LONGEST = 4096
 """Positions on an axis at most: the relation of an axis is held pair by pair."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .block_counts import Tally
 from .hardware import Hardware
-from .tally import Tally
 
 ATTAINED = 0.6
 """Assumed share of the tensor cores' peak that an attention kernel reaches on full blocks. Not measured."""

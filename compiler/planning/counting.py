@@ -16,15 +16,16 @@ from flexspec.mask import Mask
 from flexspec.order import Order, in_memory
 
 from ..blocks.block_map import BlockMap
-from ..blocks.bounds import Grid
 from ..blocks.classify import classify
-from ..blocks.points import Array
-from ..blocks.tables import Tables
-from ..pipeline import block_map, check_range, make_grid, specialise_each, tables_of
-from ..simplify import specialise
+from ..blocks.grid import Grid, make_grid
+from ..blocks.integer_range import check_range
+from ..blocks.tensor_ranges import TensorRanges, ranges_of
+from ..evaluation.points import Array
+from ..pipeline import block_map
+from ..simplify.specialise import specialise, specialise_each
+from .block_counts import Tally, coarser, of_runs
 from .boxes import boxes, permutation, relations, tally
 from .candidates import Candidate
-from .tally import Tally, coarser, of_runs
 
 DENSE = 1 << 25
 """Blocks at most of a map that is held as a table, to read coarser ones from it."""
@@ -45,13 +46,13 @@ class Counter:
 
     mask: Mask
     bound: Bound
-    tables: Tables
+    tables: TensorRanges
     exprs: Sequence[Expr]
     index: Array
 
     @classmethod
     def of(cls, mask: Mask, bound: Bound) -> Counter:
-        tables = tables_of(bound)
+        tables = ranges_of(bound)
         check_range(mask.expr, tables.tensors)
         each = specialise_each(mask.expr, bound, tables.tensors)
         found = list(dict.fromkeys(each.flat))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from flexspec.errors import FlexSpecError, choices
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from flexspec.expr import var
 from flexspec.inputs import Bound, check_length, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
-from ..pipeline import BlockSize, check_orders, make_grid
+from ..blocks.grid import BlockSize, check_orders, make_grid
 from .candidates import Candidate, candidates, steps_of
 from .cost import Shape
 from .counting import Block, Counter

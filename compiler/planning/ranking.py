@@ -11,15 +11,15 @@ import numpy as np
 from flexspec.expr import var
 from flexspec.order import Order, Table
 
-from ..blocks.points import Array
 from ..blocks.runs import BlockKind
+from ..evaluation.points import Array
+from .block_counts import Tally
 from .boxes import is_arithmetic
 from .candidates import Candidate
 from .cost import Shape, attention_seconds, permutation_seconds
 from .counting import Block, Counter
 from .hardware import Hardware
 from .plans import HeadGroup, Plan, Plans
-from .tally import Tally
 
 EXHAUSTIVE = 1 << 22
 """Blocks in all candidates' maps up to which each is made; past that, a sample of rows decides which are."""

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from flexspec.expr import Apply, Const, Expr, apply, const, transform, walk
 from flexspec.ops import NEGATED, Type
 
-from ..simplify import linear, simplify
+from ..simplify.linear import linear
+from ..simplify.rules import simplify
 
 MOST_PARTS = 32
 """A longer conjunction is left as it is: each part is read once for each other that changes."""

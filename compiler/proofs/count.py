@@ -25,8 +25,8 @@ import numpy as np
 from flexspec.expr import Apply, Const, Expr, Var, walk
 from flexspec.ops import NEGATED, Type
 
-from ..blocks.points import Array, evaluate_at
-from ..simplify import simplify
+from ..evaluation.points import Array, evaluate_at
+from ..simplify.rules import simplify
 
 BUDGET = 1 << 25
 """Most pairs that are evaluated for one formula: a chunk of 4,096 tokens, one on each side of a pair."""

@@ -18,10 +18,11 @@ from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import flatten
 
 from ..blocks.block_map import BlockMap
-from ..blocks.points import Array
+from ..blocks.grid import BlockSize
 from ..blocks.runs import BlockKind, Runs
-from ..pipeline import BlockSize, Stages, map_of
-from ..simplify import specialise
+from ..evaluation.points import Array
+from ..pipeline import Stages, map_of
+from ..simplify.specialise import specialise
 from .assume import reduced
 from .proof import MaskLike, never, sizes_of, without
 from .search import PAIRS

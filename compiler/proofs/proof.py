@@ -16,12 +16,13 @@ from flexspec.expr import Expr, apply, var
 from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import in_memory
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 from ..blocks.classify import Trail
-from ..blocks.tables import Tables
-from ..pipeline import check_range, specialise_each
-from ..simplify import as_array
+from ..blocks.integer_range import check_range
+from ..blocks.tensor_ranges import TensorRanges
+from ..evaluation.points import as_array
+from ..simplify.specialise import specialise_each
 from .search import first_difference, first_lonely, first_pair
 
 MaskLike = Mask | Callable[..., Any]
@@ -155,7 +156,7 @@ def never(mask: Mask, expr: Expr, bound: Bound, find: Find = first_pair) -> Proo
     tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
     expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
     check_range(expr, tensors)
-    trail, tables = Trail(), Tables(tensors)
+    trail, tables = Trail(), TensorRanges(tensors)
     seen: set[Expr] = set()
     for (b, h), each in np.ndenumerate(specialise_each(expr, bound, tensors)):
         found = find(each, q_len, kv_len, tables, trail) if each not in seen else None

@@ -20,14 +20,14 @@ from flexspec.errors import FlexSpecError
 from flexspec.expr import Expr, apply
 from flexspec.inputs import check_length
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 from ..blocks.block_map import BlockMap
 from ..blocks.classify import classify
-from ..blocks.points import Array
-from ..blocks.tables import Tables
+from ..blocks.tensor_ranges import TensorRanges
+from ..evaluation.points import Array
 from ..pipeline import block_map
-from ..simplify import simplify
+from ..simplify.rules import simplify
 from .relation import Relation, identity, relation, unpack
 
 MOST_BLOCKS = 1 << 13
@@ -181,7 +181,7 @@ def _any_head(found: BlockMap, b: int) -> BlockMap:
     if len(heads) > 1:
         while len(heads) > 1:  # in pairs, so that the depth grows slowly
             heads = [reduce(_either, heads[at : at + 2]) for at in range(0, len(heads), 2)]
-        runs = classify(simplify(heads[0]), found.grid, Tables(found.tensors))
+        runs = classify(simplify(heads[0]), found.grid, TensorRanges(found.tensors))
     return replace(found, maps=(runs,), exprs=(heads[0],), index=np.zeros((1, 1), np.int64), lists={})
 
 

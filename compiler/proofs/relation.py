@@ -12,9 +12,9 @@ from flexspec.expr import apply, param, substitute, var
 
 from ..blocks.block_map import BlockMap
 from ..blocks.leaves import CHUNK
-from ..blocks.points import Array
 from ..blocks.runs import BlockKind
-from ..simplify import simplify
+from ..evaluation.points import Array
+from ..simplify.rules import simplify
 
 _AT_ONCE = 1 << 22
 """Words that a product holds at once."""

@@ -12,12 +12,12 @@ import numpy as np
 
 from flexspec.expr import Apply, Const, Expr, apply, const, substitute, var, walk
 
-from ..blocks.bounds import Grid
 from ..blocks.classify import Trail, classify
-from ..blocks.points import Array, evaluate_at
+from ..blocks.grid import Grid
 from ..blocks.runs import BlockKind, Runs
-from ..blocks.tables import Tables
-from ..simplify import simplify
+from ..blocks.tensor_ranges import TensorRanges
+from ..evaluation.points import Array, evaluate_at
+from ..simplify.rules import simplify
 from .assume import reduced
 
 BLOCK = 128
@@ -26,7 +26,7 @@ PAIRS = 1 << 22
 Tensors = Mapping[str, Array]
 
 
-def first_pair(expr: Expr, q_len: int, kv_len: int, tables: Tables, trail: Trail) -> tuple[int, int] | None:
+def first_pair(expr: Expr, q_len: int, kv_len: int, tables: TensorRanges, trail: Trail) -> tuple[int, int] | None:
     """The first (q, kv) in reading order at which `expr` is true, or None."""
     expr = reduced(expr)
     if isinstance(expr, Const) and not expr.value:
@@ -40,7 +40,7 @@ def first_pair(expr: Expr, q_len: int, kv_len: int, tables: Tables, trail: Trail
     return None
 
 
-def first_difference(expr: Expr, q_len: int, kv_len: int, tables: Tables, trail: Trail) -> tuple[int, int] | None:
+def first_difference(expr: Expr, q_len: int, kv_len: int, tables: TensorRanges, trail: Trail) -> tuple[int, int] | None:
     """`first_pair` of `a ^ b`: of `a & ~b` and of `b & ~a`, where their parts say that these are simpler."""
     if isinstance(expr, Apply) and expr.op == "xor":
         a, b = expr.args
@@ -91,7 +91,7 @@ def _evaluate(expr: Expr, q: Array, kv: Array, tensors: Tensors) -> Array:
     return np.broadcast_to(evaluate_at(expr, {"q": q, "kv": kv}, tensors), np.broadcast_shapes(q.shape, kv.shape))
 
 
-def first_lonely(expr: Expr, q_len: int, kv_len: int, tables: Tables, trail: Trail) -> int | None:
+def first_lonely(expr: Expr, q_len: int, kv_len: int, tables: TensorRanges, trail: Trail) -> int | None:
     """The first query that keeps no key, or None.
 
     Likely keys come first: its own, its neighbours', the first, the last. Blocks are asked about the queries left.

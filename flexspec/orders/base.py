@@ -11,7 +11,7 @@ from ..canvas import Canvas
 from ..errors import FlexSpecError
 from ..evaluate import evaluate
 from ..expr import Expr, var
-from ..source import user_caret
+from ..user_line import user_caret
 
 KEPT = 16
 """Lengths and devices whose index tensors an order keeps."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..canvas import Canvas
 from ..errors import FlexSpecError
 from ..expr import Expr, apply, const
-from ..source import user_caret
+from ..user_line import user_caret
 from .base import Order, Place, canvas_of, whole_number
 
 

@@ -14,8 +14,8 @@ from ..canvas import Canvas
 from ..errors import FlexSpecError, choices
 from ..inputs import Input
 from ..ops import Type
-from ..source import user_caret
 from ..trace import Traced
+from ..user_line import user_caret
 
 
 class Text(str):

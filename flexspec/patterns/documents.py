@@ -15,7 +15,7 @@ from pydantic import PositiveInt
 from ..errors import FlexSpecError, choices
 from ..inputs import Input
 from ..mask import Mask, mask
-from ..source import user_caret
+from ..user_line import user_caret
 from .checks import as_tensor, per_token, whole
 
 TOKEN_TYPES: Mapping[str, int] = {"global": 0, "local": 1, "sliding": 2}

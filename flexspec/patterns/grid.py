@@ -15,7 +15,7 @@ import torch
 from ..canvas import Canvas
 from ..errors import FlexSpecError
 from ..mask import Mask, mask
-from ..source import user_caret
+from ..user_line import user_caret
 from .checks import every, on_axis, on_canvas, per_axis
 
 

@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 from ..errors import FlexSpecError
 from ..inputs import Input
 from ..mask import Mask, from_mask_mod, mask
-from ..source import user_caret
+from ..user_line import user_caret
 from .checks import Text, as_tensor, whole
 
 

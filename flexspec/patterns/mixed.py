@@ -11,7 +11,7 @@ from ..expr import Expr, Load, const, input_, load, substitute, transform, var
 from ..inputs import Input
 from ..mask import Mask, from_mask_mod, mask
 from ..order import TOKEN_AT, Order, in_memory
-from ..source import user_caret
+from ..user_line import user_caret
 from .checks import Text, as_tensor, whole
 from .segments import segments
 

@@ -20,7 +20,7 @@ from ..errors import FlexSpecError
 from ..formula import NAMES, read_signature
 from ..inputs import Input
 from ..score import ScoreMod, score
-from ..source import user_caret
+from ..user_line import user_caret
 from .checks import as_tensor, on_canvas, per_axis, whole
 
 

@@ -13,7 +13,7 @@ from ..errors import FlexSpecError, choices
 from ..expr import Expr, Load, apply, const, input_, inputs_of, load, substitute, transform, var
 from ..inputs import Input
 from ..mask import Mask, from_mask_mod, mask
-from ..source import user_caret
+from ..user_line import user_caret
 from .checks import as_tensor, whole
 from .heads import united
 

@@ -16,7 +16,7 @@ from ..canvas import Canvas
 from ..errors import FlexSpecError
 from ..inputs import Input
 from ..mask import Mask, mask
-from ..source import user_caret
+from ..user_line import user_caret
 from .checks import as_tensor, every, on_axis, whole
 
 

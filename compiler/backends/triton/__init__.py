@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from ...blocks.block_map import BlockMap
-from .. import Call
+from ..base import Call
 from ..weights import by_softmax, number_of
 
 LEAST_TILE = 16

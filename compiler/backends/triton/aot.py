@@ -20,9 +20,9 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from flexspec.errors import FlexSpecError, choices
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
-from .. import Call
+from ..base import Call
 from ..weights import softmax_scores
 from . import TritonBackend
 from .autograd import run_backward

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flexspec.expr import inputs_of
 
-from .. import Call
+from ..base import Call
 from .backward import backward_kv, backward_q, deltas
 from .configs import Config
 from .gradients import gradient_functions

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...blocks.bounds import Grid
+from ...blocks.grid import Grid
 
 
 class Config(NamedTuple):

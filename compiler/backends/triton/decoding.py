@@ -10,9 +10,9 @@ import torch
 
 from ...blocks.block_map import BlockMap
 from ...blocks.flex_lists import by_kind
-from ...blocks.points import Array
 from ...blocks.runs import counting
-from .. import Call
+from ...evaluation.points import Array
+from ..base import Call
 from .configs import Config
 from .launch import Plan, described, near, padded
 from .tuning import launched

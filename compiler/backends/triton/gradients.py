@@ -12,8 +12,9 @@ from flexspec.expr import Expr, Load, var
 from flexspec.ops import Type
 from flexspec.syntax import formula
 
-from ...derive import ONE, derivative, loads_of
-from ...simplify import cast, simplify
+from ...simplify.derivative import ONE, derivative, loads_of
+from ...simplify.linear import cast
+from ...simplify.rules import simplify
 from .source import Function, module_of, slots, source_of
 
 

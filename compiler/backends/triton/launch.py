@@ -13,10 +13,11 @@ import torch
 from flexspec.expr import Expr, const, substitute, var
 
 from ...blocks.block_map import BlockMap
-from ...pipeline import by_content, needs_64_bits
-from .. import Call
+from ...blocks.integer_range import needs_64_bits
+from ...blocks.tensor_ranges import by_content
+from ...simplify.spans import interval
+from ..base import Call
 from .configs import Config, arch_of
-from .intervals import interval
 from .rows import Rows, rows_of
 from .source import Functions, functions, may_fuse, simple, values_of
 from .tuning import launched

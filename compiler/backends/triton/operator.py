@@ -18,7 +18,7 @@ from torch import Tensor, library
 
 from flexspec.expr import inputs_of
 
-from .. import Call
+from ..base import Call
 
 if TYPE_CHECKING:
     from ...attend import CompiledAttention  # which needs this module

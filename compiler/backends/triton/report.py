@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flexspec.errors import FlexSpecError
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 from .configs import Config
 

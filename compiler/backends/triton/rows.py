@@ -9,7 +9,7 @@ import torch
 
 from ...blocks.block_map import BlockMap
 from ...blocks.flex_lists import KindRuns, by_kind, transposed
-from ...blocks.points import Array
+from ...evaluation.points import Array
 
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

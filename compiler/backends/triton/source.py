@@ -23,10 +23,11 @@ from flexspec.expr import Apply, Const, Expr, Load, Param, Var, inputs_of, param
 from flexspec.ops import OPS, Type
 from flexspec.syntax import formula
 
-from ...limits import limits
-from ...simplify import cast, simplify
-from ..torch_source import POSITIONS, Printer
-from .intervals import interval
+from ...printers.python import POSITIONS, Printer
+from ...simplify.limits import limits
+from ...simplify.linear import cast
+from ...simplify.rules import simplify
+from ...simplify.spans import interval
 
 HEADER = '''"""{title}
 

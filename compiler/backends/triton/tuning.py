@@ -16,7 +16,7 @@ import torch
 import triton
 from triton.runtime.interpreter import InterpretedFunction
 
-from ...blocks.bounds import Grid
+from ...blocks.grid import Grid
 from .configs import Config, config_of, divisor
 from .source import cache_folder, write
 

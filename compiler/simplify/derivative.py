@@ -12,7 +12,8 @@ from collections.abc import Callable
 from flexspec.expr import Apply, Expr, Load, apply, const, walk
 from flexspec.ops import NEGATED, Type
 
-from .simplify import cast, simplify
+from .linear import cast
+from .rules import simplify
 
 Slope = Expr | None
 """A derivative; None where it is zero everywhere."""

@@ -11,7 +11,7 @@ import torch
 
 from flexspec.errors import FlexSpecError
 from flexspec.inputs import check_length
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 CHUNK = 1 << 24
 """Most weights that are held as float64 at once: 128 MiB."""

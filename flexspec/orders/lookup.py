@@ -14,7 +14,7 @@ from ..canvas import Canvas
 from ..errors import FlexSpecError
 from ..expr import Expr, apply, const, input_, load, var
 from ..ops import Type
-from ..source import user_caret
+from ..user_line import user_caret
 from .base import Order, Place, canvas_of, whole_number
 from .curves import hilbert_rank, morton_rank
 

@@ -16,13 +16,13 @@ from flexspec.errors import FlexSpecError, choices
 from flexspec.inputs import make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
-from ..pipeline import BlockSize, check_orders, make_grid
+from ..blocks.grid import BlockSize, check_orders, make_grid
+from ..planning.plans import in_columns
 from . import families
 from .families import Family
 from .observed import Observed, Survey, read, survey
-from .plans import in_columns
 from .search import Problem, Trial, masses, sized
 
 

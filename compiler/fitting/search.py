@@ -14,8 +14,8 @@ from flexspec.mask import Mask
 from flexspec.order import Order
 
 from ..blocks.block_map import BlockMap
-from ..blocks.points import Array
 from ..blocks.runs import BlockKind
+from ..evaluation.points import Array
 from ..pipeline import block_map
 from .families import Family
 from .observed import Observed

@@ -17,7 +17,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.mask import Mask, from_mask_mod, mask
 from flexspec.order import Order, axes, striped, tiled
 from flexspec.patterns.video import band
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 from .observed import Observed, Survey
 

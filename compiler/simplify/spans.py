@@ -12,7 +12,8 @@ from typing import NamedTuple
 from flexspec.expr import Apply, Expr, apply, const, var
 from flexspec.ops import Type
 
-from ...simplify import Linear, added, from_linear, linear, may_wrap, simplify
+from .linear import Linear, added, from_linear, linear
+from .rules import may_wrap, simplify
 
 MOST = 2**31 - 1
 """More than any position."""

@@ -10,7 +10,7 @@ import torch
 
 from .errors import FlexSpecError
 from .ops import NEGATED, Type
-from .source import user_caret
+from .user_line import user_caret
 
 HALF = (torch.float16, torch.bfloat16)
 NARROW = (torch.int8, torch.uint8, torch.int16, *HALF)

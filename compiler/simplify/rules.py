@@ -6,56 +6,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache, reduce
-
-import numpy as np
+from functools import reduce
 
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Apply, Const, Expr, Load, apply, const, params_of, substitute, transform, walk
+from flexspec.expr import Apply, Const, Expr, Load, apply, const, transform, walk
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
-from .blocks.points import Array, evaluate_at
+from ..evaluation.points import evaluate_at
 from .limits import limits
+from .linear import Linear, added, cast, from_linear, linear
 
 Rule = Callable[[Apply], Expr | None]
 
 
 def simplify(expr: Expr) -> Expr:
     """An expression with the same value everywhere, bounded more tightly. Integers are taken as unbounded."""
-    return transform(expr, _visit)
+    return transform(expr, rewritten)
 
 
-def specialise(expr: Expr, values: Mapping[str, int | float | bool], tensors: Mapping[str, Array]) -> Expr:
-    """`expr` with parameters, sizes or positions fixed to `values`, loads at fixed places read, and simplified."""
-    told = tuple((name, value, repr(value)) for name, value in values.items() if name in expr.names)
-    filled = _filled(expr, told)
-
-    def fixed(node: Expr) -> bool:
-        held = isinstance(node, Load) and node.input.name in tensors
-        return held and all(isinstance(part, Const) for part in node.children)
-
-    def visit(node: Expr) -> Expr:
-        return _constant(evaluate_at(node, {}, tensors).item(), node.type) if fixed(node) else _visit(node)
-
-    return transform(filled, visit) if any(map(fixed, walk(filled))) else filled
-
-
-@lru_cache(512)
-def _filled(expr: Expr, values: tuple[tuple[str, int | float | bool, str], ...]) -> Expr:
-    """`expr` with these values, simplified. Kept, as a mask meets new lengths more often than new numbers.
-
-    The third of each value is its text: 1, 1.0 and True are equal keys, and so are 0.0 and -0.0.
-    """
-    kinds = {name: node.type for name, node in params_of(expr).items()}
-    return simplify(substitute(expr, {name: _constant(value, kinds.get(name)) for name, value, _ in values}))
-
-
-def _constant(value: bool | int | float, kind: Type | None) -> Const:
-    """A value as it is at run time: a float parameter has 32 bits, and a double keeps its own."""
-    return const(float(np.float32(value)) if kind is Type.FLOAT else value, kind)
-
-
-def _visit(node: Expr) -> Expr:
+def rewritten(node: Expr) -> Expr:
     while isinstance(node, Apply):
         new = next((new for rule in RULES if (new := rule(node)) is not None and new is not node), None)
         if new is None:
@@ -108,10 +77,6 @@ def choose(node: Apply) -> Expr | None:
     return cast(yes, node.type) if yes is no else None
 
 
-def cast(x: Expr, to: Type) -> Expr:
-    return x if x.type is to else apply(to.text, x)
-
-
 def casts(node: Apply) -> Expr | None:
     """A cast to the type that is there; the truth of a number."""
     if node.op == node.type.text and node.args[0].type is node.type:
@@ -162,7 +127,7 @@ def digits(node: Apply) -> Expr | None:
     if node.op == "mod":
         return left if fits else apply("mod", left, c)
     if not fits:
-        whole[_visit(apply("floordiv", left, c))] = 1
+        whole[rewritten(apply("floordiv", left, c))] = 1
     return from_linear(whole, constant // divisor)
 
 
@@ -172,52 +137,6 @@ def _by_constant(x: Expr, op: str) -> tuple[Expr, int] | None:
         if isinstance(c, Const) and c.value > 0:
             return a, int(c.value)
     return None
-
-
-Linear = tuple[dict[Expr, int], int]
-
-
-def linear(node: Expr) -> Linear:
-    """An integer expression as `{term: coefficient}, constant`; a term is anything that is not a sum."""
-    if isinstance(node, Const):
-        return {}, int(node.value)
-    if isinstance(node, Apply) and node.type is Type.INT:
-        if node.op in ("add", "sub"):
-            return added(linear(node.args[0]), linear(node.args[1]), 1 if node.op == "add" else -1)
-        if node.op == "neg":
-            return added(({}, 0), linear(node.args[0]), -1)
-        if node.op == "mul":
-            for a, b in (node.args, node.args[::-1]):
-                if isinstance(b, Const):
-                    return added(({}, 0), linear(a), int(b.value))
-        if node.op == "int" and node.args[0].type is Type.BOOL:
-            return {node: 1}, 0
-    return {node: 1}, 0
-
-
-def added(a: Linear, b: Linear, times: int) -> Linear:
-    terms = dict(a[0])
-    for term, count in b[0].items():
-        terms[term] = terms.get(term, 0) + times * count
-    return {term: count for term, count in terms.items() if count}, a[1] + times * b[1]
-
-
-def from_linear(terms: Mapping[Expr, int], constant: int) -> Expr:
-    """The sum as an expression: positive terms, negative terms, the constant."""
-    parts = sorted(terms.items(), key=lambda item: item[1] < 0)
-    total: Expr | None = None
-    for term, count in parts:
-        size = abs(count)
-        piece = term if size == 1 else apply("mul", term, const(size))
-        if total is None:
-            total = piece if count > 0 else apply("neg", piece)
-        else:
-            total = apply("add" if count > 0 else "sub", total, piece)
-    if total is None:
-        return const(constant)
-    if constant == 0:
-        return cast(total, Type.INT)
-    return apply("add" if constant > 0 else "sub", total, const(abs(constant)))
 
 
 def _fits(terms: Mapping[Expr, int], constant: int) -> bool:
@@ -316,11 +235,3 @@ def compare(node: Apply) -> Expr | None:
 
 
 RULES: tuple[Rule, ...] = (fold, casts, logic, choose, arithmetic, digits, sums, compare)
-
-
-def as_array(value: object) -> Array:
-    """A bound tensor as a numpy array of its type (bfloat16 becomes float32)."""
-    import torch
-
-    assert isinstance(value, torch.Tensor)
-    return np.asarray(value.detach().to("cpu", Type.of_dtype(value.dtype).torch).numpy())

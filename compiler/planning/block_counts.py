@@ -7,8 +7,8 @@ from functools import reduce
 
 import numpy as np
 
-from ..blocks.points import Array
 from ..blocks.runs import BlockKind, Runs
+from ..evaluation.points import Array
 
 
 @dataclass(frozen=True)

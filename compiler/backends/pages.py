@@ -8,7 +8,7 @@ import torch
 
 from flexspec.errors import FlexSpecError
 from flexspec.inputs import check_length
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 INTEGERS = (torch.int32, torch.int64)
 

@@ -7,43 +7,17 @@ from typing import Any
 
 import torch
 
-from flexspec.attention import Attention, as_attention
-from flexspec.errors import FlexSpecError
+from flexspec.attention import as_attention
 from flexspec.evaluate import evaluate
 from flexspec.expr import Apply, Expr
-from flexspec.inputs import Bound, Sizes, make_sizes
+from flexspec.inputs import Bound, make_sizes
 from flexspec.order import flatten
-from flexspec.source import user_caret
 from flexspec.weight import Weight
+
+from .base import Call, check_qkv, check_weight
 
 CHUNK = 1 << 22
 """Pairs times heads that are held at once."""
-
-
-def check_qkv(q: Any, k: Any, v: Any) -> None:
-    """FS040 where q, k and v do not fit each other; FS023 where they are not floating tensors."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            seen = f"dtype {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
-            raise FlexSpecError("FS023", f"{name} is no floating tensor: {seen}", where=user_caret())
-    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-    problem = None
-    if not q.dim() == k.dim() == v.dim() == 4:
-        problem = "they are [batch, heads, length, head_dim]"
-    elif 0 in (*q.shape, *k.shape, *v.shape):
-        problem = "a size is 0"
-    elif not q.shape[0] == k.shape[0] == v.shape[0]:
-        problem = "their batch sizes differ"
-    elif k.shape[1:3] != v.shape[1:3]:
-        problem = "k and v differ in heads or length"
-    elif q.shape[1] % k.shape[1]:
-        problem = f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads"
-    elif q.shape[3] != k.shape[3]:
-        problem = "q and k differ in head_dim"
-    elif not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
-        problem = "their dtypes or devices differ"
-    if problem:
-        raise FlexSpecError("FS040", f"{shapes}: {problem}", where=user_caret())
 
 
 def reference_attention(
@@ -70,23 +44,6 @@ def reference_attention(
     check_weight(attention, sizes, return_lse)
     out, lse = by_rows(mask, score, attention.scale, bound, q, k, v, attention.weighing)
     return (out, lse) if return_lse else out
-
-
-def check_weight(attention: Attention, sizes: Sizes, return_lse: bool) -> None:
-    """FS040 where an identity mix finds no own value; FS042 where a weight without a sum is asked for its lse."""
-    weight = attention.weight
-    if weight is None:
-        return
-    if weight.kind == "identity_mix" and sizes.q_len != sizes.kv_len:
-        message = (
-            f"q_len is {sizes.q_len} and kv_len {sizes.kv_len}; {weight} mixes in the value of the query's own token"
-        )
-        raise FlexSpecError("FS040", message, fix="give as many queries as keys", where=user_caret())
-    if return_lse and not weight.normalised:
-        message = f"{weight} is not divided by a sum, so there is no lse"
-        raise FlexSpecError(
-            "FS042", message, fix="leave return_lse out; parts over keys simply add", where=user_caret()
-        )
 
 
 def by_rows(
@@ -176,3 +133,20 @@ DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "taylor": lambda s, _: 1 + s + s * s / 2,
 }
 """What a positive weight makes of a score and the weight's own number."""
+
+
+class ReferenceBackend:
+    """Runs everything that has a meaning."""
+
+    name = "reference"
+
+    def reasons_against(self, call: Call) -> list[str]:
+        return []
+
+    def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
+        call = call.unpaged()
+        attention = call.attention
+        out, lse = by_rows(
+            call.mask, call.score, attention.scale, call.bound, call.q, call.k, call.v, attention.weighing
+        )
+        return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None

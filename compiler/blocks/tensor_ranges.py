@@ -1,6 +1,6 @@
 """What tensors hold where: minimum and maximum, by block of positions and by aligned cells of indices.
 
-One `Tables` serves as long as its tensors keep their values, for any expression over them.
+One `TensorRanges` serves as long as its tensors keep their values, for any expression over them.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from flexspec.expr import Expr, Load, substitute, var
+from flexspec.inputs import Bound
 
+from ..evaluation.points import Array, along, as_array
 from .intervals import Interval
-from .points import Array, along
 
 KEPT = 64
-"""Tables by block that are kept; parameters that change inside an index make a new one each."""
+"""TensorRanges by block that are kept; parameters that change inside an index make a new one each."""
 
 
 @dataclass(slots=True)
-class Tables:
+class TensorRanges:
     """Minimum and maximum tables of `tensors`, made when they are first asked for."""
 
     tensors: Mapping[str, Array]
@@ -99,3 +101,13 @@ def _extremes(level: Interval, cells: list[list[Array]]) -> Interval:
         lows.append(lo[where])
         highs.append(hi[where])
     return np.minimum.reduce(lows), np.maximum.reduce(highs)
+
+
+def ranges_of(bound: Bound) -> TensorRanges:
+    """The tensors of a binding as arrays, with tables of what they hold."""
+    return TensorRanges({name: as_array(tensor) for name, tensor in bound.tensors.items()})
+
+
+def by_content(tensor: torch.Tensor) -> bool:
+    """Is a tensor known by what it holds? On the CPU anyone may write to its memory unseen by torch."""
+    return tensor.device.type == "cpu" or tensor.is_inference()

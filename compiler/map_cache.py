@@ -16,9 +16,10 @@ from flexspec.inputs import Bound, Sizes
 from flexspec.order import Order, bound_in_memory
 
 from .blocks.block_map import BlockMap
+from .blocks.grid import BlockSize
 from .blocks.on_device import DeviceMap, map_on_device
-from .blocks.tables import Tables
-from .pipeline import BlockSize, Stages, by_content, map_of, tables_of
+from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of
+from .pipeline import Stages, map_of
 
 MAPS_KEPT = 32
 """Block maps that one compiled attention keeps, the latest used."""
@@ -30,7 +31,7 @@ class Maps:
     def __init__(self, spec: Attention, order: Order | None, block_size: BlockSize) -> None:
         self.spec, self.order, self.block_size = spec, order, block_size
         self._maps: OrderedDict[Any, tuple[Any, list[Any]]] = OrderedDict()
-        self._tables: tuple[Any, Tables] | None = None
+        self._tables: tuple[Any, TensorRanges] | None = None
         self._lock = threading.Lock()
 
     def of(
@@ -59,7 +60,7 @@ class Maps:
         made: BlockMap | DeviceMap
         if exact:
             latest = self._tables
-            tables = latest[1] if latest and latest[0] == states else tables_of(own)
+            tables = latest[1] if latest and latest[0] == states else ranges_of(own)
             made = map_of(kept, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
             self._tables = states, tables
         else:

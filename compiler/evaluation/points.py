@@ -10,7 +10,7 @@ import numpy as np
 from flexspec.errors import FlexSpecError
 from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import OPS, Type
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
 Array = np.ndarray[Any, Any]
 
@@ -104,3 +104,11 @@ def needed(root: Expr, tabulated: Collection[Expr]) -> list[Expr]:
             if node not in tabulated:
                 stack.extend((child, False) for child in node.children)
     return order
+
+
+def as_array(value: object) -> Array:
+    """A bound tensor as a numpy array of its type (bfloat16 becomes float32)."""
+    import torch
+
+    assert isinstance(value, torch.Tensor)
+    return np.asarray(value.detach().to("cpu", Type.of_dtype(value.dtype).torch).numpy())

@@ -14,11 +14,12 @@ from flexspec.errors import FlexSpecError
 from flexspec.expr import Expr, inputs_of, params_of
 from flexspec.mask import Mask
 from flexspec.order import Order
-from flexspec.source import user_caret
+from flexspec.user_line import user_caret
 
-from ..pipeline import BlockSize
-from ..reference import check_qkv
-from ..simplify import as_array, specialise
+from ..backends.base import check_qkv
+from ..blocks.grid import BlockSize
+from ..evaluation.points import as_array
+from ..simplify.specialise import specialise
 from .counting import alone
 from .hardware import hardware_at
 from .planner import plan

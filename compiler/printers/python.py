@@ -18,7 +18,7 @@ import torch
 from flexspec.expr import Apply, Const, Expr, Load, Param, Var, const, params_of, walk
 from flexspec.ops import NEGATED, OPS, Type
 
-from ..simplify import simplify
+from ..simplify.rules import simplify
 
 POSITIONS = ("b", "h", "q", "kv")
 CASTS = {kind.text for kind in Type}

@@ -1,0 +1,1 @@
+"""Expressions evaluated in numpy, at many positions at once."""

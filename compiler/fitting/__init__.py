@@ -1,0 +1,1 @@
+"""Which pattern fits an observed attention map."""

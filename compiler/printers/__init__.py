@@ -1,0 +1,1 @@
+"""Expressions printed: as Python for FlexAttention, as Triton, as LaTeX."""

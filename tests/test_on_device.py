@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from flexspec.compiler.blocks.on_device import map_on_device
+from flexspec.compiler.pipeline import map_on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import block_kinds, make_mask, masks, tables

@@ -14,7 +14,7 @@ from flexspec.inputs import Bound, make_sizes
 from flexspec.order import flatten
 from flexspec.weight import Weight
 
-from .base import Call, check_qkv, check_weight
+from .base import Backend, Call, Result, check_qkv, check_weight
 
 CHUNK = 1 << 22
 """Pairs times heads that are held at once."""
@@ -135,18 +135,13 @@ DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 """What a positive weight makes of a score and the weight's own number."""
 
 
-class ReferenceBackend:
-    """Runs everything that has a meaning."""
+def run(call: Call) -> Result:
+    """Any call that has a meaning; slow, and right."""
+    lowered = call.lowered
+    out, lse = by_rows(
+        lowered.mask, lowered.score, lowered.attention.scale, call.bound, call.q, call.k, call.v, lowered.weight
+    )
+    return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None
 
-    name = "reference"
 
-    def reasons_against(self, call: Call) -> list[str]:
-        return []
-
-    def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
-        call = call.unpaged()
-        attention = call.attention
-        out, lse = by_rows(
-            call.mask, call.score, attention.scale, call.bound, call.q, call.k, call.v, attention.weighing
-        )
-        return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None
+REFERENCE = Backend("reference", lambda call: [], run)

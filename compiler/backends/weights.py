@@ -17,9 +17,8 @@ from flexspec.expr import Expr, substitute
 from flexspec.syntax import parse
 from flexspec.weight import Weight
 
-from .base import Call
-
-Result = tuple[torch.Tensor, torch.Tensor | None]
+from ..pipeline import Lowered
+from .base import Call, Result
 
 # log w(s), and log of the negative part's size where there is one; -inf drops a pair. A score of 0 has the signed
 # weight 0 and counts one in the sum: half of it on each side.
@@ -49,9 +48,13 @@ def softmax_scores(weight: Weight | None, score: Expr) -> tuple[Expr, ...]:
 _parsed = lru_cache(parse)
 
 
+def _scores(lowered: Lowered) -> tuple[Expr, ...]:
+    return softmax_scores(lowered.weight, lowered.score)
+
+
 def number_of(call: Call) -> torch.Tensor:
     """The weight's own number, float32 [1, heads, 1]."""
-    weight = call.attention.weighing
+    weight = call.lowered.weight
     assert weight is not None
     heads = torch.arange(call.q.shape[1], device=call.q.device).view(1, -1, 1)
     tensors = {name: tensor.to(call.q.device) for name, tensor in call.bound.tensors.items()}
@@ -60,8 +63,8 @@ def number_of(call: Call) -> torch.Tensor:
 
 def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
     """Run a call whose weight may be another than the softmax, with `softmax`, which takes it for one."""
-    weight = call.attention.weight
-    scores = softmax_scores(call.attention.weighing, call.score)
+    weight = call.lowered.weight
+    scores = call.lowered.derive(_scores)
     if weight is None or weight.kind == "taylor":  # one normalised weight is a softmax itself
         return softmax(call if weight is None else replace(call, score=scores[0]))
     parts = [softmax(replace(call, score=score, return_lse=True)) for score in scores]

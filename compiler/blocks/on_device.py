@@ -17,12 +17,9 @@ import torch
 from flexspec.evaluate import evaluate
 from flexspec.expr import Apply, Expr, Var
 from flexspec.inputs import Bound
-from flexspec.mask import Mask
 from flexspec.ops import OPS, Type
-from flexspec.order import Order, in_memory
 
 from ..evaluation.points import needed, one_sided
-from ..pipeline import mask_mod_of
 from ..simplify.specialise import specialise_each
 from .classify import classify
 from .grid import BlockSize, Grid, make_grid
@@ -62,19 +59,14 @@ class DeviceMap:
         return self.found.clone()
 
 
-def map_on_device(
-    mask: Mask, bound: Bound, block_size: BlockSize, order: Order | None, device: torch.device
-) -> DeviceMap:
-    """The kinds of a mask's blocks with its values on `device`. FS030, FS033.
+def kinds_on_device(expr: Expr, grid: Grid, bound: Bound, device: torch.device) -> torch.Tensor:
+    """The kinds of a mask's blocks with its values on `device`: uint8 [batch | 1, heads | 1, q_blocks, kv_blocks].
 
     Indices are not checked here, as nothing is read back: one outside its tensor is an error of the device.
     """
-    grid = make_grid(bound.sizes, block_size, order)
-    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     surely, possibly = _Blocks(expr, grid, bound, device).interval()
     shape = torch.broadcast_shapes(surely.shape, (1, 1, grid.q_blocks, grid.kv_blocks))
-    kinds = (surely.to(torch.uint8) + possibly.to(torch.uint8)).expand(shape).contiguous()
-    return DeviceMap(grid, kinds, mask_mod_of(expr, bound, device))
+    return (surely.to(torch.uint8) + possibly.to(torch.uint8)).expand(shape).contiguous()
 
 
 @dataclass

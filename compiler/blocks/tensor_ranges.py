@@ -105,7 +105,12 @@ def _extremes(level: Interval, cells: list[list[Array]]) -> Interval:
 
 def ranges_of(bound: Bound) -> TensorRanges:
     """The tensors of a binding as arrays, with tables of what they hold."""
-    return TensorRanges({name: as_array(tensor) for name, tensor in bound.tensors.items()})
+    return TensorRanges(arrays_of(bound.tensors))
+
+
+def arrays_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """Tensors as arrays, by name; reading one from a device waits for it."""
+    return {name: as_array(tensor) for name, tensor in tensors.items()}
 
 
 def by_content(tensor: torch.Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from flexspec.attention import Attention, as_attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
-from flexspec.expr import Apply, Expr, inputs_of
+from flexspec.expr import Expr
 from flexspec.inputs import Sizes, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory, relocate
@@ -83,8 +83,8 @@ class CompiledAttention:
         make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
         self._maps = Maps(spec, order, block_size)
         self._warned: set[str] = set()
-        scores = inputs_of(spec.formula.expr)
-        self.held = {name: x for name, x in spec.formula.tensors.items() if name in scores and x.is_floating_point()}
+        parts = spec.parts
+        self.held = {name: x for name, x in parts.tensors.items() if name in parts.inputs and x.is_floating_point()}
         self._number = operator.enroll(self) if backend == "triton" else 0
 
     def __repr__(self) -> str:
@@ -190,7 +190,7 @@ class CompiledAttention:
         """Logical tokens of a tensor with `length` places."""
         if self.order is None or inputs == "logical":
             return length
-        canvas = self.spec.formula.canvas
+        canvas = self.spec.parts.canvas
         tokens = self.order.tokens or (canvas.size if canvas else length)
         if self.order.padded(tokens) != length:
             message = f"{self.order} has {self.order.padded(tokens):,} places; q, k, v have {length:,}"
@@ -199,10 +199,9 @@ class CompiledAttention:
 
     def _expressions(self, sizes: Sizes) -> tuple[Expr, Expr]:
         """The mask and the score over memory positions."""
-        whole = self.spec.formula
-        assert isinstance(whole.expr, Apply)
-        where = (self.order, whole.canvas, sizes.q_len, sizes.kv_len)
-        return in_memory(whole.expr.args[0], *where), relocate(whole.expr.args[1], *where)
+        parts = self.spec.parts
+        where = (self.order, parts.canvas, sizes.q_len, sizes.kv_len)
+        return in_memory(parts.mask.expr, *where), relocate(parts.score.expr, *where)
 
     def _backend(self, call: Call) -> Backend:
         """The named backend, or the first that can; FS042 with the reasons and the one that works."""
@@ -301,7 +300,7 @@ class CompiledAttention:
         from .backends.triton.aot import build  # Triton is slow to import
 
         if q_len is None:
-            canvas = self.spec.formula.canvas
+            canvas = self.spec.parts.canvas
             q_len = canvas.size if canvas else 4096
         sizes = make_sizes(q_len, kv_len, batch, heads)
         bound, blocks = self._maps.of(sizes, values, torch.device("cpu"))
@@ -325,14 +324,14 @@ class CompiledAttention:
         return self._by_hand("score_mod")
 
     def _by_hand(self, kind: str) -> Callable[..., torch.Tensor]:
-        whole = self.spec.formula
+        parts = self.spec.parts
         tokens = 1 if self.order is None else self.order.tokens
         if tokens is None:
             message = f"{self.order} depends on the length"
             raise FlexSpecError("FS020", message, fix="use block_map(length).mask_mod", where=user_caret())
         expr = self._expressions(Sizes(tokens, tokens))[kind == "score_mod"]
         tables = {} if self.order is None else self.order.tensors()
-        values = {**whole.defaults, **whole.tensors, **tables}
+        values = {**parts.defaults, **parts.tensors, **tables}
         missing = sorted(name for name in expr.names - values.keys() - {"b", "h", "q", "kv", "score"})
         if missing:
             message = f"{choices(missing)} has no value in a function that stands alone"

@@ -44,14 +44,14 @@ class Report:
 
     @property
     def mask_formula(self) -> str:
-        return formula(self.spec.kept.expr)
+        return formula(self.spec.parts.mask.expr)
 
     @cached_property
     def proofs(self) -> dict[str, Proof]:
         """What is known of the mask at these lengths (in logical positions; padding of an order left out)."""
         return {
-            "causal": never(self.spec.kept, ahead(self.spec.kept), self.bound),
-            "every query attends": never(self.spec.kept, self.spec.kept.expr, self.bound, lonely),
+            "causal": never(self.spec.parts.mask, ahead(self.spec.parts.mask), self.bound),
+            "every query attends": never(self.spec.parts.mask, self.spec.parts.mask.expr, self.bound, lonely),
         }
 
     @cached_property
@@ -64,7 +64,7 @@ class Report:
     def flops(self) -> tuple[int, float]:
         """Forward FLOPs over the blocks that are not empty (2 matrix products a softmax), and their share of dense."""
         heads = (self.bound.sizes.batch or 1) * (self.bound.sizes.heads or 1)
-        heads *= len(softmax_scores(self.spec.weighing, self.score))
+        heads *= len(softmax_scores(self.spec.parts.weight, self.score))
         dense = 4 * heads * self.block_map.q_len * self.block_map.kv_len * self.head_dim
         return round(dense * self.block_map.density), self.block_map.density
 
@@ -75,7 +75,7 @@ class Report:
         return {
             "spec": self.spec.label,
             "formula": self.mask_formula,
-            "score": formula(self.spec.formula.expr.children[1]),
+            "score": formula(self.spec.parts.score.expr),
             "weight": self.spec.weight.label if self.spec.weight else None,
             "order": str(self.order) if self.order else None,
             "q_len": self.bound.sizes.q_len,
@@ -118,8 +118,8 @@ def explain(report: Report, *, latex: bool = False) -> str:
 
 def _spec(report: Report) -> list[str]:
     lines = [report.spec.label]
-    if report.spec.kept.canvas:
-        lines.append(str(report.spec.kept.canvas))
+    if report.spec.parts.mask.canvas:
+        lines.append(str(report.spec.parts.mask.canvas))
     if report.order:
         lines.append(f"order {report.order}")
     values: dict[str, Any] = dict(report.bound.numbers)
@@ -130,17 +130,17 @@ def _spec(report: Report) -> list[str]:
 def _expr(report: Report, latex: bool) -> list[str]:
     lines = [f"keep   {report.mask_formula}"]
     square = report.bound.sizes.q_len == report.bound.sizes.kv_len
-    pairs = pairs_formula(specialise(report.spec.kept.expr, report.bound.numbers, {})) if square else None
+    pairs = pairs_formula(specialise(report.spec.parts.mask.expr, report.bound.numbers, {})) if square else None
     if pairs is not None:
         lines.append(f"pairs  {pairs}")
     if report.score is not var("score"):
-        lines.append(f"score  {formula(report.spec.formula.expr.children[1])}")
-    if report.spec.weighing:
-        lines.append(f"weight {report.spec.weighing.definition}")
+        lines.append(f"score  {formula(report.spec.parts.score.expr)}")
+    if report.spec.parts.weight:
+        lines.append(f"weight {report.spec.parts.weight.definition}")
     if latex:
         from .printers.latex import to_latex  # sympy is slow to import
 
-        lines.append(f"latex  {to_latex(report.spec.kept.expr)}")
+        lines.append(f"latex  {to_latex(report.spec.parts.mask.expr)}")
     return lines
 
 
@@ -174,7 +174,7 @@ def _blocks(report: Report) -> list[str]:
 def _kernel(report: Report) -> list[str]:
     lines = [f"backend {report.backend}"]
     lines += source_of(report.mask, kind="mask_mod").splitlines()
-    for score in softmax_scores(report.spec.weighing, report.score):
+    for score in softmax_scores(report.spec.parts.weight, report.score):
         lines += [] if score is var("score") else source_of(score, kind="score_mod").splitlines()
     if report.block_map.counts()[BlockKind.FULL]:
         lines.append("full blocks skip the mask_mod")

@@ -43,12 +43,12 @@ class Maps:
         exact: bool = True,
     ) -> tuple[Bound, Any]:
         """The bound values, and the BlockMap or DeviceMap, kept per sizes and values that the mask reads."""
-        bound = self.spec.formula.bind(sizes, values)  # this call's own tensors, with their gradients
+        parts = self.spec.parts
+        bound = parts.bind(sizes, values)  # this call's own tensors, with their gradients
         bound = bound_in_memory(bound, self.order, device)
-        kept = self.spec.kept
-        tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
-        numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
-        given = {**self.spec.formula.tensors, **values}
+        tensors = {name: x for name, x in bound.tensors.items() if name in parts.mask.expr.names}
+        numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in parts.mask.expr.names)
+        given = {**parts.tensors, **values}
         states = tuple((name, _state(given[name])) for name in tensors)
         key = (exact, bound.sizes, device, states, tuple(numbers))
         with self._lock:
@@ -61,10 +61,10 @@ class Maps:
         if exact:
             latest = self._tables
             tables = latest[1] if latest and latest[0] == states else ranges_of(own)
-            made = map_of(kept, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
+            made = map_of(parts.mask, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
             self._tables = states, tables
         else:
-            made = map_on_device(kept, own, self.block_size, self.order, device)
+            made = map_on_device(parts.mask, own, self.block_size, self.order, device)
         with self._lock:
             self._maps[key] = made, [given[name] for name in tensors]  # while a tensor lives, no other has its id
             while len(self._maps) > MAPS_KEPT:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,8 +12,8 @@ import torch
 
 from .canvas import Canvas
 from .errors import FlexSpecError
-from .expr import Apply, Expr, Input, apply, const, inputs_of, params_of, var
-from .formula import Formula, Parameter, merged, one_meaning_each, together
+from .expr import Expr, Input, inputs_of, params_of, var
+from .formula import Parameter, one_meaning_each, together
 from .inputs import Bound, Sizes
 from .mask import Mask, from_mask_mod
 from .score import ScoreMod, from_score_mod
@@ -129,28 +128,6 @@ class Attention:
         (mask, score, *number), held = together(*every)
         weight = None if self.weight is None else replace(self.weight, expr=number[0], **held)
         return Parts(Mask(mask, self.mask.label, **held), ScoreMod(score, scores.label, **held), weight)
-
-    @cached_property
-    def formula(self) -> Formula:
-        """`where(mask, score, -inf)` with everything that the masks and score mods hold; a weight's number for -inf."""
-        none = ScoreMod(var("score"), "score")
-        scores = reduce(lambda a, b: a + b, self.scores) if self.scores else none
-        whole = merged(Formula, lambda m, s: apply("where", m, s, const(-math.inf)), self.mask, scores, self.label)
-        if self.weight is None:
-            return whole
-        return merged(Formula, lambda w, x: apply("where", *w.children[:2], x), whole, self.weight, self.label)
-
-    @cached_property
-    def kept(self) -> Mask:
-        """The mask, with names apart from those of the scores."""
-        whole = self.formula
-        assert isinstance(whole.expr, Apply)
-        return Mask(whole.expr.args[0], self.mask.label, whole.tensors, whole.parameters, whole.canvas)
-
-    @property
-    def weighing(self) -> Weight | None:
-        """The weight, with names apart from those of the mask and the scores."""
-        return None if self.weight is None else replace(self.weight, expr=self.formula.expr.children[2])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""

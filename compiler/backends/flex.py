@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention import flex_attention as torch_flex
 
 from flexspec.errors import FlexSpecWarning
-from flexspec.expr import Expr, inputs_of, var
+from flexspec.expr import Expr, var
 from flexspec.user_line import user_level
 
 from ..blocks.block_map import BlockMap
@@ -114,7 +114,7 @@ def _fix_sizes(call: Call) -> list[tuple[int, ...]]:
     torch's CPU kernels do not compile for a captured tensor with a dynamic size that is not one of the lengths.
     """
     sizes = []
-    for name, node in inputs_of(call.attention.formula.expr).items():
+    for name, node in call.attention.parts.inputs.items():
         tensor = call.bound.tensors[name]
         fixed = [axis for axis, dim in enumerate(node.dims) if dim not in ("q_len", "kv_len", "sequence")]
         for axis in fixed:

@@ -9,9 +9,8 @@ import torch
 
 from flexspec.attention import as_attention
 from flexspec.evaluate import evaluate
-from flexspec.expr import Apply, Expr
+from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
-from flexspec.order import flatten
 from flexspec.weight import Weight
 
 from .base import Call, check_qkv, check_weight
@@ -37,12 +36,10 @@ def reference_attention(
     attention = as_attention(spec)
     check_qkv(q, k, v)
     sizes = make_sizes(q.shape[2], k.shape[2], q.shape[0], q.shape[1])
-    bound = attention.formula.bind(sizes, inputs)
-    whole = attention.formula
-    assert isinstance(whole.expr, Apply)
-    mask, score = (flatten(part, whole.canvas) for part in whole.expr.args[:2])
+    parts = attention.parts
+    bound = parts.bind(sizes, inputs)
     check_weight(attention, sizes, return_lse)
-    out, lse = by_rows(mask, score, attention.scale, bound, q, k, v, attention.weighing)
+    out, lse = by_rows(parts.mask.flat, parts.score.flat, attention.scale, bound, q, k, v, parts.weight)
     return (out, lse) if return_lse else out
 
 
@@ -147,6 +144,6 @@ class ReferenceBackend:
         call = call.unpaged()
         attention = call.attention
         out, lse = by_rows(
-            call.mask, call.score, attention.scale, call.bound, call.q, call.k, call.v, attention.weighing
+            call.mask, call.score, attention.scale, call.bound, call.q, call.k, call.v, attention.parts.weight
         )
         return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None

@@ -51,7 +51,7 @@ _parsed = lru_cache(parse)
 
 def number_of(call: Call) -> torch.Tensor:
     """The weight's own number, float32 [1, heads, 1]."""
-    weight = call.attention.weighing
+    weight = call.attention.parts.weight
     assert weight is not None
     heads = torch.arange(call.q.shape[1], device=call.q.device).view(1, -1, 1)
     tensors = {name: tensor.to(call.q.device) for name, tensor in call.bound.tensors.items()}
@@ -61,7 +61,7 @@ def number_of(call: Call) -> torch.Tensor:
 def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
     """Run a call whose weight may be another than the softmax, with `softmax`, which takes it for one."""
     weight = call.attention.weight
-    scores = softmax_scores(call.attention.weighing, call.score)
+    scores = softmax_scores(call.attention.parts.weight, call.score)
     if weight is None or weight.kind == "taylor":  # one normalised weight is a softmax itself
         return softmax(call if weight is None else replace(call, score=scores[0]))
     parts = [softmax(replace(call, score=score, return_lse=True)) for score in scores]

@@ -11,7 +11,7 @@ import torch
 
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Expr, inputs_of, params_of
+from flexspec.expr import Expr, inputs_of
 from flexspec.mask import Mask
 from flexspec.order import Order
 from flexspec.user_line import user_caret
@@ -198,9 +198,5 @@ def _own(part: Part, whole: Attention, values: Mapping[str, Any], plain: tuple[s
     return {
         name: value
         for name, value in values.items()
-        if name in plain or name in _names(part.attend.spec) or name not in _names(whole)
+        if name in plain or name in part.attend.spec.parts.names or name not in whole.parts.names
     }
-
-
-def _names(spec: Attention) -> set[str]:
-    return {*inputs_of(spec.formula.expr), *params_of(spec.formula.expr), *spec.formula.defaults}

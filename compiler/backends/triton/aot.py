@@ -58,7 +58,7 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
     weight, sink = call.attention.weight, None
     if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward):
         sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
-    score, *_ = softmax_scores(call.attention.weighing, call.score)  # a weight with a sign has another like it
+    score, *_ = softmax_scores(call.attention.parts.weight, call.score)  # a weight with a sign has another like it
     plan = replace(plan_of(replace(call, score=score), sink, target), start=start)
     if decodes(call):
         run_decode(plan, call.q, call.k, call.v)

@@ -115,7 +115,7 @@ def is_wide(call: Call) -> bool:
     """Do the functions of a call need 64-bit integers? Kept with its map, unless other integer tensors decide too."""
     if any(x.numel() >= 2**31 for x in call.bound.tensors.values()):
         return True  # where an element lies is an integer too
-    kept, block_map = call.attention.kept.expr.names | call.mask.names, call.block_map
+    kept, block_map = call.attention.parts.mask.expr.names | call.mask.names, call.block_map
     if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
         return _computes_wide(call)
     key = ("triton wide", call.mask, call.score, *sorted(call.bound.numbers.items()))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from flexspec.attention import Attention
-from flexspec.expr import inputs_of
 from flexspec.inputs import Bound, Sizes
 from flexspec.order import Order, bound_in_memory
 
@@ -36,17 +35,15 @@ class MapCache:
         self._lowered: OrderedDict[Any, tuple[Lowered, list[torch.Tensor]]] = OrderedDict()
         self._ranges: tuple[Any, TensorRanges] | None = None
         self._lock = threading.Lock()
-        mask = spec.kept.expr
+        mask, inputs = spec.parts.mask.expr, spec.parts.inputs
         self._counting = tuple(
-            name
-            for name, node in inputs_of(spec.formula.expr).items()
-            if name in mask.names or not node.type.torch.is_floating_point
+            name for name, node in inputs.items() if name in mask.names or not node.type.torch.is_floating_point
         )
 
     def of(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered]:
         """The bound values of a call, with their gradients, and what it shares with calls alike."""
-        bound = bound_in_memory(self.spec.formula.bind(sizes, values), self.order, device)
-        given = {**self.spec.formula.tensors, **values}
+        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
+        given = {**self.spec.parts.tensors, **values}
         counting = {name: given[name] for name in self._counting}
         states = tuple([(name, state_of(tensor)) for name, tensor in counting.items()])
         key = (bound.sizes, device, states, tuple([(name, repr(value)) for name, value in bound.numbers.items()]))
@@ -63,7 +60,7 @@ class MapCache:
 
     def staged(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered, Stages]:
         """As `of`, made anew and always exact, with what each stage made."""
-        bound = bound_in_memory(self.spec.formula.bind(sizes, values), self.order, device)
+        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
         stages = Stages()
         return bound, self._lower(bound, device, None, stages, exact=True), stages
 
@@ -85,8 +82,8 @@ class MapCache:
 def state_of(tensor: torch.Tensor) -> Any:
     """What a tensor holds, for a key: its content on the CPU, where anyone may write to its memory unseen by torch.
 
-    On a device it is the tensor and torch's count of its changes: reading it would wait for the device. Tensors that were
-    made in inference mode have no such count, so they are read there too.
+    On a device it is the tensor and torch's count of its changes: reading it would wait for the device. Tensors that
+    were made in inference mode have no such count, so they are read there too.
     """
     if not by_content(tensor):
         return id(tensor), tensor._version, tensor.data_ptr()

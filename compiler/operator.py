@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -18,16 +18,19 @@ from torch import Tensor, library
 
 from flexspec.expr import inputs_of
 
-from .backends.base import Backend, Call
+from .backends.base import Call
 
 
 class Enrolled(Protocol):
-    """What the operator asks of an attention. held: the float tensors of its scores by name."""
+    """What the operator asks of an attention.
 
-    held: Mapping[str, Tensor]
+    held: the float tensors of its scores by name. backward: its backend's.
+    """
 
     @property
-    def operator_backend(self) -> Backend: ...
+    def held(self) -> Mapping[str, Tensor]: ...
+    @property
+    def backward(self) -> Callable[..., list[Tensor]] | None: ...
     def call_of(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, inputs: str, values: Any) -> Call: ...
     def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]: ...
     def moved(self, tensor: Tensor, inputs: str, dim: int = -2) -> Tensor: ...
@@ -44,6 +47,7 @@ def enroll(attention: Enrolled) -> int:
     number = next(_numbers)
     _attentions[number] = attention
     return number
+
 
 def fits(values: Mapping[str, Any]) -> bool:
     """Can the operator take these values? It takes tensors, integers and floats."""
@@ -147,7 +151,8 @@ def _backward(
     lse, dlse = (attention.moved(x, inputs, dim=-1) for x in (lse, dlse))
     asked = {names.split(",")[at]: tensors[at] for at in wanted}
     read = {name: call.bound.tensors[name] for name in asked if name in inputs_of(call.score)}
-    gradients = attention.operator_backend.backward(call, out, lse, dout, dlse, read)
+    assert attention.backward is not None
+    gradients = attention.backward(call, out, lse, dout, dlse, read)
     back = [
         attention.moved_back(gradient, inputs, like.shape[2]).contiguous()
         for gradient, like in zip(gradients[:3], (q, k, v), strict=True)

@@ -1,6 +1,6 @@
 """The way through: from a predicate to blocks and a kernel. Read this file first.
 
-predicate --trace--> Expr --lower--> Expr over memory --specialise--> one for each head --classify--> BlockMap --> kernel
+predicate --trace--> Expr --lower--> Expr over memory --specialise--> one a head --classify--> BlockMap --> kernel
 
 `trace` is `fs.mask` (`flexspec.trace` runs the predicate on symbols). `lower` writes positions by the order, `map_of`
 classifies blocks, `Lowered` holds both; the kernel is what a backend makes of a `Lowered` (`backends`), and it is kept
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from flexspec.attention import Attention
-from flexspec.expr import Apply, Expr
+from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import Order, bound_in_memory, in_memory, relocate
@@ -184,8 +184,7 @@ def lower(
 
     exact: False bounds the blocks on the device and waits for nothing. Raises what `map_of` raises, FS026, FS033.
     """
-    mask, whole = attention.kept, attention.formula
-    assert isinstance(whole.expr, Apply)
+    mask = attention.parts.mask
     block_map: BlockMap | DeviceMap
     if exact:
         block_map = map_of(mask, bound, block_size, order, device, stages, ranges=ranges)
@@ -193,15 +192,14 @@ def lower(
         block_map = map_on_device(mask, bound, block_size, order, device)
     exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len)
     values = {**bound.all_numbers(), **bound.tensors}
-    return Lowered(attention, order, *exprs, attention.weighing, block_map, values)
+    return Lowered(attention, order, *exprs, attention.parts.weight, block_map, values)
 
 
 def expressions(attention: Attention, order: Order | None, q_len: int, kv_len: int) -> tuple[Expr, Expr]:
     """Mask and score over memory positions."""
-    whole = attention.formula
-    assert isinstance(whole.expr, Apply)
-    where = (order, whole.canvas, q_len, kv_len)
-    return in_memory(whole.expr.args[0], *where), relocate(whole.expr.args[1], *where)
+    parts = attention.parts
+    where = (order, parts.canvas, q_len, kv_len)
+    return in_memory(parts.mask.expr, *where), relocate(parts.score.expr, *where)
 
 
 def create_block_mask(

@@ -25,10 +25,11 @@ if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler
 
 if TYPE_CHECKING:
     from flexspec.compiler.backends.reference import reference_attention
+    from flexspec.compiler.compile import compile
+    from flexspec.compiler.compiled import CompiledAttention
     from flexspec.compiler.fitting.families import Family
     from flexspec.compiler.fitting.fit import Fit, Fits, fit
 
-    from .compiler.attend import CompiledAttention, compile
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
     from .compiler.draw.keys import KeptKeys, kept_keys
@@ -104,7 +105,7 @@ __all__ += patterns.__all__
 _COMPILER = {
     "BlockKind": "blocks.runs",
     "BlockMap": "blocks.block_map",
-    "CompiledAttention": "attend",
+    "CompiledAttention": "compiled",
     "Diff": "proofs.diff",
     "Hardware": "planning.hardware",
     "KeptKeys": "draw.keys",
@@ -116,7 +117,7 @@ _COMPILER = {
     "Proof": "proofs.proof",
     "Reach": "proofs.reach",
     "block_map": "pipeline",
-    "compile": "attend",
+    "compile": "compile",
     "create_block_mask": "pipeline",
     "diff": "proofs.diff",
     "equals": "proofs.proof",

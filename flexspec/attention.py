@@ -2,20 +2,80 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
+import torch
+
+from .canvas import Canvas
 from .errors import FlexSpecError
-from .expr import Apply, apply, const, var
-from .formula import Formula, merged
+from .expr import Expr, Input, inputs_of, params_of, var
+from .formula import Parameter, one_meaning_each, together
+from .inputs import Bound, Sizes
 from .mask import Mask, from_mask_mod
 from .score import ScoreMod, from_score_mod
 from .user_line import user_caret
 from .weight import Weight
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one attention computes: its mask, its score and its weight, with one meaning for each name.
+
+    mask: keeps a pair or not.
+    score: of all score mods, applied in order; `score` itself where there is none.
+    weight: None is the softmax.
+
+    Each holds the tensors, the parameters and the canvas of all three, so values are bound once for all. Raises FS026
+    where a name is both an input and a parameter.
+    """
+
+    mask: Mask
+    score: ScoreMod
+    weight: Weight | None
+
+    def __post_init__(self) -> None:
+        one_meaning_each(self.exprs)
+
+    @property
+    def exprs(self) -> tuple[Expr, ...]:
+        """The expressions of the parts that there are: mask, score, and the weight's number."""
+        return tuple(part.expr for part in (self.mask, self.score, self.weight) if part is not None)
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The captured tensors by name."""
+        return self.mask.tensors
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        return self.mask.parameters
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Values of the parameters that a call may leave out."""
+        return self.mask.defaults
+
+    @property
+    def canvas(self) -> Canvas | None:
+        return self.mask.canvas
+
+    @cached_property
+    def inputs(self) -> dict[str, Input]:
+        """The named tensors that are read, captured or given."""
+        return {name: node for expr in self.exprs for name, node in inputs_of(expr).items()}
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names of the tensors and parameters that are read, and of parameters with a default."""
+        return frozenset({*self.inputs, *self.defaults, *(name for expr in self.exprs for name in params_of(expr))})
+
+    def bind(self, sizes: Sizes, given: Mapping[str, Any]) -> Bound:
+        """All values that one call needs (see `Formula.bind_all`)."""
+        return self.mask.bind_all(self.exprs, sizes, given)
 
 
 @dataclass(frozen=True)
@@ -61,26 +121,13 @@ class Attention:
         object.__setattr__(self, "weight", weight)
 
     @cached_property
-    def formula(self) -> Formula:
-        """`where(mask, score, -inf)` with everything that the masks and score mods hold; a weight's number for -inf."""
-        none = ScoreMod(var("score"), "score")
-        scores = reduce(lambda a, b: a + b, self.scores) if self.scores else none
-        whole = merged(Formula, lambda m, s: apply("where", m, s, const(-math.inf)), self.mask, scores, self.label)
-        if self.weight is None:
-            return whole
-        return merged(Formula, lambda w, x: apply("where", *w.children[:2], x), whole, self.weight, self.label)
-
-    @cached_property
-    def kept(self) -> Mask:
-        """The mask, with names apart from those of the scores."""
-        whole = self.formula
-        assert isinstance(whole.expr, Apply)
-        return Mask(whole.expr.args[0], self.mask.label, whole.tensors, whole.parameters, whole.canvas)
-
-    @property
-    def weighing(self) -> Weight | None:
-        """The weight, with names apart from those of the mask and the scores."""
-        return None if self.weight is None else replace(self.weight, expr=self.formula.expr.children[2])
+    def parts(self) -> Parts:
+        """The mask, the score and the weight's number as three expressions in which a name means one thing."""
+        scores = reduce(lambda a, b: a + b, self.scores) if self.scores else ScoreMod(var("score"), "score")
+        every = [self.mask, scores] if self.weight is None else [self.mask, scores, self.weight]
+        (mask, score, *number), held = together(*every)
+        weight = None if self.weight is None else replace(self.weight, expr=number[0], **held)
+        return Parts(Mask(mask, self.mask.label, **held), ScoreMod(score, scores.label, **held), weight)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""

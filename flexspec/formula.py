@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
 
@@ -85,12 +85,7 @@ class Formula:
     predicate: Predicate | None = None
 
     def __post_init__(self) -> None:
-        named: dict[str, Input | Param] = {}
-        for node in walk(self.expr):
-            leaf = node.input if isinstance(node, Load) else node
-            if isinstance(leaf, (Input, Param)) and named.setdefault(leaf.name, leaf) is not leaf:
-                message = f"`{leaf.name}` is both {_kind(named[leaf.name])} and {_kind(leaf)}"
-                raise FlexSpecError("FS026", message, fix="rename one of them", where=user_caret())
+        one_meaning_each([self.expr])
         if self.predicate is not None and self.predicate.fn.__doc__:
             object.__setattr__(self, "__doc__", self.predicate.fn.__doc__)
 
@@ -129,7 +124,22 @@ class Formula:
         return flatten(self.expr, self.canvas)
 
     def bind(self, sizes: Sizes, given: Mapping[str, Any], *, assume_one: bool = False) -> Bound:
-        """All values that one call needs (see `inputs.bind`). FS020 to FS025, FS031, FS032."""
+        """All values that one call needs (see `bind_all`)."""
+        return self.bind_all([self.expr], sizes, given, assume_one=assume_one)
+
+    def bind_all(
+        self, exprs: Sequence[Expr], sizes: Sizes, given: Mapping[str, Any], *, assume_one: bool = False
+    ) -> Bound:
+        """All values that these expressions need in one call, of those that this formula holds and the given ones.
+
+        exprs: this formula's, or of several that `together` made to hold the same.
+        sizes: of the call.
+        given: run-time values by name.
+        assume_one: one batch entry and one head where nothing says how many.
+
+        Raises FS032 (a canvas of another length), FS025 (a number that its annotation refuses), and what
+        `inputs.bind` raises.
+        """
         if self.canvas is not None and {self.canvas.size} != {sizes.q_len, sizes.kv_len}:
             lengths = f"q_len {sizes.q_len:,} and kv_len {sizes.kv_len:,}"
             message = f"{self.canvas} has {self.canvas.size:,} tokens; the call has {lengths}"
@@ -137,7 +147,7 @@ class Formula:
             raise FlexSpecError("FS032", message, fix=fix, where=user_caret())
         for name in given.keys() & self.parameters.keys():
             self.parameters[name].check(name, given[name])
-        return bind(self.expr, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
+        return bind(exprs, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
 
     def given(self, *args: Any, **values: Any) -> Self:
         """The same formula with parameters (and inputs) bound. FS021, FS023, FS025."""
@@ -287,38 +297,91 @@ def _only(label: str, symbol: str) -> bool:
 
 def merged(cls: type[Any], expr_of: Callable[[Expr, Expr], Expr], a: Any, b: Any, label: str) -> Any:
     """Two formulas as one: names shared, captured tensors kept apart, canvases equal. FS026, FS032."""
-    if a.canvas and b.canvas and a.canvas != b.canvas:
-        message = f"the two sides are on different canvases: {a.canvas} and {b.canvas}"
-        raise FlexSpecError("FS032", message, where=user_caret())
-    b = _apart(a, b)
-    a = _apart(b, a, held_only=True)
-    ours, theirs = inputs_of(a.expr), inputs_of(b.expr)
-    for name in ours.keys() & theirs.keys():
-        if ours[name] is not theirs[name]:
-            message = f"`{name}` is {ours[name]} on one side and {theirs[name]} on the other"
-            raise FlexSpecError("FS026", message, fix="rename one of the inputs", where=user_caret())
-    parameters = dict(a.parameters)
-    for name, item in b.parameters.items():
-        mine = parameters.get(name, item)
+    (mine, theirs), held = together(a, b)
+    return cls(expr_of(mine, theirs), label, **held)
+
+
+def together(first: Formula, *others: Formula) -> tuple[list[Expr], dict[str, Any]]:
+    """The expressions of several formulas, a name meaning one thing in all of them, and what they hold then.
+
+    A captured tensor whose name means something else in another formula gets a name of its own; inputs and parameters
+    of one name are one. The second value has `tensors`, `parameters` and `canvas`, as a `Formula` takes them.
+
+    Raises FS026 (an input of two kinds, a parameter with two defaults) and FS032 (two canvases).
+    """
+    group, parameters, canvas = [first], dict(first.parameters), first.canvas
+    for other in others:
+        if canvas and other.canvas and canvas != other.canvas:
+            message = f"the two sides are on different canvases: {canvas} and {other.canvas}"
+            raise FlexSpecError("FS032", message, where=user_caret())
+        [other] = _apart(group, [other])
+        group = _apart([other], group, held_only=True)
+        _same_inputs(group, other)
+        parameters = _shared_parameters(parameters, other.parameters)
+        canvas = canvas or other.canvas
+        group.append(other)
+    tensors = {name: tensor for each in group for name, tensor in each.tensors.items()}
+    return [each.expr for each in group], {"tensors": tensors, "parameters": parameters, "canvas": canvas}
+
+
+def one_meaning_each(exprs: Iterable[Expr]) -> None:
+    """FS026 where a name is two of an input and parameters in these expressions."""
+    meanings: dict[str, Input | Param] = {}
+    for expr in exprs:
+        for node in walk(expr):
+            leaf = node.input if isinstance(node, Load) else node
+            if isinstance(leaf, (Input, Param)) and meanings.setdefault(leaf.name, leaf) is not leaf:
+                message = f"`{leaf.name}` is both {_kind(meanings[leaf.name])} and {_kind(leaf)}"
+                raise FlexSpecError("FS026", message, fix="rename one of them", where=user_caret())
+
+
+def _same_inputs(group: Sequence[Formula], other: Formula) -> None:
+    theirs = inputs_of(other.expr)
+    for each in group:
+        ours = inputs_of(each.expr)
+        for name in ours.keys() & theirs.keys():
+            if ours[name] is not theirs[name]:
+                message = f"`{name}` is {ours[name]} on one side and {theirs[name]} on the other"
+                raise FlexSpecError("FS026", message, fix="rename one of the inputs", where=user_caret())
+
+
+def _shared_parameters(ours: Mapping[str, Parameter], theirs: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The parameters of both sides, a default of one side serving the other."""
+    shared = dict(ours)
+    for name, item in theirs.items():
+        mine = shared.get(name, item)
         if None not in (mine.default, item.default) and mine.default != item.default:
             message = f"`{name}` has the default {mine.default} on one side and {item.default} on the other"
             fix = f"bind it on one side, e.g. pattern({name}={mine.default})"
             raise FlexSpecError("FS026", message, fix=fix, where=user_caret())
-        parameters[name] = mine if mine.default is not None or mine.adapter else item
-    return cls(expr_of(a.expr, b.expr), label, {**a.tensors, **b.tensors}, parameters, a.canvas or b.canvas)
+        shared[name] = mine if mine.default is not None or mine.adapter else item
+    return shared
 
 
-def _apart(a: Any, b: Any, held_only: bool = False) -> Any:
-    """`b` with each held tensor renamed whose name means another tensor in `a`."""
-    taken = {**dict.fromkeys([*inputs_of(a.expr), *params_of(a.expr)]), **a.tensors}
+def _apart(others: Sequence[Formula], group: Sequence[Formula], held_only: bool = False) -> list[Formula]:
+    """`group` with each held tensor renamed whose name means another tensor in `others`.
+
+    held_only: rename only where the name is no held tensor of `others`, but one that is given when it runs.
+    """
+    taken: dict[str, torch.Tensor | None] = {}
+    for each in others:
+        taken |= {**dict.fromkeys(_open_or_held(each)), **each.tensors}
+    held = {name: tensor for each in group for name, tensor in each.tensors.items()}
+    used = {*taken, *held, *(name for each in group for name in _open_or_held(each))}
     new: dict[str, str] = {}
-    for name, tensor in b.tensors.items():
+    for name, tensor in held.items():
         if name in taken and taken[name] is not tensor and not (held_only and taken[name] is not None):
             number = 2
-            while f"{name}_{number}" in {*taken, *b.tensors, *new.values()}:
+            while f"{name}_{number}" in used:
                 number += 1
             new[name] = f"{name}_{number}"
-    return renamed(b, new) if new else b
+            used.add(new[name])
+    return [renamed(each, new) for each in group] if new else list(group)
+
+
+def _open_or_held(formula: Formula) -> list[str]:
+    """The names of the tensors and parameters that a formula reads."""
+    return [*inputs_of(formula.expr), *params_of(formula.expr)]
 
 
 def renamed(formula: Any, new: Mapping[str, str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -60,8 +60,22 @@ class BackendFailed(Exception):
     """A backend could not run a call that it had no reason against: `auto` takes the next one."""
 
 
-def _nothing(lowered: Lowered) -> list[str]:
-    return []
+@dataclass(frozen=True)
+class Description:
+    """What a backend makes of a spec, as `explain` shows it.
+
+    source: the functions of the mask and the scores, as lines. options: what kernels are told. proofs: why they may be.
+    relied_on: the same as data; taken wrongly, results would be wrong.
+    """
+
+    source: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    proofs: list[str] = field(default_factory=list)
+    relied_on: dict[str, bool] = field(default_factory=dict)
+
+
+def _nothing(lowered: Lowered) -> Description:
+    return Description()
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +86,7 @@ class Backend:
     reasons_against: why it cannot run a call; empty when it can.
     run: the output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse float32 [batch, heads, q_len] where
         `call.return_lse` asks for it. A query that keeps nothing has output 0 and lse -inf.
-    source: the lines that `explain` shows of what it makes of a spec.
-    relies_on: what is proven of a block map and passed on to its kernels, for `explain`.
+    describe: what it makes of a spec, for `explain`.
     backward: the gradients of q, k, v, then of the tensors `read` by name, from the call, output, lse and their
         gradients. A backend that has it is one operator inside `torch.compile`, else it is a graph break.
     build: its kernels compiled for a GPU that need not be there (`attend.aot`).
@@ -84,8 +97,7 @@ class Backend:
     name: str
     reasons_against: Callable[[Call], list[str]]
     run: Callable[[Call], Result]
-    source: Callable[[Lowered], list[str]] = _nothing
-    relies_on: Callable[[Lowered, Bound], dict[str, bool]] | None = None
+    describe: Callable[[Lowered], Description] = _nothing
     backward: Callable[..., list[torch.Tensor]] | None = None
     build: Callable[[Call, str, bool], Any] | None = None
     paged: bool = False

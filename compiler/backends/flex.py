@@ -18,7 +18,6 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, inputs_of, var
-from flexspec.inputs import Bound
 from flexspec.user_line import user_level
 
 from ..blocks.block_map import BlockMap
@@ -26,9 +25,9 @@ from ..blocks.flex_lists import contiguous_lists, to_flex
 from ..blocks.integer_range import needs_64_bits
 from ..pipeline import Lowered
 from ..printers.python import function_of, run_source, source_of
-from .base import Backend, BackendFailed, Call, Result
+from .base import Backend, BackendFailed, Call, Description, Result
 from .reference import by_rows
-from .weights import by_softmax, softmax_scores
+from .weights import by_softmax, printed
 
 ONE_QUERY_ROWS = 16
 """On CPU, one query against 512 keys or more is wrong or broken in torch: the query is repeated to this many rows."""
@@ -36,6 +35,8 @@ DENSE_BYTES = 1 << 26
 """Index lists up to this size are as wide as torch's: a new width or row stride compiles the kernel again, and a window
 or documents must not. Past it they are compact, so that long sequences fit."""
 SMALL = "integers fit 32 bits"
+RUNS = {"kv side": "fwd_BLOCKS_ARE_CONTIGUOUS", "q side": "bwd_BLOCKS_ARE_CONTIGUOUS"}
+"""Options of torch's CUDA kernels, by the side whose lists they are about."""
 
 
 def reasons_against(call: Call) -> list[str]:
@@ -74,8 +75,8 @@ class Kernel(NamedTuple):
     """What a kernel is compiled for: calls that agree in this share code objects.
 
     scale, lse: of the call. group: query heads of a key head. specialised: what torch would compile anew for, in batch
-    and lengths: a size of 1 is never dynamic, and lengths that are equal once are taken to be equal always. fixed: sizes
-    of captured tensors that are no lengths.
+    and lengths: a size of 1 is never dynamic, and lengths that are equal once are taken to be equal always.
+    fixed: sizes of captured tensors that are no lengths.
     """
 
     mask: str
@@ -101,8 +102,8 @@ def _compiled(call: Call, q: torch.Tensor, one_query: bool = False) -> Result:
     block_mask = lowered.derive(_block_mask, device, one_query)
     layout = (q.shape[0] == 1, q.shape[2] == 1, k.shape[2] == 1, q.shape[2] == k.shape[2])
     kernel = lowered.derive(
-        _kernel, call.score, call.return_lse, q.dtype, q.shape[1] // k.shape[1], (q.shape[3], v.shape[3]), device,
-        one_query, layout, fixed,
+        _kernel, call.score, call.return_lse, q.dtype, q.shape[1] // k.shape[1], (q.shape[3], v.shape[3]),
+        device, one_query, layout, fixed,
     )  # fmt: skip
     result = _called(kernel, q, k, v, score_mod, block_mask)
     return (result[0], result[1].lse) if call.return_lse else (result, None)
@@ -121,14 +122,14 @@ def _kernel(
     fixed: tuple[tuple[int, ...], ...],
 ) -> Kernel:
     block_map, wide = lowered.block_map, lowered.derive(_wide, device)
-    texts = (source_of(expr, kind="kernel", wide=wide) for expr in (lowered.mask, score))
+    mask_text, score_text = (source_of(expr, kind="kernel", wide=wide) for expr in (lowered.mask, score))
     facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and device.type != "cpu" else {}
     lists = (block_map.batch > 1, block_map.heads > 1)
     blocks = (block_map.grid.q_blocks == 1, block_map.grid.kv_blocks == 1)
     own = _fixed(lowered.mask, lowered.values)
     return Kernel(
-        *texts, tuple(facts), lowered.attention.scale, lse, dtype, device.type, group, head_dims, lists, one_query,
-        layout + blocks, own + fixed,
+        mask_text, score_text, tuple(facts), lowered.attention.scale, lse, dtype, device.type, group, head_dims, lists,
+        one_query, layout + blocks, own + fixed,
     )  # fmt: skip
 
 
@@ -194,8 +195,8 @@ def _fixed(expr: Expr, values: Any) -> tuple[tuple[int, ...], ...]:
 def _called(kernel: Kernel, *args: Any) -> Any:
     """The result of a code object of this kernel that takes the arguments, or of a new one.
 
-    A code object takes eight recompiles. `dynamic=True` needs few, but which sizes coincide (a batch of 2, and 2 blocks)
-    is no one's to foresee: where all objects are used up, another one begins.
+    A code object takes eight recompiles. `dynamic=True` needs few, but which sizes coincide (a batch of 2, 2 blocks)
+    nobody can foresee: where all objects are used up, another one begins.
     """
     functions = _functions(kernel)
     limit = torch._dynamo.exc.FailOnRecompileLimitHit
@@ -246,20 +247,24 @@ def _cpp_compiler() -> str | None:
     return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
 
 
-def printed(lowered: Lowered) -> list[str]:
-    """The mask_mod and the score_mods, as `explain` shows them."""
-    lines = source_of(lowered.mask, kind="mask_mod").splitlines()
-    for score in softmax_scores(lowered.weight, lowered.score):
-        lines += [] if score is var("score") else source_of(score, kind="score_mod").splitlines()
-    return lines
-
-
-def relies_on(lowered: Lowered, bound: Bound) -> dict[str, bool]:
-    """What is passed on to CUDA kernels where it is true; taken wrongly, results would be wrong."""
+def describe(lowered: Lowered) -> Description:
+    """The functions, and what is passed on to CUDA kernels where it is true."""
     assert isinstance(lowered.block_map, BlockMap)
     contiguous = contiguous_lists(lowered.block_map)
-    facts = {name: name in contiguous for name in ("fwd_BLOCKS_ARE_CONTIGUOUS", "bwd_BLOCKS_ARE_CONTIGUOUS")}
-    return facts | {SMALL: not needs_64_bits(lowered.mask, lowered.values, lowered.grid)}
+    facts = {option: option in contiguous for option in RUNS.values()}
+    facts[SMALL] = not needs_64_bits(lowered.mask, lowered.values, lowered.grid)
+    options = [option for option in RUNS.values() if facts[option]] + ([] if facts[SMALL] else ["64-bit positions"])
+    runs = [f"{side} {_yes(facts[option])}" for side, option in RUNS.items()]
+    return Description(
+        printed(lowered),
+        [f"on CUDA, by the proofs below: {', '.join(options) or 'no kernel options'}"],
+        [f"each list of blocks is one run: {', '.join(runs)}", f"{SMALL}: {_yes(facts[SMALL])}"],
+        facts,
+    )
 
 
-FLEX = Backend("flex", reasons_against, run, source=printed, relies_on=relies_on)
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+FLEX = Backend("flex", reasons_against, run, describe)

@@ -13,11 +13,12 @@ from functools import lru_cache
 import torch
 
 from flexspec.evaluate import evaluate
-from flexspec.expr import Expr, substitute
+from flexspec.expr import Expr, substitute, var
 from flexspec.syntax import parse
 from flexspec.weight import Weight
 
 from ..pipeline import Lowered
+from ..printers.python import source_of
 from .base import Call, Result
 
 # log w(s), and log of the negative part's size where there is one; -inf drops a pair. A score of 0 has the signed
@@ -50,6 +51,14 @@ _parsed = lru_cache(parse)
 
 def _scores(lowered: Lowered) -> tuple[Expr, ...]:
     return softmax_scores(lowered.weight, lowered.score)
+
+
+def printed(lowered: Lowered) -> list[str]:
+    """The mask_mod, and the score_mods of the softmax calls, as lines."""
+    lines = source_of(lowered.mask, kind="mask_mod").splitlines()
+    for score in softmax_scores(lowered.weight, lowered.score):
+        lines += [] if score is var("score") else source_of(score, kind="score_mod").splitlines()
+    return lines
 
 
 def number_of(call: Call) -> torch.Tensor:

@@ -17,7 +17,7 @@ from ..evaluation.points import Array
 from ..simplify.rules import simplify
 from .bounds import spread
 from .grid import Grid
-from .intervals import FAR
+from .intervals import FAR, Interval
 from .tensor_ranges import TensorRanges, arrays_of
 
 
@@ -45,8 +45,9 @@ _WRAPPING = {"add", "sub", "mul", "neg", "abs", "lshift", "floordiv"}
 def needs_64_bits(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:
     """May the expression compute an integer past 32 bits, which are a kernel's own?
 
-    values: numbers, sizes and tensors by name. A kernel is given them when it runs: a sum is as large as with them, though
-    they may leave it once they are known. So the simplified expression is bounded as it stands, every node of it.
+    values: numbers, sizes and tensors by name; a float tensor may be missing, and is any float. A kernel is given them
+    when it runs: a sum is as large as with them, though they may leave it once they are known. So the simplified
+    expression is bounded as it stands, every node of it.
     """
     expr = simplify(expr)
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
@@ -58,6 +59,14 @@ def needs_64_bits(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:
         for node in walk(expr)
         if isinstance(node, (Var, Param))
     }
-    intervals = spread(walk(expr), known, TensorRanges(arrays_of(tensors)).over)
+    ranges = TensorRanges(arrays_of(tensors))
+
+    def load(node: Load, index: list[Interval]) -> Interval:
+        if node.type <= Type.INT:
+            return ranges.over(node, index)
+        unknown = np.array([np.nan], node.type.numpy)
+        return unknown, unknown
+
+    intervals = spread(walk(expr), known, load)
     integers = [end for node, both in intervals.items() if node.type is Type.INT for end in both]
     return any(bool(((end <= -(2**31)) | (end >= 2**31)).any()) for end in integers)

@@ -22,7 +22,7 @@ from flexspec.ops import OPS, Type
 from ..evaluation.points import needed, one_sided
 from ..simplify.specialise import specialise_each
 from .classify import classify
-from .grid import BlockSize, Grid, make_grid
+from .grid import Grid
 from .intervals import FAR
 from .runs import Runs
 from .tensor_ranges import TensorRanges

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base import Backend, Call, Result
-from ..flex import printed, relies_on
+from ..flex import describe
 from ..weights import by_softmax, number_of
 from .able import reasons_against
 
@@ -60,8 +60,7 @@ TRITON = Backend(
     "triton",
     reasons_against,
     run,
-    source=printed,
-    relies_on=relies_on,
+    describe,
     backward=backward,
     build=build,
     paged=True,

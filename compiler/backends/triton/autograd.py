@@ -16,7 +16,7 @@ from ..base import Call
 from .backward import backward_kv, backward_q, deltas
 from .configs import Config
 from .gradients import gradient_functions
-from .launch import Launch, described, located, near, padded, launch_of, run_forward
+from .launch import Launch, described, launch_of, located, near, padded, run_forward
 from .rows import rows_of
 from .source import functions
 from .tuning import launched
@@ -50,7 +50,9 @@ class Attend(torch.autograd.Function):
         q, k, v = tensors[:3]
         out, lse = run_forward(launch, q, k, v)
         ctx.launch, ctx.names = launch, names
-        values = [x for x in (*launch.mask_values, *launch.score_values) if isinstance(x, Tensor) and not x.is_inference()]
+        values = [
+            x for x in (*launch.mask_values, *launch.score_values) if isinstance(x, Tensor) and not x.is_inference()
+        ]
         ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)
         return out, lse

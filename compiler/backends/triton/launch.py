@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from flexspec.expr import Expr, const, substitute, var
+from flexspec.expr import Expr, const, inputs_of, substitute, var
 
 from ...blocks.block_map import BlockMap
 from ...blocks.integer_range import needs_64_bits
-from ...blocks.tensor_ranges import by_content
+from ...pipeline import Lowered
 from ...simplify.spans import interval
 from ..base import Call
 from .configs import Config, arch_of
@@ -37,9 +37,9 @@ def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **consta
 class Launch:
     """What every kernel of one call is given, beside its own tensors.
 
-    functions: of the mask as an interval of keys, and of the score. scored: the score, None where it is the product of q
-    and k. wide: integers have 64 bits. arch: the GPU it is for, such as "sm_90". start: `run`, or what takes its place
-    ahead of time.
+    functions: of the mask as an interval of keys, and of the score. scored: the score, None where it is the product of
+    q and k. wide: integers have 64 bits. arch: the GPU it is for, such as "sm_90". start: `run`, or what takes its
+    place ahead of time.
     """
 
     block_map: BlockMap
@@ -161,7 +161,12 @@ def run_forward(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     launched(
-        partial(_forward, launch, q, k, v, out, lse), forward, launch, q, v, (launch.functions.mask, launch.functions.score)
+        partial(_forward, launch, q, k, v, out, lse),
+        forward,
+        launch,
+        q,
+        v,
+        (launch.functions.mask, launch.functions.score),
     )
     return out, lse
 

@@ -79,7 +79,9 @@ def chosen(
     return found
 
 
-def facts_of(kernel: Any, setting: Setting, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]) -> dict[str, Any]:
+def facts_of(
+    kernel: Any, setting: Setting, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]
+) -> dict[str, Any]:
     """All that a choice depends on. Lengths, and programs in a row, count up to powers of two."""
     grid = setting.block_map.grid
     return {

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from .canvas import Canvas
+from .combine import together
 from .errors import FlexSpecError
 from .expr import Expr, Input, inputs_of, params_of, var
-from .formula import Parameter, one_meaning_each, together
+from .files import write_document
+from .formula import VERSION, one_meaning_each
 from .inputs import Bound, Sizes
 from .mask import Mask, from_mask_mod
+from .predicate import Parameter
 from .score import ScoreMod, from_score_mod
 from .user_line import user_caret
 from .weight import Weight
@@ -130,10 +133,23 @@ class Attention:
         return Parts(Mask(mask, self.mask.label, **held), ScoreMod(score, scores.label, **held), weight)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""
-        from .spec import save  # files are built on attentions, so they are met here and not above
+        """Write it as YAML (.yaml, .yml) or JSON (.json), whole or not at all; `fs.load` reads it.
 
-        save(self, path)
+        path: where to write it.
+
+        Raises FS053 (a tensor of more than 65,536 elements, a file of more than 16 MiB) and FS054 (another suffix, or
+        a place that cannot be written).
+        """
+        document = {
+            "version": VERSION,
+            "kind": "attention",
+            "mask": self.mask.stored(),
+            "scores": [score.stored() for score in self.scores],
+            "scale": self.scale,
+        }
+        if self.weight is not None:
+            document["weight"] = {"kind": self.weight.kind} | self.weight.stored()
+        write_document(document, path)
 
     @property
     def label(self) -> str:

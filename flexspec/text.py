@@ -17,12 +17,13 @@ from . import order as orders
 from .canvas import Canvas
 from .errors import FlexSpecError, choices
 from .expr import Const, Expr, Input, Load, apply, const, infix_text, load, param, params_of
-from .formula import Formula, Parameter
+from .formula import Formula
 from .grammar import BY_AXIS, Node, read, text_error
 from .mask import Mask
 from .ops import OPS, Type
 from .order import Order
 from .patterns import CATALOG
+from .predicate import Parameter
 from .score import ScoreMod
 from .syntax import declared_names, leaf
 from .trace import Traced

@@ -85,9 +85,12 @@ class Parts:
 class Attention:
     """`softmax(where(mask, scores(scale * q @ k.T), -inf)) @ v`, or another weight in the softmax's place.
 
-    mask: a Mask, a FlexAttention mask_mod, or None for every pair. scores: ScoreMods or FlexAttention score_mods,
-    applied in order. scale: default `1 / sqrt(head_dim)`. weight: None is the softmax; else `fs.sigmoid_weight()`,
-    `fs.sink_logit(...)` or one of their like. Raises FS023.
+    mask: a Mask, a FlexAttention mask_mod, or None for every pair.
+    scores: ScoreMods or FlexAttention score_mods, applied in order.
+    scale: of `q @ k.T`; None is `1 / sqrt(head_dim)`.
+    weight: None is the softmax; else `fs.sigmoid_weight()`, `fs.sink_logit(...)` or one of their like.
+
+    Raises FS023 (a value of another kind), and what `from_mask_mod` and `from_score_mod` raise for a function.
 
     >>> import flexspec as fs
     >>> fs.Attention(mask=fs.causal(), scores=[fs.softcap(30.0)])
@@ -108,9 +111,8 @@ class Attention:
     ) -> None:
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale):
             raise FlexSpecError("FS023", f"scale is {scale!r}; it must be a number", where=user_caret())
-        kept = Mask.constant(True) if mask is None else mask
-        if isinstance(kept, ScoreMod):
-            raise FlexSpecError("FS023", f"{kept!r} is a score mod", fix="scores=[...]", where=user_caret())
+        if isinstance(mask, ScoreMod):
+            raise FlexSpecError("FS023", f"{mask!r} is a score mod", fix="scores=[...]", where=user_caret())
         chain = (scores,) if isinstance(scores, ScoreMod) or callable(scores) else tuple(scores)
         wrong = next((item for item in chain if isinstance(item, Mask)), None)
         if wrong is not None:
@@ -118,14 +120,14 @@ class Attention:
         if weight is not None and not isinstance(weight, Weight):
             fix = "give fs.sigmoid_weight(), fs.sink_logit(...) or None for the softmax"
             raise FlexSpecError("FS023", f"weight is {weight!r}", fix=fix, where=user_caret())
-        object.__setattr__(self, "mask", from_mask_mod(kept))
+        object.__setattr__(self, "mask", Mask.constant(True) if mask is None else from_mask_mod(mask))
         object.__setattr__(self, "scores", tuple(from_score_mod(item) for item in chain))
         object.__setattr__(self, "scale", scale)
         object.__setattr__(self, "weight", weight)
 
     @cached_property
     def parts(self) -> Parts:
-        """The mask, the score and the weight's number as three expressions in which a name means one thing."""
+        """The mask, the score and the weight, a name meaning one thing in all of them. FS026, FS032."""
         scores = reduce(lambda a, b: a + b, self.scores) if self.scores else ScoreMod(var("score"), "score")
         every = [self.mask, scores] if self.weight is None else [self.mask, scores, self.weight]
         (mask, score, *number), held = together(*every)
@@ -159,7 +161,12 @@ class Attention:
 
 
 def as_attention(spec: object) -> Attention:
-    """An Attention from an Attention, a Mask, a ScoreMod or a mask_mod. FS023."""
+    """An Attention from what a user may give for one.
+
+    spec: an Attention, a Mask, a ScoreMod or a FlexAttention mask_mod.
+
+    Raises FS023 (anything else), and what `from_mask_mod` raises for a function.
+    """
     if isinstance(spec, Attention):
         return spec
     if isinstance(spec, ScoreMod):

@@ -113,7 +113,7 @@ def _intern(cls: type[N], key: tuple[Any, ...], make: Callable[[], N]) -> N:
 
 
 def const(value: bool | int | float, kind: Type | None = None) -> Const:
-    """A constant, of the value's own type unless `kind` is DOUBLE. Integers must fit 64 bits (FS034)."""
+    """A constant, of the value's own type unless `kind` is DOUBLE. FS034 (an integer past 64 bits)."""
     kind = kind if kind is Type.DOUBLE else Type.of_value(value)
     if kind is Type.INT and not -(2**63) <= value < 2**63:
         raise FlexSpecError("FS034", f"the integer {value} does not fit 64 bits")
@@ -146,7 +146,13 @@ def _grown(children: tuple[Expr, ...]) -> tuple[int, frozenset[str]]:
 
 
 def load(source: Input, index: tuple[Expr, ...]) -> Load:
-    """An element of `source`; one integer index for each dim, else FS010."""
+    """An element of `source`.
+
+    source: the tensor.
+    index: an integer expression for each of its dims.
+
+    Raises FS010 (too few or too many, or a float) and FS053 (deeper than `MAX_DEPTH`).
+    """
     if len(index) != len(source.dims):
         seen = f"{source.name} has {len(source.dims)} dims {source.dims}, indexed by {len(index)}"
         raise FlexSpecError("FS010", seen, fix="give one index for each dim")
@@ -158,7 +164,13 @@ def load(source: Input, index: tuple[Expr, ...]) -> Load:
 
 
 def apply(op: str, *args: Expr) -> Apply:
-    """The operator `op` on `args`, typed by the table; nothing is simplified. FS010 on wrong types."""
+    """An operator on expressions, typed by the table; nothing is simplified.
+
+    op: a key of `OPS`.
+    args: as many as it takes.
+
+    Raises FS010 (operands that it does not take) and FS053 (deeper than `MAX_DEPTH`).
+    """
     entry = OPS[op]
     if len(args) != entry.arity:
         raise FlexSpecError("FS010", f"{op} takes {entry.arity} operands, got {len(args)}")

@@ -149,7 +149,14 @@ class Formula:
         return bind(exprs, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
 
     def given(self, *args: Any, **values: Any) -> Self:
-        """The same formula with parameters (and inputs) bound. FS021, FS023, FS025."""
+        """The same formula with parameters and inputs bound.
+
+        args: parameters in the order of their definition.
+        values: parameters and inputs by name.
+
+        Raises FS021 (an unknown name, one given twice, too many), FS022 and FS023 (a tensor or a number of another
+        shape or type) and FS025 (a number that its annotation refuses).
+        """
         own = self.predicate.parameters if self.predicate else self.parameters
         names = list(own)
         if len(args) > len(names):
@@ -174,8 +181,8 @@ class Formula:
     def _rebound(self, values: Mapping[str, Any]) -> Self:
         if self.predicate is not None:
             bound = self.predicate.bound | dict(values)
-            made = type(self).from_predicate(replace(self.predicate, bound=bound), self.canvas)
-            return replace(made, tensors={**self.tensors, **made.tensors})
+            traced = type(self).from_predicate(replace(self.predicate, bound=bound), self.canvas)
+            return replace(traced, tensors={**self.tensors, **traced.tensors})
         kinds = {name: node.type for name, node in params_of(self.expr).items()}
         exprs = {
             name: value.expr if isinstance(value, Traced) else const(number_for(name, kinds[name], value))

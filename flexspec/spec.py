@@ -86,36 +86,48 @@ def save(spec: Mask | ScoreMod | Attention, path: str | os.PathLike[str]) -> Non
 
 
 def load(path: str | os.PathLike[str]) -> Mask | ScoreMod | Attention:
-    """Read a spec that `save` wrote. Raises FS052 (broken, with the place in the document), FS053, FS054."""
+    """Read a spec that `save` wrote. It reads text and runs nothing.
+
+    path: of a .yaml, .yml or .json file.
+
+    Raises FS052 (broken, with the place in the document), FS053 (too large, or nested too deep) and FS054 (another
+    suffix, or a file that cannot be read).
+
+    >>> import tempfile, flexspec as fs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fs.causal_window(64).save(f"{folder}/window.yaml")
+    ...     fs.load(f"{folder}/window.yaml")
+    causal_window(window=64)
+    """
     document = read_document(path)
     whole = isinstance(document, dict) and document.get("kind") == "attention"
     try:
         model = (_Whole if whole else _One).model_validate(document)
     except ValidationError as error:
-        found = error.errors()[0]
-        where = ".".join(str(part) for part in found["loc"]) or "the document"
-        raise broken(where, found["msg"][0].lower() + found["msg"][1:]) from None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise broken(where, first["msg"][0].lower() + first["msg"][1:]) from None
     if isinstance(model, _One):
-        made: Mask | ScoreMod = _made(model, Mask if model.kind == "mask" else ScoreMod, "")
-        return made
-    scores = [_made(item, ScoreMod, f"scores.{i}.") for i, item in enumerate(model.scores)]
-    weight = _made(model.weight, Weight, "weight.").of_kind(model.weight.kind) if model.weight else None
-    return _at("scale", lambda: Attention(_made(model.mask, Mask, "mask."), scores, model.scale, weight))
+        formula: Mask | ScoreMod = _formula(model, Mask if model.kind == "mask" else ScoreMod, "")
+        return formula
+    scores = [_formula(item, ScoreMod, f"scores.{i}.") for i, item in enumerate(model.scores)]
+    weight = _formula(model.weight, Weight, "weight.").of_kind(model.weight.kind) if model.weight else None
+    return _placed("scale", lambda: Attention(_formula(model.mask, Mask, "mask."), scores, model.scale, weight))
 
 
-def _made(model: _Formula, kind: type[Any], at: str) -> Any:
-    """The formula of a checked model; FS052 where its parts do not fit each other."""
-    expr = _at(f"{at}expr", lambda: parse(model.expr))
+def _formula(model: _Formula, kind: type[Any], inside: str) -> Any:
+    """The formula of a checked model, which lies `inside` of the document; FS052 where its parts do not fit."""
+    expr = _placed(f"{inside}expr", lambda: parse(model.expr))
     if (expr.type is Type.BOOL) != (kind is Mask) or expr.type is Type.INT:
         wanted = "a mask" if kind is Mask else "a score" if kind is ScoreMod else "a number"
-        raise broken(f"{at}expr", f"this is {expr.type.text}, not {wanted}")
+        raise broken(f"{inside}expr", f"this is {expr.type.text}, not {wanted}")
     sides = model.canvas or {}
-    canvas = _at(f"{at}canvas", lambda: Canvas(**sides)) if sides else None
-    _check_names(expr, canvas, kind, at)
+    canvas = _placed(f"{inside}canvas", lambda: Canvas(**sides)) if sides else None
+    _check_names(expr, canvas, kind, inside)
     nodes = inputs_of(expr)
     tensors: dict[str, torch.Tensor] = {}
     for name, item in model.tensors.items():
-        place = f"{at}tensors.{name}"
+        place = f"{inside}tensors.{name}"
         if name not in nodes:
             raise broken(place, "the expression reads no such tensor")
         if math.prod(item.shape) != len(item.values):
@@ -123,24 +135,24 @@ def _made(model: _Formula, kind: type[Any], at: str) -> Any:
         if len(item.shape) != len(nodes[name].dims):
             dims = ", ".join(nodes[name].dims)
             raise broken(f"{place}.shape", f"{item.shape} does not fit the dims [{dims}] of the expression")
-        tensors[name] = _at(place, partial(_fitting, nodes[name], item))
+        tensors[name] = _placed(place, partial(_fitting, nodes[name], item))
     names = {**dict.fromkeys(params_of(expr)), **model.parameters}
     for name in names.keys() & nodes.keys():
-        raise broken(f"{at}parameters.{name}", "this is a tensor of the expression")
+        raise broken(f"{inside}parameters.{name}", "this is a tensor of the expression")
     parameters = {name: Parameter(default) for name, default in names.items()}
-    return _at(f"{at}expr", lambda: kind(expr, model.label, tensors, parameters, canvas))
+    return _placed(f"{inside}expr", lambda: kind(expr, model.label, tensors, parameters, canvas))
 
 
-def _check_names(expr: Expr, canvas: Canvas | None, kind: type[Any], at: str) -> None:
+def _check_names(expr: Expr, canvas: Canvas | None, kind: type[Any], inside: str) -> None:
     for name in sorted(expr.names):
         _, dot, axis = name.partition(".")
         if dot and axis not in (canvas.names if canvas else ()):
             has = f"the axes {choices(canvas.names)}" if canvas else "no axes: there is none"
-            raise broken(f"{at}canvas", f"the expression uses `{name}`; the canvas has {has}")
+            raise broken(f"{inside}canvas", f"the expression uses `{name}`; the canvas has {has}")
         if name == "score" and kind is Mask:
-            raise broken(f"{at}expr", "a mask cannot depend on the score")
+            raise broken(f"{inside}expr", "a mask cannot depend on the score")
         if kind is Weight and name.partition(".")[0] in ("b", "q", "kv", "score"):
-            raise broken(f"{at}expr", f"a weight's number cannot depend on `{name}`")
+            raise broken(f"{inside}expr", f"a weight's number cannot depend on `{name}`")
 
 
 def _fitting(node: Input, item: _Tensor) -> torch.Tensor:
@@ -162,7 +174,7 @@ def _tensor(item: _Tensor) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype).reshape(item.shape)
 
 
-def _at(where: str, make: Callable[[], Any]) -> Any:
+def _placed(where: str, make: Callable[[], Any]) -> Any:
     """`make()`, its error with the place in the document in front."""
     try:
         return make()

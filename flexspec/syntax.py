@@ -31,8 +31,11 @@ CONSTANTS = {"True": True, "False": False, "inf": math.inf, "nan": math.nan}
 def parse(text: str) -> Expr:
     """The expression that `text` writes; `parse(str(e)) is e`.
 
-    A name that is neither a position, a size nor declared is an integer parameter. Raises FlexSpecError
-    FS050 (with a caret), FS010 (types), FS053 (size, depth).
+    text: declarations such as `ids: int[batch, sequence];`, then a formula in Python's syntax. A name that is neither a
+        position, a size nor declared is an integer parameter.
+
+    Raises FS050 (what has no meaning, with a caret), FS005 (a chained comparison), FS010 (operands of wrong types),
+    FS034 (an integer past 64 bits) and FS053 (too long, or too deep).
 
     >>> str(parse("(q >= kv) & (q - kv < window)"))
     'window: int; (q >= kv) & (q - kv < window)'
@@ -78,10 +81,10 @@ def _build(text: str, node: Node, names: dict[str, Expr]) -> Expr:
 
     name = str(node.value)
     if node.kind == "name":
-        found = names.get(name) or leaf(name)
-        if found is None and "." in name:
+        meaning = names.get(name) or leaf(name)
+        if meaning is None and "." in name:
             raise text_error(text, node.at, f"`{name}` is no coordinate: only q and kv have axes")
-        return found or param(name)
+        return meaning or param(name)
     try:
         if node.kind == "number":
             assert not isinstance(node.value, str)

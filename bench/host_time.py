@@ -17,11 +17,11 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"  # so that the Triton backend takes tensors on a CPU
 
 import torch
+from flexspec.compiler.backends import flex
 from harness import report
 from triton.runtime.interpreter import InterpretedFunction
 
 import flexspec as fs
-from flexspec.compiler.backends import flex
 
 LENGTH = 512
 IDS = torch.arange(LENGTH)[None] // 100

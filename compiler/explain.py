@@ -7,9 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from flexspec.attention import Attention
-from flexspec.expr import var
+from flexspec.expr import infix_text, var
 from flexspec.inputs import Bound
-from flexspec.syntax import formula
 
 from .backends.base import Backend, Description
 from .backends.weights import softmax_scores
@@ -46,7 +45,7 @@ class Report:
 
     @property
     def mask_formula(self) -> str:
-        return formula(self.spec.parts.mask.expr)
+        return infix_text(self.spec.parts.mask.expr)
 
     @cached_property
     def proofs(self) -> dict[str, Proof]:
@@ -75,7 +74,7 @@ class Report:
         return {
             "spec": self.spec.label,
             "formula": self.mask_formula,
-            "score": formula(self.spec.parts.score.expr),
+            "score": infix_text(self.spec.parts.score.expr),
             "weight": self.spec.weight.label if self.spec.weight else None,
             "order": str(self.lowered.order) if self.lowered.order else None,
             "q_len": self.bound.sizes.q_len,
@@ -134,7 +133,7 @@ def _expr(report: Report, latex: bool) -> list[str]:
     if pairs is not None:
         lines.append(f"pairs  {pairs}")
     if report.lowered.score is not var("score"):
-        lines.append(f"score  {formula(report.spec.parts.score.expr)}")
+        lines.append(f"score  {infix_text(report.spec.parts.score.expr)}")
     if report.spec.parts.weight:
         lines.append(f"weight {report.spec.parts.weight.definition}")
     if latex:
@@ -146,7 +145,7 @@ def _expr(report: Report, latex: bool) -> list[str]:
 
 def _simplified(report: Report) -> list[str]:
     unique = report.stages.results["SIMPLIFIED"]
-    shown = [_short(formula(expr)) for expr in unique[:4]]
+    shown = [_short(infix_text(expr)) for expr in unique[:4]]
     return shown + ([f"... {len(unique)} distinct masks in all"] if len(unique) > 4 else [])
 
 

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from .canvas import Canvas
+from .combine import together
 from .errors import FlexSpecError
 from .expr import Expr, Input, inputs_of, params_of, var
-from .formula import Parameter, one_meaning_each, together
+from .files import write_document
+from .formula import VERSION, one_meaning_each
 from .inputs import Bound, Sizes
 from .mask import Mask, from_mask_mod
+from .predicate import Parameter
 from .score import ScoreMod, from_score_mod
 from .user_line import user_caret
 from .weight import Weight
@@ -82,9 +85,12 @@ class Parts:
 class Attention:
     """`softmax(where(mask, scores(scale * q @ k.T), -inf)) @ v`, or another weight in the softmax's place.
 
-    mask: a Mask, a FlexAttention mask_mod, or None for every pair. scores: ScoreMods or FlexAttention score_mods,
-    applied in order. scale: default `1 / sqrt(head_dim)`. weight: None is the softmax; else `fs.sigmoid_weight()`,
-    `fs.sink_logit(...)` or one of their like. Raises FS023.
+    mask: a Mask, a FlexAttention mask_mod, or None for every pair.
+    scores: ScoreMods or FlexAttention score_mods, applied in order.
+    scale: of `q @ k.T`; None is `1 / sqrt(head_dim)`.
+    weight: None is the softmax; else `fs.sigmoid_weight()`, `fs.sink_logit(...)` or one of their like.
+
+    Raises FS023 (a value of another kind), and what `from_mask_mod` and `from_score_mod` raise for a function.
 
     >>> import flexspec as fs
     >>> fs.Attention(mask=fs.causal(), scores=[fs.softcap(30.0)])
@@ -105,9 +111,8 @@ class Attention:
     ) -> None:
         if scale is not None and (isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale):
             raise FlexSpecError("FS023", f"scale is {scale!r}; it must be a number", where=user_caret())
-        kept = Mask.constant(True) if mask is None else mask
-        if isinstance(kept, ScoreMod):
-            raise FlexSpecError("FS023", f"{kept!r} is a score mod", fix="scores=[...]", where=user_caret())
+        if isinstance(mask, ScoreMod):
+            raise FlexSpecError("FS023", f"{mask!r} is a score mod", fix="scores=[...]", where=user_caret())
         chain = (scores,) if isinstance(scores, ScoreMod) or callable(scores) else tuple(scores)
         wrong = next((item for item in chain if isinstance(item, Mask)), None)
         if wrong is not None:
@@ -115,14 +120,14 @@ class Attention:
         if weight is not None and not isinstance(weight, Weight):
             fix = "give fs.sigmoid_weight(), fs.sink_logit(...) or None for the softmax"
             raise FlexSpecError("FS023", f"weight is {weight!r}", fix=fix, where=user_caret())
-        object.__setattr__(self, "mask", from_mask_mod(kept))
+        object.__setattr__(self, "mask", Mask.constant(True) if mask is None else from_mask_mod(mask))
         object.__setattr__(self, "scores", tuple(from_score_mod(item) for item in chain))
         object.__setattr__(self, "scale", scale)
         object.__setattr__(self, "weight", weight)
 
     @cached_property
     def parts(self) -> Parts:
-        """The mask, the score and the weight's number as three expressions in which a name means one thing."""
+        """The mask, the score and the weight, a name meaning one thing in all of them. FS026, FS032."""
         scores = reduce(lambda a, b: a + b, self.scores) if self.scores else ScoreMod(var("score"), "score")
         every = [self.mask, scores] if self.weight is None else [self.mask, scores, self.weight]
         (mask, score, *number), held = together(*every)
@@ -130,10 +135,23 @@ class Attention:
         return Parts(Mask(mask, self.mask.label, **held), ScoreMod(score, scores.label, **held), weight)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""
-        from .spec import save  # files are built on attentions, so they are met here and not above
+        """Write it as YAML (.yaml, .yml) or JSON (.json), whole or not at all; `fs.load` reads it.
 
-        save(self, path)
+        path: where to write it.
+
+        Raises FS053 (a tensor of more than 65,536 elements, a file of more than 16 MiB) and FS054 (another suffix, or
+        a place that cannot be written).
+        """
+        document = {
+            "version": VERSION,
+            "kind": "attention",
+            "mask": self.mask.stored(),
+            "scores": [score.stored() for score in self.scores],
+            "scale": self.scale,
+        }
+        if self.weight is not None:
+            document["weight"] = {"kind": self.weight.kind} | self.weight.stored()
+        write_document(document, path)
 
     @property
     def label(self) -> str:
@@ -143,7 +161,12 @@ class Attention:
 
 
 def as_attention(spec: object) -> Attention:
-    """An Attention from an Attention, a Mask, a ScoreMod or a mask_mod. FS023."""
+    """An Attention from what a user may give for one.
+
+    spec: an Attention, a Mask, a ScoreMod or a FlexAttention mask_mod.
+
+    Raises FS023 (anything else), and what `from_mask_mod` raises for a function.
+    """
     if isinstance(spec, Attention):
         return spec
     if isinstance(spec, ScoreMod):

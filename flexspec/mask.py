@@ -10,12 +10,14 @@ from typing import Any, Self, overload
 import torch
 
 from .canvas import Canvas
+from .combine import joined, merged, operand, renamed
 from .errors import FlexSpecError
 from .evaluate import evaluate
 from .expr import POSITIONS, Expr, apply, const, inputs_of, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, joined, merged, operand, read_signature, renamed
+from .formula import Formula
 from .inputs import make_sizes
 from .ops import Type
+from .predicate import Parameter, Predicate, read_signature
 from .questions import Questions
 from .trace import Session, Traced, run
 from .user_line import function_place, user_caret
@@ -30,6 +32,8 @@ class Mask(Questions, Formula):
     >>> near.dense(4).int().tolist()[0][0]
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
+
+    document_kind = "mask"
 
     def __post_init__(self) -> None:
         super().__post_init__()  # torch tells a mask_mod by its four parameters

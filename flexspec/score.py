@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from .canvas import Canvas
+from .combine import joined, merged
 from .errors import FlexSpecError
 from .expr import POSITIONS, Expr, apply, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, joined, merged, read_signature
+from .formula import Formula
 from .mask import _four_positions
 from .ops import Type
+from .predicate import Parameter, Predicate, read_signature
 from .trace import run
 from .user_line import function_place, user_caret
 
@@ -24,6 +26,8 @@ class ScoreMod(Formula):
     >>> fs.softcap(50.0) + fs.alibi()
     softcap(cap=50.0) + alibi()
     """
+
+    document_kind = "score"
 
     @staticmethod
     def check_result(expr: Expr, fn: object) -> Expr:

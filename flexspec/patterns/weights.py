@@ -13,8 +13,8 @@ import torch
 
 from ..errors import FlexSpecError
 from ..expr import const
-from ..formula import read_signature
 from ..inputs import Input
+from ..predicate import read_signature
 from ..trace import Traced, TracedTensor
 from ..user_line import user_caret
 from ..weight import Weight

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from flexspec.expr import Expr, Load, var
+from flexspec.expr import Expr, Load, infix_text, var
 from flexspec.ops import Type
-from flexspec.syntax import formula
 
 from ...simplify.derivative import ONE, derivative, loads_of
 from ...simplify.linear import cast
@@ -40,7 +39,7 @@ def gradient_functions(
         sources.append(head + "\n    ".join(lines) + "\n")
     if not sources:
         return None, None
-    module = module_of(sources, f"Derivatives of {title}", formula(score))
+    module = module_of(sources, f"Derivatives of {title}", infix_text(score))
     return getattr(module, "dscore", None), getattr(module, "gather", None)
 
 

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from flexspec.expr import Apply, Const, Expr, Load, Param, Var, inputs_of, params_of, var, walk
+from flexspec.expr import Apply, Const, Expr, Load, Param, Var, infix_text, inputs_of, params_of, var, walk
 from flexspec.ops import OPS, Type
-from flexspec.syntax import formula
 
 from ...printers.python import POSITIONS, Printer
 from ...simplify.limits import limits
@@ -251,6 +250,6 @@ def functions(mask: Expr, score: Expr | None, wide: bool, title: str, side: str 
     ]
     if score is not None:
         sources.append(source_of(cast(score, Type.FLOAT), kind="score", wide=wide))
-    module = module_of(sources, title, formula(mask))
+    module = module_of(sources, title, infix_text(mask))
     found = tuple(getattr(module, name, None) for name in parts)
     return Functions(found, getattr(module, "score", None), module.__file__)

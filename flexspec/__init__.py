@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from flexspec.compiler.compiled import CompiledAttention
     from flexspec.compiler.fitting.families import Family
     from flexspec.compiler.fitting.fit import Fit, Fits, fit
+    from flexspec.compiler.kept_keys import KeptKeys, kept_keys
 
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
-    from .compiler.draw.keys import KeptKeys, kept_keys
     from .compiler.draw.orders import show_orders
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.planning.hardware import Hardware
@@ -108,7 +108,7 @@ _COMPILER = {
     "CompiledAttention": "compiled",
     "Diff": "proofs.diff",
     "Hardware": "planning.hardware",
-    "KeptKeys": "draw.keys",
+    "KeptKeys": "kept_keys",
     "Family": "fitting.families",
     "Fit": "fitting.fit",
     "Fits": "fitting.fit",
@@ -126,7 +126,7 @@ _COMPILER = {
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",
-    "kept_keys": "draw.keys",
+    "kept_keys": "kept_keys",
     "plan": "planning.planner",
     "reach": "proofs.reach",
     "reference_attention": "backends.reference",

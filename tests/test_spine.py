@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,28 @@ LANGUAGE = (
 ).split()
 """Each imports only what stands to its left. Nothing but the command line imports the package itself."""
 
+COMPILER = (
+    "evaluation simplify blocks printers pipeline map_cache backends operator attend planning proofs explain "
+    "compiled planned compile fitting kept_keys draw cli"
+).split()
+"""The rooms of compiler/: each imports only what stands to its left."""
+
+DRAW = ["flexspec.compiler.draw"]
 DOORS = {
     "flexspec": [],  # imports the compiler's public names at their first use
     "flexspec.questions": ["flexspec.compiler.proofs"],  # what the compiler answers, asked through `flexspec`
+    "flexspec.compiler.blocks.block_map": DRAW,  # `show` of each opens the room that draws
+    "flexspec.compiler.proofs.diff": DRAW,
+    "flexspec.compiler.proofs.reach": DRAW,
+    "flexspec.compiler.fitting.fit": DRAW,
+    "flexspec.compiler.kept_keys": DRAW,
 }
 """The modules that may import a computed name, and what else they may see."""
 
 KNOWN_WRONG_WAYS = {"flexspec.torch_calls -> flexspec.trace"}
 KNOWN_CIRCLES = [
     {"torch_calls", "trace"},
-    {"compiler.attend", "compiler.backends.triton.operator", "compiler.planning.planned"},
-    {"compiler.backends.triton.launch", "compiler.backends.triton.tuning"},
-    {"compiler.blocks.block_map", "compiler.blocks.flex_lists", "compiler.blocks.on_device", "compiler.blocks.slices"}
-    | {"compiler.draw.picture", "compiler.draw.scale", "compiler.draw.terminal", "compiler.pipeline"},
-    {"compiler.draw.diff", "compiler.proofs.diff"},
-    {"compiler.draw.fit", "compiler.fitting.fit"},
-    {"compiler.draw.frames", "compiler.draw.frames_text", "compiler.draw.keys"},
-    {"compiler.draw.reach", "compiler.proofs.reach"},
+    {"compiler.blocks.block_map", "compiler.blocks.flex_lists", "compiler.blocks.slices"},
 ]
 
 IMPORTS = without_doors(imports_of(modules_of()), DOORS)
@@ -39,6 +45,23 @@ IMPORTS = without_doors(imports_of(modules_of()), DOORS)
 
 def test_the_language_imports_to_the_left_only() -> None:
     assert {*wrong_ways(IMPORTS, LANGUAGE)} == KNOWN_WRONG_WAYS
+
+
+def test_the_compiler_imports_to_the_left_only() -> None:
+    inside = {
+        module: {name for name in names if name.startswith("flexspec.compiler.")}
+        for module, names in IMPORTS.items()
+        if module.startswith("flexspec.compiler.")
+    }
+    assert wrong_ways(inside, COMPILER, inside="flexspec.compiler") == []
+
+
+@pytest.mark.parametrize("module", [name for name, rooms in DOORS.items() if rooms is DRAW])
+def test_only_show_opens_the_room_that_draws(module: str) -> None:
+    tree = ast.parse(modules_of()[module].read_text(encoding="utf-8"))
+    inside = {id(node) for each in ast.walk(tree) if getattr(each, "name", "") == "show" for node in ast.walk(each)}
+    opened = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "draw" in (node.module or "")]
+    assert opened and all(id(node) in inside for node in opened)
 
 
 def test_no_module_imports_itself_round_about() -> None:

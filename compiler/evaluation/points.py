@@ -89,6 +89,25 @@ def one_sided(root: Expr) -> dict[Expr, str]:
     return found
 
 
+def of_no_side(root: Expr, tensors: Mapping[str, Array]) -> dict[Expr, Array]:
+    """The largest parts of `root` that depend on neither `q` nor `kv`, with their one value, [1]. Constants left out.
+
+    Bounds may leave such a part undecided, and no split of a box ever decides it; its value is at hand.
+    """
+    values: dict[Expr, Array] = {}
+    stack, seen = [root], set()
+    while stack:
+        node = stack.pop()
+        if node in seen or isinstance(node, (Const, Var)):
+            continue
+        seen.add(node)
+        if node.names & {"q", "kv"}:
+            stack.extend(node.children)
+        else:
+            values[node] = evaluate_at(node, {}, tensors).reshape(1)
+    return values
+
+
 def needed(root: Expr, tabulated: Collection[Expr]) -> list[Expr]:
     """The nodes below `root`, children first, without what stands below a tabulated one."""
     order: list[Expr] = []

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from flexspec.errors import FlexSpecError
+from flexspec.evaluate import leaves_its_tensor
 from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import OPS, Type
-from flexspec.user_line import user_caret
 
 Array = np.ndarray[Any, Any]
 
@@ -66,9 +66,7 @@ def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:
     for axis, part in enumerate(index):
         size = tensor.shape[axis]
         if part.size and (part.min() < -size or part.max() >= size):
-            seen = f"{part.min()} to {part.max()}"
-            message = f"index {axis} of `{node.input.name}` goes from {seen}, its size is {size}"
-            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor", where=user_caret())
+            raise leaves_its_tensor(node.input.name, axis, size, f"goes from {part.min()} to {part.max()}")
     return tensor[index]
 
 

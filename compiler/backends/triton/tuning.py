@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import torch
 import triton
 from triton.runtime.interpreter import InterpretedFunction
 
+from ...blocks.block_map import BlockMap
 from ...blocks.grid import Grid
 from .configs import Config, config_of, divisor
 from .source import cache_folder, write
@@ -56,14 +58,16 @@ def chosen(
     first = config_of(name, plan.arch, grid, q, v)
     if timer is None:
         return first
-    kept = plan.block_map.lists
-    key = ("triton tuned", name, q.dtype, q.shape, v.shape[3], plan.group, *functions)
-    if key not in kept:
-        kept[key] = _kept_or_timed(
-            launch, facts_of(kernel, plan, q, v, functions), candidates(name, grid, first), timer
-        )
-    found: Config = kept[key]
-    return found
+    key = (name, q.dtype, q.shape, v.shape[3], plan.group, functions)
+    given = {"launch": launch, "facts": partial(facts_of, kernel, plan, q, v, functions), "timer": timer}
+    return plan.block_map.derive(_tuned, key, configs=candidates(name, grid, first), **given)
+
+
+def _tuned(
+    _: BlockMap, key: Hashable, launch: Launch, facts: Callable[[], dict[str, Any]], configs: list[Config], timer: Timer
+) -> Config:
+    """The choice for one block map, kernel, shape and functions, which the key tells."""
+    return _kept_or_timed(launch, facts(), configs, timer)
 
 
 def facts_of(kernel: Any, plan: Plan, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]) -> dict[str, Any]:

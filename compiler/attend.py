@@ -16,7 +16,7 @@ from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.expr import Apply, Expr, inputs_of
 from flexspec.inputs import Sizes, make_sizes
 from flexspec.mask import Mask
-from flexspec.order import Order, in_memory, relocate
+from flexspec.order import Order, flatten, in_memory, relocate
 from flexspec.user_line import user_caret, user_level
 
 from .backends.base import Backend, Call, check_qkv, check_weight
@@ -25,6 +25,7 @@ from .backends.registry import backends, check_backend
 from .backends.triton import operator
 from .blocks.block_map import BlockMap
 from .blocks.grid import BlockSize, make_grid
+from .blocks.indices import check_scores
 from .explain import Report, explain
 from .map_cache import Maps
 from .pipeline import Stages
@@ -83,6 +84,8 @@ class CompiledAttention:
         make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
         self._maps = Maps(spec, order, block_size)
         self._warned: set[str] = set()
+        whole = spec.formula
+        self._beside = tuple(flatten(part, whole.canvas) for part in whole.expr.children[1:])  # the score, the weight
         scores = inputs_of(spec.formula.expr)
         self.held = {name: x for name, x in spec.formula.tensors.items() if name in scores and x.is_floating_point()}
         self._number = operator.enroll(self) if backend == "triton" else 0
@@ -161,6 +164,7 @@ class CompiledAttention:
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         check_weight(self.spec, sizes, return_lse)
         bound, blocks = self._maps.of(sizes, values, q.device, exact=self.exact)
+        check_scores(blocks, self._beside, bound, read=self.exact)
         if page_table is not None and self.order is not None and inputs == "logical":
             k, v, page_table = *(gathered(x, page_table, seen_k.shape[2]) for x in (k, v)), None
         q, k, v = (self.moved(x, inputs) for x in (q, k, v))

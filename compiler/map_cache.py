@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from flexspec.order import Order, bound_in_memory
 from .blocks.block_map import BlockMap
 from .blocks.grid import BlockSize
 from .blocks.on_device import DeviceMap, map_on_device
-from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of
+from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of, state_of
 from .pipeline import Stages, map_of
 
 MAPS_KEPT = 32
@@ -49,7 +48,7 @@ class Maps:
         tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
         numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
         given = {**self.spec.formula.tensors, **values}
-        states = tuple((name, _state(given[name])) for name in tensors)
+        states = tuple((name, state_of(given[name])) for name in tensors)
         key = (exact, bound.sizes, device, states, tuple(numbers))
         with self._lock:
             if key in self._maps and stages is None:
@@ -70,17 +69,6 @@ class Maps:
             while len(self._maps) > MAPS_KEPT:
                 self._maps.popitem(last=False)
         return bound, made
-
-
-def _state(tensor: torch.Tensor) -> Any:
-    """What a tensor holds, for the cache: its content on the CPU, where anyone may write to its memory unseen by torch.
-
-    On a device it is the tensor and torch's count of its changes: reading it would wait for the device.
-    """
-    if not by_content(tensor):
-        return id(tensor), tensor._version, tensor.data_ptr()
-    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _frozen(tensor: torch.Tensor) -> torch.Tensor:

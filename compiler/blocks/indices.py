@@ -22,15 +22,16 @@ from flexspec.inputs import Bound
 from flexspec.ops import Type
 from flexspec.user_line import user_caret
 
-from ..evaluation.points import Array, evaluate_at
+from ..evaluation.points import Array, as_array, evaluate_at
 from ..simplify.rules import simplify
 from ..simplify.specialise import specialise_each
 from .bounds import spread
 from .classify import classify
+from .derived import Derives
 from .grid import Grid
 from .intervals import FAR, Interval
 from .leaves import chunks
-from .tensor_ranges import TensorRanges
+from .tensor_ranges import TensorRanges, state_of
 
 BLOCK = 128
 
@@ -64,6 +65,36 @@ def check_indices(exprs: Iterable[Expr], bound: Bound, tables: TensorRanges | No
     for index in dict.fromkeys(index for expr in exprs for index in indices_of(expr)):
         if not _surely_inside(index, bound, tables):
             _check(index, bound, tables)
+
+
+def check_scores(block_map: Derives, exprs: tuple[Expr, ...], bound: Bound, *, read: bool = True) -> None:
+    """`check_indices` of what a call computes beside its mask; kept with the map, so that a repeated call asks nothing.
+
+    exprs: the score, and a weight's own number, over logical positions. read: may tensors be read that an index is
+    computed from? They are told apart as those of a mask are.
+    """
+    indices, names = _asked(exprs)
+    if not indices:
+        return
+    inner = {name: tensor for name, tensor in bound.tensors.items() if name in names and read}
+    numbers = tuple((name, repr(value)) for name, value in bound.all_numbers().items() if name in names)
+    shapes = tuple(bound.tensors[index.load.input.name].shape for index in indices)
+    states = tuple(state_of(tensor) for tensor in inner.values())
+    block_map.derive(_checked, exprs, bound.sizes, shapes, numbers, states, read=read, bound=bound, inner=inner)
+
+
+@lru_cache(maxsize=1024)
+def _asked(exprs: tuple[Expr, ...]) -> tuple[list[Index], frozenset[str]]:
+    """The indices of some expressions, and all names that they are computed from."""
+    indices = [index for expr in exprs for index in indices_of(expr)]
+    return indices, frozenset().union(*(index.expr.names for index in indices))
+
+
+def _checked(_: Derives, exprs: tuple[Expr, ...], *key: Any, read: bool, bound: Bound, inner: Mapping[str, Any]) -> Any:
+    """The tensors that were read: while they live, no other has their identity."""
+    tables = TensorRanges({name: as_array(tensor) for name, tensor in inner.items()}) if read else None
+    check_indices(exprs, bound, tables)
+    return inner
 
 
 def _surely_inside(index: Index, bound: Bound, tables: TensorRanges | None) -> bool:

@@ -5,8 +5,10 @@ One `TensorRanges` serves as long as its tensors keep their values, for any expr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,3 +113,14 @@ def ranges_of(bound: Bound) -> TensorRanges:
 def by_content(tensor: torch.Tensor) -> bool:
     """Is a tensor known by what it holds? On the CPU anyone may write to its memory unseen by torch."""
     return tensor.device.type == "cpu" or tensor.is_inference()
+
+
+def state_of(tensor: torch.Tensor) -> Any:
+    """What a tensor holds, for the cache: its content on the CPU, where anyone may write to its memory unseen by torch.
+
+    On a device it is the tensor and torch's count of its changes: reading it would wait for the device.
+    """
+    if not by_content(tensor):
+        return id(tensor), tensor._version, tensor.data_ptr()
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()

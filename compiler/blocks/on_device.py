@@ -94,7 +94,13 @@ def _dense_lists(device_map: DeviceMap, batch: int | None, heads: int | None, se
 
 
 class Counted(Protocol):
-    """A map that counts its blocks: of any (batch, head), or of one that serves all."""
+    """A map that counts its blocks, of each (batch, head), or of one that serves all."""
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
 
     @property
     def density(self) -> float: ...
@@ -102,16 +108,21 @@ class Counted(Protocol):
     def counts(self) -> dict[BlockKind, int]: ...
 
 
-def counted(blocks: Counted) -> str:
-    """The kinds of a map's blocks in words, such as "3 full, 2 partial, 4 empty, density 55.56%"."""
+def counted(blocks: Counted, copies: int = 1) -> str:
+    """The kinds of a map's blocks in words, such as "3 full, 2 partial, 4 empty, density 55.56%"; copies: of the map."""
     counts = blocks.counts()
-    kinds = ", ".join(f"{counts[kind]:,} {kind.name.lower()}" for kind in sorted(BlockKind, reverse=True))
+    kinds = ", ".join(f"{copies * counts[kind]:,} {kind.name.lower()}" for kind in sorted(BlockKind, reverse=True))
     return f"{kinds}, density {blocks.density:.2%}"
 
 
 def report_lines(device_map: DeviceMap, exact: Counted) -> list[str]:
-    """What a call with exact=False computes, beside what is kept: for a report, as it waits for the device."""
-    return [f"by bounds on the device: {counted(device_map)}", f"exact: {counted(exact)}"]
+    """What a call with exact=False computes, beside what is kept: for a report, as it waits for the device.
+
+    Either map may have one (batch, head) where the other tells them apart; the counts are of as many.
+    """
+    maps = {"by bounds on the device": device_map, "exact": exact}
+    most = max(each.batch for each in maps.values()) * max(each.heads for each in maps.values())
+    return [f"{name}: {counted(each, most // (each.batch * each.heads))}" for name, each in maps.items()]
 
 
 def map_on_device(

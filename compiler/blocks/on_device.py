@@ -109,7 +109,7 @@ class Counted(Protocol):
 
 
 def counted(blocks: Counted, copies: int = 1) -> str:
-    """The kinds of a map's blocks in words, such as "3 full, 2 partial, 4 empty, density 55.56%"; copies: of the map."""
+    """The blocks of as many copies of a map in words: "3 full, 2 partial, 4 empty, density 55.56%"."""
     counts = blocks.counts()
     kinds = ", ".join(f"{copies * counts[kind]:,} {kind.name.lower()}" for kind in sorted(BlockKind, reverse=True))
     return f"{kinds}, density {blocks.density:.2%}"

@@ -1,4 +1,10 @@
-"""Settle single blocks that bounds leave open: by witnesses, then by boxes inside the block, last pair by pair."""
+"""Settle single blocks that bounds leave open: by witnesses, then by boxes inside the block, last pair by pair.
+
+The answer is exact, because only two things are believed: a pair that was evaluated, and a box that bounds decide.
+PARTIAL needs one pair kept and one dropped, and both are shown. FULL needs that nothing is dropped: every pair of the
+block then lay in a box that is surely kept, or was evaluated and kept; and EMPTY likewise. Witnesses and the order in
+which boxes are taken save work, and cannot change the answer.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +143,8 @@ class _Inside:
     """The boxes inside some blocks, each halved on both sides from level to level, down to `_LEAF`.
 
     What depends on one side only is known at every position there, and so are its least and greatest values in
-    every box. A block's positions are stretched to a power of two by repeating its last one.
+    every box. A block's positions are stretched to a power of two by repeating its last one: pairs are asked for
+    twice, and none is added or left out.
     """
 
     def __init__(self, bounds: Bounds, q_block: Array, kv_block: Array) -> None:

@@ -47,7 +47,13 @@ class TensorRanges:
         return self._blocks[key]
 
     def over(self, node: Load, index: list[Interval]) -> Interval:
-        """Minimum and maximum of a tensor over boxes of indices, from a pyramid of its aligned cells."""
+        """Minimum and maximum of a tensor over boxes of indices, from a pyramid of its aligned cells.
+
+        Level `l` of the pyramid holds the extremes of cells of `2**l` entries along every axis, at multiples of that.
+        A range of at most `2**l` indices touches one such cell or two neighbours: the cells of its two ends. So the
+        2 ** axes cells at the corners of a box of indices cover the box, and their extremes enclose what it holds. They
+        may cover more, which makes the answer wider and never wrong. Of a single index the entry itself is taken.
+        """
         tensor = self.tensors[node.input.name]
         ends = [_within(part, size) for part, size in zip(index, tensor.shape, strict=True)]
         if all(np.array_equal(lo, hi) for lo, hi in ends):
@@ -87,7 +93,11 @@ def pairs(function: np.ufunc, values: Array, axis: int = 0) -> Array:
 
 
 def _within(index: Interval, size: int) -> Interval:
-    """An index range inside the tensor: negative ends count from the back, as torch's do; others are cut off."""
+    """An index range inside the tensor. One that reaches below 0 counts from the back there: it is taken as all indices.
+
+    Ends past the tensor are cut off, as the range may be wider than what the index really takes, and that is inside
+    (see `indices`).
+    """
     lo, hi = (np.asarray(end, dtype=np.int64) for end in index)
     wraps = lo < 0
     low, high = np.where(wraps, 0, lo), np.where(wraps, size - 1, hi)

@@ -93,7 +93,7 @@ def pairs(function: np.ufunc, values: Array, axis: int = 0) -> Array:
 
 
 def _within(index: Interval, size: int) -> Interval:
-    """An index range inside the tensor. One that reaches below 0 counts from the back there: it is taken as all indices.
+    """An index range inside the tensor. Below 0 it counts from the back, and is taken as all indices.
 
     Ends past the tensor are cut off, as the range may be wider than what the index really takes, and that is inside
     (see `indices`).

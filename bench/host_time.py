@@ -1,7 +1,7 @@
 """Host time of a repeated call, above the kernel: `python bench/host_time.py`.
 
-flex: a whole call, less the compiled function called alone with the arguments that the call gave it, in turns. triton:
-a whole call whose kernels are not started (their launch is replaced by nothing), so that what is timed is the way there.
+flex: a whole call, less the compiled function called alone with the arguments that the call gave it, in turns.
+triton: a whole call whose kernels are not started, so that what is timed is the way there.
 Nothing new is lowered or compiled in a repeated call. Option: --repeat 300.
 """
 

@@ -21,6 +21,7 @@ from .backends.base import Backend, BackendFailed, Call, Result, able, check_qkv
 from .backends.pages import as_seen, check_pages, gathered
 from .backends.registry import BACKENDS, check_tuning, chosen
 from .blocks.grid import BlockSize, make_grid
+from .blocks.indices import check_scores
 from .map_cache import MapCache
 
 
@@ -44,6 +45,7 @@ class Attending:
         self._cache = MapCache(spec, order, block_size, exact)
         self._warned: set[str] = set()
         parts = spec.parts
+        self._beside = (parts.score.flat, *([parts.weight.flat] if parts.weight else []))
         self.held = {name: t for name, t in parts.tensors.items() if name in parts.inputs and t.is_floating_point()}
         self._number = operator.enroll(self) if self.backward else None
 
@@ -137,6 +139,7 @@ class Attending:
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         check_weight(self.spec, sizes, return_lse)
         bound, lowered = self._cache.of(sizes, values, q.device)
+        check_scores(lowered, self._beside, bound, read=self.exact)
         if self.order is not None and inputs == "logical":
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None

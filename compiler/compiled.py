@@ -16,6 +16,7 @@ from .attend import Attending
 from .backends.base import Call, check_qkv
 from .backends.registry import BACKENDS
 from .blocks.block_map import BlockMap
+from .blocks.on_device import DeviceMap, listed
 from .explain import Report, explain
 from .pipeline import expressions
 from .printers.python import function_of
@@ -36,10 +37,17 @@ class CompiledAttention(Attending):
         device: torch.device | str = "cpu",
         **values: Any,
     ) -> BlockMap:
-        """The block map that a call with these sizes uses (see `fs.block_map`)."""
-        lowered = self._cache.of(make_sizes(q_len, kv_len, batch, heads), values, torch.device(device))[1]
-        assert isinstance(lowered.block_map, BlockMap)
-        return lowered.block_map
+        """The block map that a call with these sizes uses (see `fs.block_map`).
+
+        With `exact=False` its kinds are those that bounds decide on the device; reading them waits for it.
+        """
+        sizes, place = make_sizes(q_len, kv_len, batch, heads), torch.device(device)
+        block_map = self._cache.of(sizes, values, place)[1].block_map
+        if isinstance(block_map, BlockMap):
+            return block_map
+        exact = self._cache.staged(sizes, values, place)[1].block_map
+        assert isinstance(exact, BlockMap)
+        return listed(block_map, exact)
 
     def facts(
         self,
@@ -78,9 +86,12 @@ class CompiledAttention(Attending):
     def _report(
         self, q_len: int, kv_len: int | None, batch: int | None, heads: int | None, head_dim: int, values: Any
     ) -> Report:
-        bound, lowered, stages = self._cache.staged(make_sizes(q_len, kv_len, batch, heads), values, CPU)
+        sizes = make_sizes(q_len, kv_len, batch, heads)
+        bound, lowered, stages = self._cache.staged(sizes, values, CPU)
+        computed = lowered.block_map if self.exact else self._cache.of(sizes, values, CPU)[1].block_map
+        on_device = computed if isinstance(computed, DeviceMap) else None
         name = "auto" if len(self.backends) > 1 else self.backends[0].name
-        return Report(lowered, name, self.backends[0], bound, stages, head_dim)
+        return Report(lowered, name, self.backends[0], bound, stages, head_dim, on_device)
 
     def aot(
         self,

@@ -13,6 +13,7 @@ from flexspec.inputs import Bound
 from .backends.base import Backend, Description
 from .backends.weights import softmax_scores
 from .blocks.block_map import BlockMap
+from .blocks.on_device import DeviceMap, report_lines
 from .blocks.runs import BlockKind
 from .pipeline import Lowered, Stages
 from .proofs.count import pairs_formula
@@ -33,6 +34,8 @@ class Report:
     bound: Bound
     stages: Stages
     head_dim: int
+    on_device: DeviceMap | None = None
+    """What a call computes with `exact=False`."""
 
     @property
     def spec(self) -> Attention:
@@ -65,7 +68,8 @@ class Report:
         heads = (self.bound.sizes.batch or 1) * (self.bound.sizes.heads or 1)
         heads *= len(softmax_scores(self.lowered.weight, self.lowered.score))
         dense = 4 * heads * self.block_map.q_len * self.block_map.kv_len * self.head_dim
-        return round(dense * self.block_map.density), self.block_map.density
+        density = (self.on_device or self.block_map).density
+        return round(dense * density), density
 
     def facts(self) -> dict[str, Any]:
         """Everything as JSON-able data."""
@@ -82,6 +86,7 @@ class Report:
             "block_size": [made.block_q, made.block_kv],
             "blocks": {kind.name.lower(): count for kind, count in counts.items()},
             "block_density": made.density,
+            "computed_density": (self.on_device or made).density,
             "token_density": made.token_density,
             "flops": flops,
             "fraction_of_dense": share,
@@ -162,6 +167,7 @@ def _blocks(report: Report) -> list[str]:
     return [
         f"{made.q_len:,} x {made.kv_len:,} tokens in blocks of {made.block_q} x {made.block_kv}, {each}",
         kinds,
+        *(report_lines(report.on_device, made) if report.on_device else ()),
         f"token density {made.token_density:.4%}, block density {made.density:.4%}",
         f"{flops:.3g} FLOPs forward at head_dim {report.head_dim}: {share:.4f} of dense",
         f"{made.nbytes:,} bytes hold the map",

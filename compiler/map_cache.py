@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from flexspec.inputs import Bound, Sizes
 from flexspec.order import Order, bound_in_memory
 
 from .blocks.grid import BlockSize
-from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of
+from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of, state_of
 from .pipeline import Lowered, Stages, lower
 
 KEPT = 32
@@ -77,18 +76,6 @@ class MapCache:
             ranges = latest[1] if latest and states is not None and latest[0] == held else ranges_of(own)
             self._ranges = held, ranges
         return lower(self.spec, own, self.block_size, self.order, device, stages, ranges=ranges, exact=exact)
-
-
-def state_of(tensor: torch.Tensor) -> Any:
-    """What a tensor holds, for a key: its content on the CPU, where anyone may write to its memory unseen by torch.
-
-    On a device it is the tensor and torch's count of its changes: reading it would wait for the device. Tensors that
-    were made in inference mode have no such count, so they are read there too.
-    """
-    if not by_content(tensor):
-        return id(tensor), tensor._version, tensor.data_ptr()
-    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _frozen(tensor: torch.Tensor) -> torch.Tensor:

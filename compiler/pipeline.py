@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +28,15 @@ from flexspec.weight import Weight
 
 from .blocks.block_map import BlockMap
 from .blocks.classify import Trail, classify
+from .blocks.derived import Derives
 from .blocks.flex_lists import to_flex
 from .blocks.grid import BlockSize, Grid, make_grid
+from .blocks.indices import check_indices
 from .blocks.integer_range import check_range
 from .blocks.on_device import DeviceMap, kinds_on_device
 from .blocks.tensor_ranges import TensorRanges, ranges_of
 from .printers.python import function_of
 from .simplify.specialise import specialise_each
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -54,11 +54,12 @@ class Stages:
 
 
 @dataclass(frozen=True, eq=False)
-class Lowered:
+class Lowered(Derives):
     """An attention over memory positions with its block map: all that calls with these sizes and values share.
 
     mask, score: as the predicates say it; a weight's number is in `weight`. values: numbers and sizes, and the tensors
     that the mask reads or that hold integers, by name, as they were when the map was made: nobody writes to them.
+    What a backend makes of it, such as printed functions and lists, is derived from it once.
     """
 
     attention: Attention
@@ -68,19 +69,10 @@ class Lowered:
     weight: Weight | None
     block_map: BlockMap | DeviceMap
     values: Mapping[str, Any]
-    _derived: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
     def grid(self) -> Grid:
         return self.block_map.grid
-
-    def derive(self, function: Callable[..., T], *args: Any) -> T:
-        """`function(self, *args)`, computed once: what a backend makes of this, such as printed functions and lists."""
-        key = (function, *args)
-        if key not in self._derived:
-            self._derived[key] = function(self, *args)
-        value: T = self._derived[key]
-        return value
 
 
 def block_map(
@@ -135,6 +127,7 @@ def map_of(
     with stages.timed("SIMPLIFIED"):
         ranges = ranges or ranges_of(bound)
         check_range(expr, ranges.tensors)
+        check_indices([mask.flat], bound, ranges)
         exprs = specialise_each(expr, bound, ranges.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
@@ -163,8 +156,9 @@ def mask_mod_of(expr: Expr, bound: Bound, device: torch.device) -> Callable[[], 
 def map_on_device(
     mask: Mask, bound: Bound, block_size: BlockSize, order: Order | None, device: torch.device
 ) -> DeviceMap:
-    """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS030, FS033."""
+    """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
     grid = make_grid(bound.sizes, block_size, order)
+    check_indices([mask.flat], bound, None)
     expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
 

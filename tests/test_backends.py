@@ -147,3 +147,15 @@ def test_no_sequence_of_lengths_and_batches_ends_in_an_error(monkeypatch):
         tensors = qkv(q_len, kv_len, batch)
         wanted = fs.reference_attention(local, *tensors, window=window)
         torch.testing.assert_close(attend(*tensors, window=window).double(), wanted, atol=3e-6, rtol=3e-6)
+
+
+def test_a_view_is_known_by_what_it_looks_into(monkeypatch):
+    """On a device nothing is read: a view of a buffer is the same while nobody writes to the buffer."""
+    monkeypatch.setattr(tensor_ranges, "by_content", lambda tensor: False)
+    buffer = torch.arange(40)
+    state = tensor_ranges.state_of(buffer[:30])
+    assert tensor_ranges.state_of(buffer[:30]) == state
+    assert tensor_ranges.state_of(buffer[1:31]) != state and tensor_ranges.state_of(buffer[:29]) != state
+    assert tensor_ranges.state_of(buffer.clone()[:30]) != state
+    buffer[35] = 0
+    assert tensor_ranges.state_of(buffer[:30]) != state

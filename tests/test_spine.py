@@ -37,7 +37,6 @@ DOORS = {
 KNOWN_WRONG_WAYS = {"flexspec.torch_calls -> flexspec.trace"}
 KNOWN_CIRCLES = [
     {"torch_calls", "trace"},
-    {"compiler.blocks.block_map", "compiler.blocks.flex_lists", "compiler.blocks.slices"},
 ]
 
 IMPORTS = without_doors(imports_of(modules_of()), DOORS)

@@ -155,14 +155,13 @@ def parts_on(device: torch.device) -> int:
 
 def work_of(launch: Launch, batch: int, block_n: int, parts: int) -> Work:
     """The work of a call, kept with its block map: the layers of a model share it."""
-    block_map = launch.block_map
-    key = ("triton decode", batch, launch.heads, launch.group, block_n, parts)
-    if key not in block_map.lists:
-        index = np.broadcast_to(block_map.index, (batch, launch.heads))
-        packed = heads_in_a_row(index, launch.group, block_map.q_len)
-        block_map.lists[key] = _shared_out(block_map, index[:, ::packed].reshape(-1), packed, block_n, parts)
-    found: Work = block_map.lists[key]
-    return found
+    return launch.block_map.derive(_work, batch, launch.heads, launch.group, block_n, parts)
+
+
+def _work(block_map: BlockMap, batch: int, heads: int, group: int, block_n: int, parts: int) -> Work:
+    index = np.broadcast_to(block_map.index, (batch, heads))
+    packed = heads_in_a_row(index, group, block_map.q_len)
+    return _shared_out(block_map, index[:, ::packed].reshape(-1), packed, block_n, parts)
 
 
 def heads_in_a_row(index: Array, group: int, q_len: int) -> int:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,14 +70,16 @@ def chosen(
     first = config_of(name, setting.arch, grid, q, v)
     if timer is None:
         return first
-    kept = setting.block_map.lists
-    key = ("triton tuned", name, q.dtype, q.shape, v.shape[3], setting.group, *functions)
-    if key not in kept:
-        kept[key] = _kept_or_timed(
-            start, facts_of(kernel, setting, q, v, functions), candidates(name, grid, first), timer
-        )
-    found: Config = kept[key]
-    return found
+    key = (name, q.dtype, q.shape, v.shape[3], setting.group, functions)
+    given = {"start": start, "facts": partial(facts_of, kernel, setting, q, v, functions), "timer": timer}
+    return setting.block_map.derive(_tuned, key, configs=candidates(name, grid, first), **given)
+
+
+def _tuned(
+    _: BlockMap, key: Hashable, start: Start, facts: Callable[[], dict[str, Any]], configs: list[Config], timer: Timer
+) -> Config:
+    """The choice for one block map, kernel, shape and functions, which the key tells."""
+    return _kept_or_timed(start, facts(), configs, timer)
 
 
 def facts_of(

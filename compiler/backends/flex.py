@@ -88,7 +88,8 @@ class FlexBackend:
         if one_query:
             block_mask.seq_lengths = (q.shape[2], block_mask.seq_lengths[1])
         facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and q.device.type != "cpu" else {}
-        texts = [source_of(expr, kind="x", wide=options["wide"]) for expr in (mask, call.score)]
+        kinds = {"mask_mod": mask, "score_mod": call.score}
+        texts = [source_of(expr, kind=kind, wide=options["wide"]) for kind, expr in kinds.items()]
         layout = (q.dtype, q.shape[1] // call.k.shape[1], q.shape[3], call.v.shape[3], one_query)
         lists = (block_map.batch > 1, block_map.heads > 1)
         function = _function(

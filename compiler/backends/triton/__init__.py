@@ -1,4 +1,4 @@
-"""Kernels of our own. Read `forward` first; then `backward`; `source` and `gradients` print the functions of
+"""Kernels of our own. Read `forward` first; then `backward`; `functions` and `gradients` make the functions of
 masks and scores, `launch` and `autograd` run the kernels.
 """
 

@@ -15,11 +15,12 @@ from flexspec.expr import Expr, const, substitute, var
 from ...blocks.block_map import BlockMap
 from ...blocks.integer_range import needs_64_bits
 from ...blocks.tensor_ranges import by_content
-from ...simplify.spans import interval
+from ...printers.triton import may_fuse
+from ...simplify.spans import span_of
 from ..base import Call
 from .configs import Config, arch_of
+from .functions import Functions, functions, simple, values_of
 from .rows import Rows, rows_of
-from .source import Functions, functions, may_fuse, simple, values_of
 from .tuning import launched
 
 FAR_STRIDE = 2**31 // 256
@@ -37,7 +38,7 @@ def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **consta
 class Plan:
     """What every kernel of one call is given, beside its own tensors.
 
-    functions: of the mask as an interval of keys, and of the score. arch: the GPU it is for, such as "sm_90". start:
+    functions: of the mask as a span of keys, and of the score. arch: the GPU it is for, such as "sm_90". start:
     `run`, or what takes its place ahead of time.
     """
 
@@ -127,7 +128,7 @@ def is_wide(call: Call) -> bool:
 def _computes_wide(call: Call) -> bool:
     integers = substitute(call.score, {"score": const(0.0)})
     mask = simple(call.mask)
-    ends = [end for side in ("q", "kv") for end in interval(mask, side)[:2] if end is not None]
+    ends = [end for side in ("q", "kv") for end in span_of(mask, side)[:2] if end is not None]
     return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (mask, integers, *ends))
 
 

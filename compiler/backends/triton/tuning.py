@@ -18,7 +18,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from ...blocks.grid import Grid
 from .configs import Config, config_of, divisor
-from .source import cache_folder, write
+from .functions import cache_folder, write
 
 if TYPE_CHECKING:
     from .launch import Plan  # which starts what is chosen here

@@ -33,6 +33,7 @@ from .expr import (
 from .inputs import Bound, Sizes, bind, check_tensor, number_for
 from .ops import Type
 from .order import flatten
+from .syntax import leaf
 from .trace import Traced, run
 from .user_line import function_place, user_caret
 
@@ -139,7 +140,7 @@ class Formula:
             self.parameters[name].check(name, given[name])
         return bind(self.expr, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
 
-    def given(self, *args: Any, **values: Any) -> Self:
+    def given(self, /, *args: Any, **values: Any) -> Self:
         """The same formula with parameters (and inputs) bound. FS021, FS023, FS025."""
         own = self.predicate.parameters if self.predicate else self.parameters
         names = list(own)
@@ -221,7 +222,7 @@ def _show(value: Any) -> str:
 
 
 def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predicate:
-    """The positions and parameters that a predicate takes, by name. FS001 lists every wrong one."""
+    """The positions and parameters that a predicate takes, by name. FS001 lists every wrong one, FS021 names in use."""
     legal = [*extra, *NAMES]
     errors: list[FlexSpecError] = []
     positions: list[str] = []
@@ -236,6 +237,9 @@ def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predi
         hints = {}
     for name, item in signature.parameters.items():
         if item.kind is item.KEYWORD_ONLY and name not in legal:
+            if leaf(name) or not name.isascii():
+                message = f"`{name}` {'already has a meaning' if leaf(name) else 'is not in ASCII'}"
+                errors.append(FlexSpecError("FS021", message, fix="take another name", where=function_place(fn)))
             default = None if item.default is item.empty else item.default
             adapter = TypeAdapter(hints[name]) if name in hints else None
             parameters[name] = Parameter(default, adapter, _number_type(default, hints.get(name)))

@@ -19,10 +19,10 @@ CASTS = frozenset(kind.text for kind in Type)
 
 def form_of(op: str, language: str, kind: Type) -> str:
     """How a language writes an operator on operands of a type: a template. FS042 where it has no such operator."""
-    forms = {"torch": (OPS[op].torch_source,) * 2, "triton": OPS[op].triton_source}[language]
-    form = forms[kind > Type.INT]
+    columns = {"torch": (OPS[op].torch_source,) * 2, "triton": OPS[op].triton_source}
+    form = columns[language][kind > Type.INT] if language in columns else ""
     if not form or (language != "torch" and "torch." in form):
-        raise FlexSpecError("FS042", f"{language} has no operator `{op}`")
+        raise FlexSpecError("FS042", f"`{op}` cannot be printed: {language} has no such operator")
     return form
 
 

@@ -23,8 +23,8 @@ from .names import Names
 
 ARGUMENTS = {"mask_mod": POSITIONS, "score_mod": ("score", *POSITIONS)}
 """What torch passes, by the kind of the function."""
-OWN = frozenset({*keyword.kwlist, "torch", "float", "make", *ARGUMENTS, *ARGUMENTS["score_mod"]})
-"""Python's words, and what the source means by a name."""
+OWN = frozenset({*keyword.kwlist, "super", "torch", "float", "make", *ARGUMENTS, *ARGUMENTS["score_mod"]})
+"""Python's words, with the builtin that its compiler treats as one, and what the source means by a name."""
 
 
 class PythonPrinter(Printer):

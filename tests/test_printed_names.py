@@ -6,6 +6,7 @@ import json
 import keyword
 import re
 import symtable
+from functools import partial
 
 import pytest
 import torch
@@ -22,15 +23,18 @@ import flexspec as fs
 from flexspec.ops import OPS, Type
 from flexspec.syntax import CONSTANTS, leaf
 
-JAVASCRIPT = """arguments async await break case catch class const continue debugger default delete do else enum eval export
-extends finally function get implements import in instanceof interface let new null of package private protected public
-return set static super switch this throw try typeof undefined var void while with yield Math NaN Infinity"""
-CPP = """alignas auto bool char constexpr decltype double explicit extern float goto inline int long mutable namespace nullptr
-operator register reinterpret_cast short signed sizeof struct template typename union unsigned using virtual volatile
-wchar_t __global__ __device__ __shared__ blockIdx threadIdx half cute uint32_t"""
-OURS = """t0 t1 t2 torch tl triton values make mask_mod score_mod score s first end rest place_0 slope_0 gather dscore sums keep ds
-q_idx kv_idx b_ h_ q_ kv_ torch_ torch_2 make_ tensor value value_ value_2 attend flex_attention block_mask"""
-ODD = "_ __ __x _x x_ x__y __debug__ __class__ __builtins__ __name__ Ellipsis inf nan größe self cls L G buf0 tmp0 in_ptr0 k v"
+JAVASCRIPT = """arguments async await break case catch class const continue debugger default delete do else enum
+eval export extends finally function get implements import in instanceof interface let new null of package
+private protected public return set static super switch this throw try typeof undefined var void while with
+yield Math NaN Infinity"""
+CPP = """alignas auto bool char constexpr decltype double explicit extern float goto inline int long mutable
+namespace nullptr operator register reinterpret_cast short signed sizeof struct template typename union unsigned
+using virtual volatile wchar_t __global__ __device__ __shared__ blockIdx threadIdx half cute uint32_t"""
+OURS = """t0 t1 t2 torch tl triton values make mask_mod score_mod score s first end rest place_0 slope_0 gather
+dscore sums keep ds q_idx kv_idx b_ h_ q_ kv_ torch_ torch_2 make_ tensor value value_ value_2 attend
+flex_attention block_mask"""
+ODD = """_ __ __x _x x_ x__y __debug__ __class__ __builtins__ __name__ Ellipsis inf nan größe self cls L G buf0
+tmp0 in_ptr0 k v"""
 WORDS = f"{JAVASCRIPT} {CPP} {OURS} {ODD}".split()
 HELPERS = [name for name in vars(arithmetic) if not name.startswith("_")]
 BUILTINS = [name for name in dir(builtins) if name.isidentifier()]
@@ -84,6 +88,10 @@ def refused(name, role):
     return taken or (role is not own_parameter and (name in OPS or name in CONSTANTS))
 
 
+def legal(names):
+    return [name for name in names if not refused(name, run_time_number)]
+
+
 def made(name, role):
     if refused(name, role):
         with pytest.raises(fs.FlexSpecError, match="FS021|FS001.*same position"):
@@ -93,7 +101,6 @@ def made(name, role):
 
 
 def bound(mask, values):
-    values = {name: x for name, x in values.items()}
     return {**mask.tensors, **values, "q_len": LENGTH}
 
 
@@ -139,6 +146,21 @@ def assert_closed(source):
         assert not [name for name in temporaries if not re.fullmatch(r"t\d+|mask_mod|score_mod", name)]
 
 
+def bent_by(score, q, kv, *, step):
+    bent = torch.tanh(score)
+    return bent + bent * bent * step * (q - kv)
+
+
+def test_every_name_in_a_score():
+    zero, q, kv = torch.tensor(0), torch.arange(LENGTH)[:, None], torch.arange(LENGTH)[None, :]
+    scores = torch.linspace(-3, 3, LENGTH**2).view(LENGTH, LENGTH)
+    for name in legal(EVERY):
+        mod = fs.score(partial(bent_by, step=fs.Param(name, "float")))
+        function = python.function_of(mod.expr, {name: 0.5}, kind="score_mod", device=torch.device("cpu"))
+        torch.testing.assert_close(function(scores, zero, zero, q, kv), bent_by(scores, q, kv, step=0.5))
+        assert_closed(python.source_of(mod.expr, kind="score_mod"))
+
+
 @pytest.mark.parametrize("role", ROLES[1:], ids=lambda role: role.__name__)
 def test_the_printed_triton_holds_no_name_of_the_users(role):
     """It is the same text whatever they are called."""
@@ -174,12 +196,216 @@ def several(names):
     return all_of, limits, wanted
 
 
-def legal(names):
-    return [name for name in names if not refused(name, run_time_number)]
+MOST = 110
+"""Names in one mask: an expression nests no deeper."""
+PARTS = [legal(EVERY)[start : start + MOST] for start in range(0, len(legal(EVERY)), MOST)]
 
 
-def test_all_names_at_once():
-    mask, values, wanted = several(legal(EVERY)[:110])  # an expression nests no deeper
+@pytest.mark.parametrize("names", PARTS, ids=lambda names: f"{names[0]}-{names[-1]}")
+def test_many_names_at_once(names):
+    mask, values, wanted = several(names)
     assert torch.equal(mask.dense(LENGTH, **values)[0, 0], wanted)
     assert torch.equal(printed(mask, values), wanted)
     assert_closed(python.source_of(mask.expr, kind="mask_mod"))
+
+
+RUN = "t0 t1 torch torch_ tl float make mask_mod score_mod s values gather sums place_0 only lambda __debug__".split()
+"""What kernels are compiled with."""
+
+
+def spec_with(names):
+    """A mask over all of the names and a score over a run-time tensor for some, with the values."""
+    mask, values, wanted = several(names)
+    generator = torch.Generator().manual_seed(1)
+    gains = {f"{name}_": fs.Input(f"{name}_", dims=("_",), dtype="float") for name in names[:4]}
+    values |= {name: torch.rand(LENGTH, generator=generator) for name in gains}
+
+    @fs.score
+    def gained(score, q, kv):
+        for gain in gains.values():
+            score = score * (1 + gain[kv]) + torch.tanh(score) * gain[q]
+        return score
+
+    return fs.Attention(mask, [gained]), values, wanted, list(gains)
+
+
+def by_definition(q, k, v, wanted, values, gains):
+    """Attention in float64, by hand."""
+    scores = q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5
+    for name in gains:
+        gain = values[name].double()
+        scores = scores * (1 + gain) + torch.tanh(scores) * gain[:, None]
+    return torch.softmax(scores.masked_fill(~wanted, -torch.inf), -1).nan_to_num() @ v.double()
+
+
+@pytest.mark.parametrize("backend", ["reference", "flex", "triton"])
+def test_attention_with_these_names(backend):
+    spec, values, wanted, gains = spec_with(RUN)
+    q, k, v = (x.cpu() for x in qkv(LENGTH, batch=1))
+    out = fs.compile(spec, backend=backend, block_size=16)(q, k, v, **values)
+    torch.testing.assert_close(out.double(), by_definition(q, k, v, wanted, values, gains), atol=2e-5, rtol=2e-5)
+
+
+def test_gradients_with_these_names():
+    spec, values, wanted, gains = spec_with(RUN)
+    leaves = [x.cpu().requires_grad_() for x in qkv(LENGTH, batch=1)]
+    leaves += [values[name].requires_grad_() for name in gains]
+    out = fs.compile(spec, backend="triton", block_size=16)(*leaves[:3], **values)
+    ours = torch.autograd.grad(out.double().square().sum(), leaves)
+    truth = torch.autograd.grad(by_definition(*leaves[:3], wanted, values, gains).square().sum(), leaves)
+    for a, b in zip(ours, truth, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)
+
+
+def test_the_reported_mask():
+    """`t0` once was the name of the printed source for `q - kv`."""
+
+    @fs.mask
+    def window(q, kv, *, t0):
+        d = q - kv
+        return (d >= 0) & (d < t0)
+
+    q, k, v = (x.cpu() for x in qkv(40, batch=1))
+    out = fs.compile(window, backend="flex")(q, k, v, t0=5)
+    d = torch.arange(40)[:, None] - torch.arange(40)
+    torch.testing.assert_close(out.double(), by_definition(q, k, v, (d >= 0) & (d < 5), {}, []), atol=2e-5, rtol=2e-5)
+    assert "t1 = (q - kv)" in fs.compile(window).explain(40, t0=5)
+
+
+AHEAD = """
+import json, sys
+sys.path.insert(0, "tests")
+import flexspec as fs
+from test_printed_names import RUN, spec_with
+spec, values, _, _ = spec_with(RUN)
+spec = fs.Attention(fs.Mask(spec.mask.expr, "Gr\\u00f6\\u00dfe", spec.mask.tensors), spec.scores)
+attend = fs.compile(spec, backend="triton", block_size=(16, 128))
+for q_len, kv_len in ((12, 12), (1, 1024)):
+    report = attend.aot("sm_90", q_len=q_len, kv_len=kv_len, heads=2, head_dim=32, folder=sys.argv[1], **values)
+    print(json.dumps([kernel.name for kernel in report.kernels if kernel.cubin]))
+"""
+
+
+def test_kernels_ahead_of_time_with_these_names(tmp_path, monkeypatch):
+    """And a label in another alphabet, where files are in ASCII unless someone says otherwise."""
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    training, decode = map(json.loads, output(started("-c", AHEAD, tmp_path)).splitlines())
+    assert (training, decode) == (["forward", "deltas", "backward_q", "backward_kv"], ["decode", "merge"])
+    assert "Größe" in (tmp_path / "functions.py").read_text(encoding="utf-8")
+
+
+LABELS = [
+    '"""',
+    "\\N{",
+    "two\nlines\r\x0cmore\u2028more\x00",
+    "# -*- coding: utf-7 -*-",
+    "{title} {0} %s",
+    "Größe \U0001f600",
+    "\ud800",
+    "x" * 5000,
+    "'''",
+]
+
+
+@pytest.mark.parametrize("label", LABELS, ids=range(len(LABELS)))
+def test_a_label_is_only_read_by_people(label):
+    """It heads the generated file, in which nothing but the title changes."""
+    expr = fs.parse("(q >= kv) & (q % 3 != kv % 3)")
+    texts = []
+    for title in (label, "plain"):
+        with open(functions(expr, None, False, title).file, encoding="utf-8", newline="") as file:
+            texts.append(file.read())
+    assert texts[0].split("\n")[1:] == texts[1].split("\n")[1:]
+    tree = ast.parse(texts[0])
+    assert isinstance(tree.body[0], ast.Expr) and isinstance(tree.body[1], ast.Import)
+    q, k, v = (x.cpu() for x in qkv(LENGTH, batch=1))
+    wanted = torch.tensor([[q >= kv and q % 3 != kv % 3 for kv in range(LENGTH)] for q in range(LENGTH)])
+    out = fs.compile(fs.Mask(expr, label), backend="triton", block_size=16)(q, k, v)
+    torch.testing.assert_close(out.double(), by_definition(q, k, v, wanted, {}, []), atol=2e-5, rtol=2e-5)
+
+
+def test_tensors_under_keys_that_are_no_names():
+    """An attribute may have any text for a name, and the formula is part of a generated file."""
+    held = torch.nn.Module()
+    vars(held)['a b"""\n'] = TABLE
+    mask = fs.mask(lambda q, kv: kept(q, kv, vars(held)['a b"""\n'][q]))
+    assert list(mask.tensors) == ["tensor"] and fs.parse(str(mask.expr)) is mask.expr
+
+
+@pytest.mark.parametrize("text", ["q: int; q < kv", "score: float; score < 1.0", "kv_len: int[_]; kv_len[q] > 0"])
+def test_text_cannot_declare_what_has_a_meaning(text):
+    with pytest.raises(fs.FlexSpecError, match="FS050.*already has a meaning"):
+        fs.parse(text)
+
+
+def test_coordinates_and_parameters_differ_in_latex():
+    step = fs.Param("q_t")
+    mask = fs.mask(canvas=fs.Canvas(t=3, h=4))(lambda q, kv: q.t - step < kv.h)
+    assert to_latex(mask.expr) == "q.t - q_{t} < kv.h"
+
+
+def test_names_are_handed_out():
+    given = ["plain", "t0", "t2", "torch", "torch_", "make_", "__make", "größe", "_2x"]
+    names = Names({"torch", "make"}, given)
+    shown = ["plain", "t0", "t2", "torch_2", "torch_", "make_", "make_2", "value_2", "value_"]
+    assert [names.of(name) for name in given] == shown
+    assert [names.temporary() for _ in range(3)] == ["t1", "t3", "t4"]
+
+
+class Script(Printer):
+    """Another language, as one may be added: statements of its own, words of its own."""
+
+    language = "torch"  # whose infix operators it shares
+
+    def variable(self, node):
+        return node.name
+
+    def parameter(self, node):
+        return self.names.of(node.name)
+
+    def load(self, node):
+        return f"{self.names.of(node.input.name)}[{', '.join(self.cast(part, Type.INT) for part in node.index)}]"
+
+    def cast_text(self, text, kind):
+        return f"Number({text})"
+
+    def statement(self, name, text, kind):
+        return f"const {name} = {text};"
+
+
+class Unknown(Script):
+    language = "klingon"
+
+
+def test_a_language_stands_on_the_base():
+    reserved = {*JAVASCRIPT.split(), "q", "kv", "Number"}
+    for name in legal(EVERY):
+        script = Script(run_time_number(name)[0].expr, Names(reserved, [name]))
+        temporaries = [re.fullmatch(r"const (t\d+) = .*;", line)[1] for line in script.statements]
+        own = {*temporaries, script.names.of(name)}
+        assert len(temporaries) >= 2 and len(own) == len(temporaries) + 1 and not own & reserved
+    expr = fs.parse("function: int; flags: bool[_]; (q - kv < function) & (function + flags[q] > 3)")
+    script = Script(expr, Names(reserved, ["flags", "function"]))
+    assert script.result == "(((q - kv) < function_) & ((function_ + Number(flags[q])) > 3))"
+
+
+def test_an_operator_that_a_language_lacks_is_an_error():
+    with pytest.raises(fs.FlexSpecError, match="FS042.*`lt` cannot be printed: klingon"):
+        Unknown(fs.parse("q < kv"), Names(()))
+
+
+@pytest.mark.parametrize("language", ["torch", "triton"])
+def test_every_operator_is_in_every_language(language):
+    """On all types that it takes; and what a form calls exists."""
+    scope = {"torch": {"torch"}, "triton": {"tl", *HELPERS}}[language]
+    for op in (op for op in OPS.values() if op.name not in CASTS):
+        for kind in Type:
+            types = (Type.BOOL, kind, kind) if op.name == "where" else (kind,) * op.arity
+            try:
+                kinds, _ = op.signature(types)
+            except TypeError:
+                continue
+            form = form_of(op.name, language, kinds[-1]).format(*"abc")
+            called = {node.id for node in ast.walk(ast.parse(form)) if isinstance(node, ast.Name)} - set("abc")
+            assert called <= scope, (op.name, form)

@@ -1,7 +1,7 @@
 """Names in the printed source: the user's and ours never meet.
 
-A user may call a parameter or a tensor anything: `t0`, `torch`, `float`, `lambda`. A language lists what is its own, and
-gives way to nobody; the user's names come next and stay as they are where they can; temporaries take what is left.
+A user may call a parameter or a tensor anything: `t0`, `torch`, `float`, `lambda`. A language lists what is its own,
+which gives way to nobody; the user's names come next and stay as they are where they can; temporaries take the rest.
 """
 
 from __future__ import annotations
@@ -49,5 +49,5 @@ class Names:
 
 
 def _is_plain(name: str) -> bool:
-    """May it stand in any language? Names in other alphabets may not, and underscores in front or in pairs are taken."""
+    """May it stand in any language? Other alphabets may not; underscores in front or in pairs are the language's."""
     return name.isascii() and name.isidentifier() and not name.startswith("_") and "__" not in name

@@ -64,7 +64,7 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
         run_decode(plan, call.q, call.k, call.v)
     else:
         run_all(plan, call.q, call.k, call.v, backward)
-    source = Path(plan.functions.file).read_text()
+    source = Path(plan.functions.file).read_text("utf-8")
     return AotReport(call.attention.label, target, tuple(kernels), source)
 
 

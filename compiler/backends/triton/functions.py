@@ -1,8 +1,8 @@
 """The functions of a mask and a score for the kernels: printed, written to a file that one can read, imported; and the
 `values` that they take.
 
-A mask is up to three functions: `first` and `end` of the keys of a query, or of the queries of a key, and `rest`, what is
-asked for each pair.
+A mask is up to three functions: `first` and `end` of the keys of a query, or of the queries of a key, and `rest`, which
+is asked for each pair.
 """
 
 from __future__ import annotations

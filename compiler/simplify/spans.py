@@ -27,8 +27,11 @@ class Span(NamedTuple):
     rest: Expr | None
 
 
-Limit = tuple[str, Expr]
-"""The field of a `Span`, and an expression for it."""
+class Limit(NamedTuple):
+    """One end of a span: `end` is "first" or "end", as the fields of `Span`."""
+
+    end: str
+    value: Expr
 
 
 @lru_cache(maxsize=512)
@@ -51,8 +54,8 @@ def span_of(mask: Expr, side: str) -> Span:
                 ends.append(apply("where", part, const(MOST), const(0)))
             continue
         limits = _limits(part, side)
-        for kind, limit in limits:
-            (firsts if kind == "first" else ends).append(limit)
+        for limit in limits:
+            (firsts if limit.end == "first" else ends).append(limit.value)
         if not limits:
             rest.append(part)
     return Span(_joined("max", firsts), _joined("min", ends), _joined("and", rest))
@@ -88,10 +91,10 @@ def _limits(part: Expr, side: str) -> list[Limit]:
 
 def _united(a: list[Limit], b: list[Limit]) -> list[Limit]:
     """Of either part: two that end are one that ends at the later end."""
-    if len(a) != 1 or len(b) != 1 or a[0][0] != b[0][0]:
+    if len(a) != 1 or len(b) != 1 or a[0].end != b[0].end:
         return []
-    kind = a[0][0]
-    return [(kind, apply("max" if kind == "end" else "min", a[0][1], b[0][1]))]
+    wider = "max" if a[0].end == "end" else "min"
+    return [Limit(a[0].end, apply(wider, a[0].value, b[0].value))]
 
 
 def _signs(terms: dict[Expr, int], total: int) -> Iterator[Linear]:
@@ -124,5 +127,5 @@ def _solved(terms: dict[Expr, int], total: int, side: str, wraps: bool) -> Limit
             return None
         others = {apply("max", const(-2), apply("min", number, const(MOST - 1))): count}
     if factor == -1:
-        return "first", from_linear(others, total)
-    return "end", from_linear({term: -count for term, count in others.items()}, 1 - total)
+        return Limit("first", from_linear(others, total))
+    return Limit("end", from_linear({term: -count for term, count in others.items()}, 1 - total))

@@ -99,7 +99,7 @@ def test_a_language_stands_on_the_base():
 
 
 def test_an_operator_that_a_language_lacks_is_an_error():
-    with pytest.raises(fs.FlexSpecError, match="FS042.*`lt` cannot be printed: klingon"):
+    with pytest.raises(fs.FlexSpecError, match="FS042.*cannot be printed.*klingon"):
         Unknown(fs.parse("q < kv"), Names(()))
 
 

@@ -148,7 +148,7 @@ class Formula:
             self.parameters[name].check(name, given[name])
         return bind(exprs, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
 
-    def given(self, *args: Any, **values: Any) -> Self:
+    def given(self, /, *args: Any, **values: Any) -> Self:
         """The same formula with parameters and inputs bound.
 
         args: parameters in the order of their definition.

@@ -46,7 +46,7 @@ class Mask(Questions, Formula):
             raise FlexSpecError("FS007", message, fix="return a comparison, e.g. `x != 0`", where=function_place(fn))
         return expr
 
-    def __call__(self, *args: Any, **values: Any) -> Any:
+    def __call__(self, /, *args: Any, **values: Any) -> Any:
         """Bind parameters: `sink_window(window=512)`; positional ones in the order of their definition.
 
         With four positions (b, h, q_idx, kv_idx), as FlexAttention calls a mask_mod, it is the mask there instead.
@@ -125,6 +125,7 @@ class Mask(Questions, Formula):
 
     def dense(
         self,
+        /,
         q_len: int,
         kv_len: int | None = None,
         *,

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from .errors import FlexSpecError, choices
 from .expr import SIZES
 from .ops import Type
+from .syntax import leaf
 from .trace import Traced
 from .user_line import function_place, user_caret
 
@@ -55,7 +56,7 @@ class Predicate:
 
 
 def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predicate:
-    """The positions and parameters that a predicate takes, by name. FS001 lists every wrong one."""
+    """The positions and parameters that a predicate takes, by name. FS001 lists every wrong one, FS021 names in use."""
     legal = [*extra, *NAMES]
     errors: list[FlexSpecError] = []
     positions: list[str] = []
@@ -70,6 +71,9 @@ def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predi
         hints = {}
     for name, item in signature.parameters.items():
         if item.kind is item.KEYWORD_ONLY and name not in legal:
+            if leaf(name) or not name.isascii():
+                message = f"`{name}` {'already has a meaning' if leaf(name) else 'is not in ASCII'}"
+                errors.append(FlexSpecError("FS021", message, fix="take another name", where=function_place(fn)))
             default = None if item.default is item.empty else item.default
             adapter = TypeAdapter(hints[name]) if name in hints else None
             parameters[name] = Parameter(default, adapter, _number_type(default, hints.get(name)))

@@ -36,7 +36,7 @@ class ScoreMod(Formula):
             raise FlexSpecError("FS007", message, fix="for keeping pairs, use @fs.mask", where=function_place(fn))
         return expr if expr.type > Type.INT else apply("float", expr)
 
-    def __call__(self, *args: Any, **values: Any) -> ScoreMod:
+    def __call__(self, /, *args: Any, **values: Any) -> ScoreMod:
         """Bind parameters, positional ones in the order of their definition."""
         return self.given(*args, **values)
 

@@ -61,6 +61,8 @@ def declared_names(text: str, declared: list[Declaration]) -> dict[str, Expr]:
 def _declared(text: str, item: Declaration) -> Expr:
     if item.type not in TYPES:
         raise text_error(text, item.at, f"`{item.type}` is no type: {choices(TYPES)}")
+    if leaf(item.name):
+        raise text_error(text, item.at, f"`{item.name}` already has a meaning", "take another name")
     kind = TYPES[item.type]
     return param(item.name, kind) if item.dims is None else input_(item.name, item.dims, kind)
 

@@ -9,7 +9,7 @@ import torch
 import triton
 from flexspec.compiler.backends.triton import forward, launch, tuning
 from flexspec.compiler.backends.triton.configs import Config, config_of
-from flexspec.compiler.backends.triton.source import write
+from flexspec.compiler.backends.triton.functions import write
 from flexspec.compiler.blocks.grid import Grid
 from test_triton import DEVICE, qkv, same_as_reference
 from test_triton_backward import same_gradients

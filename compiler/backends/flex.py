@@ -122,7 +122,8 @@ def _kernel(
     fixed: tuple[tuple[int, ...], ...],
 ) -> Kernel:
     block_map, wide = lowered.block_map, lowered.derive(_wide, device)
-    mask_text, score_text = (source_of(expr, kind="kernel", wide=wide) for expr in (lowered.mask, score))
+    mask_text = source_of(lowered.mask, kind="mask_mod", wide=wide)
+    score_text = source_of(score, kind="score_mod", wide=wide)
     facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and device.type != "cpu" else {}
     lists = (block_map.batch > 1, block_map.heads > 1)
     blocks = (block_map.grid.q_blocks == 1, block_map.grid.kv_blocks == 1)

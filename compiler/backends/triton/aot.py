@@ -64,7 +64,7 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
         run_decode(launch, call.q, call.k, call.v)
     else:
         run_all(launch, call.q, call.k, call.v, backward)
-    source = Path(launch.functions.file).read_text()
+    source = Path(launch.functions.file).read_text("utf-8")
     return AotReport(call.lowered.attention.label, target, tuple(kernels), source)
 
 

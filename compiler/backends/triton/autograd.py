@@ -15,10 +15,10 @@ from flexspec.expr import inputs_of
 from ..base import Call
 from .backward import backward_kv, backward_q, deltas
 from .configs import Config
-from .gradients import gradient_functions
+from .functions import functions
+from .gradients import Gradients, gradient_functions
 from .launch import Launch, described, launch_of, located, near, padded, run_forward
 from .rows import rows_of
-from .source import functions
 from .tuning import launched
 
 LEAST = 32
@@ -79,16 +79,16 @@ def run_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype."""
     q, k, v, dout = near(q, k, v, dout)
-    dscore, gather = None, None
+    gradients = Gradients(None, None)
     if launch.scored is not None:
-        dscore, gather = gradient_functions(launch.scored, tuple(read), launch.wide, launch.label)
+        gradients = gradient_functions(launch.scored, tuple(read), launch.wide, launch.label)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     sums = [torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
     stats = _stats(launch, out, lse, dout, dlse)
     values, (by_q, score, _) = (launch.mask_values, launch.score_values), launch.functions
     by_kv = functions(launch.mask, None, launch.wide, launch.label, side="q").mask
-    _launch(backward_q, "q", launch, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, dscore, gather))
-    _launch(backward_kv, "kv", launch, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, dscore))
+    _launch(backward_q, "q", launch, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, *gradients))
+    _launch(backward_kv, "kv", launch, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, gradients.dscore))
     return [dq, dk, dv, *(total.to(x) for total, x in zip(sums, read.values(), strict=True))]
 
 

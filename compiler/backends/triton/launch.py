@@ -15,11 +15,12 @@ from flexspec.expr import Expr, const, inputs_of, substitute, var
 from ...blocks.block_map import BlockMap
 from ...blocks.integer_range import needs_64_bits
 from ...pipeline import Lowered
-from ...simplify.spans import interval
+from ...printers.triton import may_fuse
+from ...simplify.spans import span_of
 from ..base import Call
 from .configs import Config, arch_of
+from .functions import Functions, functions, simple, values_of
 from .rows import Rows, rows_of
-from .source import Functions, functions, may_fuse, simple, values_of
 from .tuning import launched
 
 FAR_STRIDE = 2**31 // 256
@@ -37,7 +38,7 @@ def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **consta
 class Launch:
     """What every kernel of one call is given, beside its own tensors.
 
-    functions: of the mask as an interval of keys, and of the score. scored: the score, None where it is the product of
+    functions: of the mask as a span of keys, and of the score. scored: the score, None where it is the product of
     q and k. wide: integers have 64 bits. arch: the GPU it is for, such as "sm_90". start: `run`, or what takes its
     place ahead of time.
     """
@@ -129,7 +130,7 @@ def _launch(
 def is_wide(lowered: Lowered, score: Expr) -> bool:
     """Do the mask, the ends of its spans and the score need 64-bit integers?"""
     mask = simple(lowered.mask)
-    ends = [end for side in ("q", "kv") for end in interval(mask, side)[:2] if end is not None]
+    ends = [end for side in ("q", "kv") for end in span_of(mask, side)[:2] if end is not None]
     exprs = (mask, substitute(score, {"score": const(0.0)}), *ends)
     return any(needs_64_bits(expr, lowered.values, lowered.grid) for expr in exprs)
 

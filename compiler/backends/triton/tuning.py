@@ -20,7 +20,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from ...blocks.block_map import BlockMap
 from ...blocks.grid import Grid
 from .configs import Config, config_of, divisor
-from .source import cache_folder, write
+from .functions import cache_folder, write
 
 Start = Callable[[Config], None]
 """Starts a kernel with a configuration."""

@@ -25,6 +25,10 @@ from .blocks.indices import check_scores
 from .map_cache import MapCache
 
 
+OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len"}
+"""Names of a call's own arguments."""
+
+
 class Attending:
     """`attend(q, k, v, **values)`: attention with one spec."""
 
@@ -45,6 +49,7 @@ class Attending:
         self._cache = MapCache(spec, order, block_size, exact)
         self._warned: set[str] = set()
         parts = spec.parts
+        check_names(parts.names - parts.tensors.keys() - parts.defaults.keys())
         self._beside = (parts.score.flat, *([parts.weight.flat] if parts.weight else []))
         self.held = {name: t for name, t in parts.tensors.items() if name in parts.inputs and t.is_floating_point()}
         self._number = operator.enroll(self) if self.backward else None
@@ -197,3 +202,12 @@ class Attending:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, FlexSpecWarning, stacklevel=user_level())
+
+
+def check_names(open_names: frozenset[str]) -> None:
+    """FS021 where a value that only the call can give has the name of an argument of the call."""
+    clash = sorted(open_names & OWN)
+    if clash:
+        message = f"`{clash[0]}` is a value of the pattern, and an argument of the call"
+        fix = f"bind it before, as in pattern({clash[0]}=...), or rename it"
+        raise FlexSpecError("FS021", message, fix=fix, where=user_caret())

@@ -159,3 +159,12 @@ def test_a_view_is_known_by_what_it_looks_into(monkeypatch):
     assert tensor_ranges.state_of(buffer.clone()[:30]) != state
     buffer[35] = 0
     assert tensor_ranges.state_of(buffer[:30]) != state
+
+
+@pytest.mark.parametrize("name", ["k", "v", "self", "return_lse", "inputs", "page_table"])
+def test_a_value_that_no_call_can_give_is_refused_before(name):
+    given = fs.Param(name)
+    near = fs.mask(lambda q, kv: (q - kv).abs() < given)
+    with pytest.raises(fs.FlexSpecError, match="an argument of the call") as caught:
+        fs.compile(near)
+    assert caught.value.code == "FS021" and "bind it before" in caught.value.fix

@@ -33,7 +33,8 @@ from .expr import (
 from .inputs import Bound, Sizes, bind, check_tensor, number_for
 from .ops import Type
 from .order import flatten
-from .trace import Traced, run
+from .trace import run
+from .traced import Traced
 from .user_line import function_place, user_caret
 
 NAMES = {"b": "b", "h": "h", "q": "q", "kv": "kv", "q_idx": "q", "kv_idx": "kv"} | {name: name for name in SIZES}

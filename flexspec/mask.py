@@ -17,7 +17,9 @@ from .formula import Formula, Parameter, Predicate, joined, merged, operand, rea
 from .inputs import make_sizes
 from .ops import Type
 from .questions import Questions
-from .trace import Session, Traced, run
+from .session import Session
+from .trace import run
+from .traced import Traced
 from .user_line import function_place, user_caret
 
 

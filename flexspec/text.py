@@ -25,7 +25,7 @@ from .order import Order
 from .patterns import CATALOG
 from .score import ScoreMod
 from .syntax import declared_names, formula, leaf
-from .trace import Traced
+from .traced import Traced
 from .weight import Weight
 
 _JOIN = {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "sub": operator.sub}

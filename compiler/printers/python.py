@@ -16,12 +16,11 @@ from typing import Any
 import torch
 
 from flexspec.expr import Apply, Const, Expr, Load, Param, Var, const, params_of, walk
-from flexspec.ops import NEGATED, OPS, Type
+from flexspec.ops import CASTS, NEGATED, OPS, Type
 
 from ..simplify.rules import simplify
 
 POSITIONS = ("b", "h", "q", "kv")
-CASTS = {kind.text for kind in Type}
 
 
 class Printer:
@@ -59,7 +58,7 @@ class Printer:
                 if isinstance(args[limit], Const):
                     end = "max" if node.op == "min" else "min"
                     return f"torch.clamp({text[x]}, {end}={text[limit]})"
-        return OPS[node.op].torch_source.format(*text)
+        return OPS[node.op].source("torch", kinds[-1]).format(*text)
 
     def difference(self, node: Apply) -> tuple[Expr, ...] | None:
         """`a - b == 0` printed as `a == b`: what tensors hold may have 32 bits, where a difference wraps."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from flexspec.expr import Apply, Const, Expr, Load, Param, Var, inputs_of, params_of, var, walk
-from flexspec.ops import OPS, Type
+from flexspec.ops import CASTS, OPS, Type
 from flexspec.syntax import formula
 
 from ...printers.python import POSITIONS, Printer
@@ -66,7 +66,7 @@ class TritonPrinter(Printer):
             return self._load(node)
         assert isinstance(node, Apply)
         op = OPS[node.op]
-        if node.op in ("bool", "int", "float", "double"):
+        if node.op in CASTS:
             return self.cast(node.args[0], node.type)
         args = self.difference(node) or node.args
         kinds, _ = op.signature(tuple(arg.type for arg in args))
@@ -76,7 +76,7 @@ class TritonPrinter(Printer):
             return f"({text[0]} {op.symbol} {text[1]})"  # rounding toward zero is rounding down
         if node.op == "div" and "score" in node.names:  # whose last bits decide nothing
             return f"({text[0]} / {text[1]})"
-        return op.triton_source[kinds[-1] > Type.INT].format(*text)
+        return op.source("triton", kinds[-1]).format(*text)
 
     def cast(self, arg: Expr, kind: Type) -> str:
         if isinstance(arg, Const):

@@ -39,7 +39,7 @@ def run(
     if first[0] is not second[0] or not all(_same(first[1][name], second[1][name]) for name in first[1]):
         message = f"two runs of `{getattr(fn, '__name__', fn)}` computed different expressions"
         fix = "draw random values before, into a tensor, and index that"
-        raise FlexSpecError("FS009", message, fix=fix)
+        raise FlexSpecError("FS009", message, fix=fix, where=function_place(fn))
     return first
 
 

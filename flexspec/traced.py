@@ -112,20 +112,20 @@ class TracedTensor:
         return Traced(_located(lambda: load(self.source, full)), session, narrow)
 
     def elements(self) -> list[Traced]:
-        """Each element of a row, which is a tensor without an index for its last dim. FS010, and FS008 for a row of
-        more than `MAX_ISIN` elements, or of nobody knows how many.
+        """Each element of a row, which is a tensor without an index for its last dim. FS010, and FS008 for a row
+        of none, of more than `MAX_ISIN` elements, or of nobody knows how many.
         """
         if len(self.source.dims) != len(self.index) + 1:
             raise self.unfinished()
         held = self.session.tensors.get(self.source.name) if self.session else None
         name = self.source.name
-        if held is not None and held.shape[-1] <= MAX_ISIN:
+        if held is not None and 1 <= held.shape[-1] <= MAX_ISIN:
             return [self[place] for place in range(held.shape[-1])]
         if held is None:
             message = f"the width of a row of `{name}` is not known: it is given when the pattern runs"
             fix = f"capture the tensor itself, or index a boolean table: {name}[b, h, q // block, kv // block]"
         else:
-            message = f"a row of `{name}` has {held.shape[-1]} elements, more than {MAX_ISIN}"
+            message = f"a row of `{name}` has {held.shape[-1]} elements; from 1 to {MAX_ISIN} can be listed"
             fix = "index a boolean table: keep[b, h, q // block, kv // block]"
         raise FlexSpecError("FS008", message, fix=fix, where=user_caret())
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from flexspec.compiler.blocks.intervals import FAR, RULES, bound
+from flexspec.compiler.blocks.intervals import BOUNDS, FAR, bound
 
 import flexspec as fs
 from flexspec.ops import OPS, Type
@@ -35,7 +35,7 @@ def signatures():
 
 
 def test_every_operator_has_a_rule():
-    assert RULES.keys() == OPS.keys()
+    assert BOUNDS.keys() == OPS.keys()
 
 
 @pytest.mark.parametrize(("op", "kinds"), list(signatures()))
@@ -72,7 +72,7 @@ def test_every_value_lies_within(op, kinds):
 
 LEAST, MOST = -(2**63), 2**63 - 1
 EDGES = [LEAST, LEAST + 1, -FAR, -3, 0, 1, 2**31, FAR, MOST]
-INT_OPS = [op for op in OPS.values() if op.name in RULES and op.name not in ("where",)]
+INT_OPS = [op for op in OPS.values() if op.name in BOUNDS and op.name not in ("where",)]
 
 
 @pytest.mark.parametrize("op", INT_OPS, ids=lambda op: op.name)

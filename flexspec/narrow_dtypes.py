@@ -32,10 +32,8 @@ def narrow_result(op: str, args: Sequence[Any], types: Sequence[Type]) -> torch.
     numbers = [arg for arg, _ in operands if isinstance(arg, (bool, int, float))]
     if common not in NARROW or (common not in HALF and any(isinstance(number, float) for number in numbers)):
         return None
-    _, result = OPS[op].signature(tuple(types))
-    exact = common in OPS[op].exact_in
-    if common in HALF or result <= Type.INT:  # numbers become this dtype: they round, and 300 becomes 44
-        exact &= all(_holds(common, number) for number in numbers)
+    # numbers become this dtype first, under torch.vmap even where the result is of 32 bits: they round, and 300 is 44
+    exact = common in OPS[op].exact_in and all(_holds(common, number) for number in numbers)
     if common in HALF:
         exact &= all(dtype == common for dtype in strong)
     if op == "floordiv" and common in SIGNED:  # the least integer by -1 has no place; by any other number all have
@@ -44,6 +42,7 @@ def narrow_result(op: str, args: Sequence[Any], types: Sequence[Type]) -> torch.
         fix = f"convert it first, as in {'bias[q].float()' if common in HALF else 'ids[q].long()'}"
         message = f"torch computes `{op}` in {common}, which wraps or rounds"
         raise FlexSpecError("FS008", message, fix=fix, where=user_caret())
+    _, result = OPS[op].signature(tuple(types))
     return common if result is Type.of_dtype(common) else None  # a comparison is a boolean, a root has 32 bits
 
 

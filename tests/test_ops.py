@@ -222,9 +222,9 @@ def test_latex_of_rows(text):
 def test_an_operator_of_one_row_in_a_kernel():
     mask = fs.mask(lambda q, kv: torch.erf((q - kv) / 8) > 0.2)
     score = fs.score(lambda score, q, kv: torch.erf(score) * 2 + torch.erf((q - kv) / 50))
-    same_as_reference(fs.Attention(mask=mask | fs.sink(2), score=score), *qkv(40, heads=1, kv_heads=1, batch=1))
+    same_as_reference(fs.Attention(mask=mask | fs.sink(2), scores=[score]), *qkv(40, heads=1, kv_heads=1, batch=1))
     q, k, v = (x.requires_grad_() for x in qkv(40, heads=1, kv_heads=1, batch=1))
-    attend = fs.compile(fs.Attention(mask=fs.causal(), score=score), backend="triton", block_size=16)
+    attend = fs.compile(fs.Attention(mask=fs.causal(), scores=[score]), backend="triton", block_size=16)
     found = torch.autograd.grad(attend(q, k, v).sin().sum(), (q, k, v))
     q_idx, kv_idx = torch.arange(40).view(-1, 1), torch.arange(40)
     scores = q @ k.transpose(-1, -2) / 4

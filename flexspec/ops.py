@@ -86,7 +86,7 @@ def _op(
     t: Any,
     n: Any,
     *,
-    languages: dict[str, Form],
+    languages: Mapping[str, Form],
     traced: str = "",
     **row: Any,
 ) -> Op:
@@ -100,8 +100,8 @@ def _infix(name: str, symbol: str, precedence: int, signature: Signature, t: Any
     """Between its operands; in Triton too, unless its symbol means something else there (`triton=`)."""
     form = f"({{0}} {symbol} {{1}})"
     languages = {"torch": form, "triton": row.pop("triton", form)}
-    row = {"method": name, "symbol": symbol, "precedence": precedence, "languages": languages} | row
-    return _op(name, 2, signature, t, n, **row)
+    row = {"method": name} | row
+    return _op(name, 2, signature, t, n, symbol=symbol, precedence=precedence, languages=languages, **row)
 
 
 def _compare(name: str, symbol: str, t: Any, n: Any, sympy: str, **row: Any) -> Op:

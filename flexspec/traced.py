@@ -123,7 +123,8 @@ class TracedTensor:
             return [self[place] for place in range(held.shape[-1])]
         if held is None:
             message = f"the width of a row of `{name}` is not known: it is given when the pattern runs"
-            fix = f"capture the tensor itself, or index a boolean table: {name}[b, h, q // block, kv // block]"
+            fix = "index every dim; for membership capture the tensor itself, or index a boolean table: "
+            fix += f"{name}[b, h, q // block, kv // block]"
         else:
             message = f"a row of `{name}` has {held.shape[-1]} elements; from 1 to {MAX_ISIN} can be listed"
             fix = "index a boolean table: keep[b, h, q // block, kv // block]"

@@ -8,11 +8,11 @@ Why ends suffice. A rule must hold every value that the operator takes on the bo
 
 - Integers: 64 bits wrap, so arithmetic is monotone only while nothing leaves them. An integer that may pass `FAR` is
   therefore any integer: sums of two ends below `FAR` stay below 2**62 and cannot have wrapped unseen.
-- Floats: torch rounds each result to nearest, and rounding is monotone: x <= y gives round(x) <= round(y). So where the
-  true function is monotone in an operand, the rounded function at the rounded ends bounds all rounded values, to the last
-  bit. Library functions such as `exp` are not rounded correctly; their ends move outward (`_TINY`).
-- nan compares as false with everything and is inside no pair of ends. A float interval whose value may be nan has nan as
-  both ends, "unknown"; each comparison of them is undecided, as `lo` and `hi` decide only by comparisons that hold.
+- Floats: torch rounds each result to nearest, and rounding is monotone: x <= y gives round(x) <= round(y). So where
+  the true function is monotone in an operand, the rounded function at the ends bounds all rounded values, to the last
+  bit. Library functions such as `exp` are not always rounded to nearest; their ends move outward (`_TINY`).
+- nan compares as false with everything and lies between no two ends. A float that may be nan has nan as both ends,
+  "unknown". A comparison is decided only by comparisons of ends that hold, and none of nan holds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flexspec.ops import CASTS, OPS, Type
 Ends = Any
 """An array of numpy or of torch."""
 Interval = tuple[Ends, Ends]
-Bound = Callable[..., Interval]
+Rule = Callable[..., Interval]
 FAR = 2**61
 LEAST, MOST = -(2**63), 2**63 - 1
 _TINY = 4
@@ -107,8 +107,8 @@ def sub(a: Interval, b: Interval) -> Interval:
 
 
 def _corners(function: Callable[[Ends, Ends], Ends], a: Interval, b: Interval) -> Interval:
-    """Of a function that is monotone in each operand while the other stands still: along either, the extremes are at its
-    ends, so those of the box are at its corners.
+    """Of a function that is monotone in each operand while the other stands still: along either, the extremes are at
+    its ends, so those of the box are at its corners.
     """
     values = [function(x, y) for x in a for y in b]
     least, most = library(values[0]).minimum, library(values[0]).maximum
@@ -150,8 +150,8 @@ def floordiv(a: Interval, b: Interval) -> Interval:
 
 
 def mod(a: Interval, b: Interval) -> Interval:
-    """Between 0 and the divisor. Of integers it is `a` where that lies between them already, and it rises with `a` where
-    all of `a` has one and the same quotient by one divisor.
+    """Between 0 and the divisor. Of integers it is `a` where that lies between them already, and it rises with `a`
+    where all of `a` has one and the same quotient by one divisor.
     """
     xp = library(a[0])
     if not _is(a, Type.INT):  # a float remainder may round up to the divisor itself
@@ -223,10 +223,10 @@ def _shared_bits(a: Interval) -> Ends:
     return library(varying).where((varying >= 2**52) | (varying < 0), 0, a[0] & ~_mask_above(varying))
 
 
-def _bits(logical: Callable[[Ends, Ends], Ends], conjunction: bool) -> Bound:
-    """`and`, `or` and, of integers, `xor`. Of booleans both rise. Bits beyond all ends' cannot be set by any: with k the
-    bits of the longest end, the result is in [-2**k, 2**k); a conjunction of numbers >= 0 is below both and holds the
-    leading bits that each range shares.
+def _bits(logical: Callable[[Ends, Ends], Ends], conjunction: bool) -> Rule:
+    """`and`, `or` and, of integers, `xor`. Of booleans they rise. Of integers no result is longer than the longest end:
+    with its k bits it is in [-2**k, 2**k). A conjunction of numbers >= 0 is above neither, and has the leading bits
+    that all values of both ranges share.
     """
 
     def rule(a: Interval, b: Interval) -> Interval:
@@ -305,7 +305,7 @@ def _evaluated(name: str, *ends: Ends) -> Ends:
     return (OPS[name].torch if isinstance(ends[0], torch.Tensor) else OPS[name].numpy)(*ends)
 
 
-def _rising(name: str, exact: bool) -> Bound:
+def _rising(name: str, exact: bool) -> Rule:
     """A function that never falls: its ends are those at the operand's ends, exact if it always rounds to nearest."""
 
     def rule(a: Interval) -> Interval:
@@ -329,11 +329,11 @@ def power(a: Interval, b: Interval) -> Interval:
     return _hide(~(a[0] > 0), _widen(_corners(lambda x, y: _evaluated("pow", x, y), a, b)))
 
 
-def _swap(rule: Bound) -> Bound:
+def _swap(rule: Rule) -> Rule:
     return lambda a, b: rule(b, a)
 
 
-BOUNDS: dict[str, Bound] = {
+BOUNDS: dict[str, Rule] = {
     "lt": lt,
     "le": le,
     "gt": _swap(lt),

@@ -31,6 +31,7 @@ from .intervals import LEAST, MOST, Interval, bound
 from .runs import Runs
 from .tensor_ranges import TensorRanges
 
+
 @dataclass(frozen=True)
 class DeviceMap:
     """As a `BlockMap`, for index lists only: kinds that were bounded on the device."""

@@ -3,6 +3,7 @@
 These are not the bounds of block maps (blocks/intervals): there is no length yet, so an end may be infinite, and no
 integer wraps, as everywhere in `simplify`.
 """
+
 from __future__ import annotations
 
 import math

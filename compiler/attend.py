@@ -24,7 +24,6 @@ from .blocks.grid import BlockSize, make_grid
 from .blocks.indices import check_scores
 from .map_cache import MapCache
 
-
 OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len"}
 """Names of a call's own arguments."""
 

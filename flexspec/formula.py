@@ -29,7 +29,8 @@ from .files import write_document
 from .inputs import Bound, Sizes, bind, check_tensor, number_for
 from .order import flatten
 from .predicate import NAMES, Parameter, Predicate
-from .trace import Traced, run
+from .trace import run
+from .traced import Traced
 from .user_line import user_caret
 
 VERSION = 1

@@ -15,7 +15,7 @@ from .expr import Input as InputNode
 from .expr import input_ as input_node
 from .ops import OPS, Type
 from .syntax import CONSTANTS, leaf
-from .trace import Traced, TracedTensor
+from .traced import Traced, TracedTensor
 from .user_line import user_caret
 
 _KINDS = {"bool": Type.BOOL, "int": Type.INT, "float": Type.FLOAT, "double": Type.DOUBLE}

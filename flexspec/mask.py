@@ -19,7 +19,9 @@ from .inputs import make_sizes
 from .ops import Type
 from .predicate import Parameter, Predicate, read_signature
 from .questions import Questions
-from .trace import Session, Traced, run
+from .session import Session
+from .trace import run
+from .traced import Traced
 from .user_line import function_place, user_caret
 
 

@@ -9,15 +9,8 @@ from typing import Any
 import torch
 
 from .errors import FlexSpecError
-from .ops import NEGATED, Type
+from .ops import CASTS, HALF, NARROW, OPS, SIGNED, Type
 from .user_line import user_caret
-
-HALF = (torch.float16, torch.bfloat16)
-NARROW = (torch.int8, torch.uint8, torch.int16, *HALF)
-_CASTS = {kind.text for kind in Type}
-_CHOOSE = {"where", "min", "max"}
-_EXACT_ON_HALF = {"neg", "abs", "floor", "ceil", "round", "trunc", "sign"}
-_EXACT_ON_WHOLE = {"floor", "ceil", "round", "trunc", "sign", "and", "or", "xor", "rshift", "mod", "floordiv"}
 
 
 def narrow_dtype(dtype: torch.dtype) -> torch.dtype | None:
@@ -33,24 +26,24 @@ def narrow_result(op: str, args: Sequence[Any], types: Sequence[Type]) -> torch.
     first = 1 if op == "where" else 0
     operands = list(zip(args, types, strict=True))[first:]
     strong = [_dtype(arg, kind) for arg, kind in operands if not isinstance(arg, (bool, int, float))]
-    if op in _CASTS or not any(dtype in NARROW for dtype in strong):
+    if op in CASTS or not any(dtype in NARROW for dtype in strong):
         return None
     common = reduce(torch.promote_types, strong)
     numbers = [arg for arg, _ in operands if isinstance(arg, (bool, int, float))]
     if common not in NARROW or (common not in HALF and any(isinstance(number, float) for number in numbers)):
         return None
+    # numbers become this dtype first, under torch.vmap even where the result is of 32 bits: they round, and 300 is 44
+    exact = common in OPS[op].exact_in and all(_holds(common, number) for number in numbers)
     if common in HALF:
-        same = all(dtype == common for dtype in strong) and all(_holds(common, number) for number in numbers)
-        exact = same and op in NEGATED.keys() | _CHOOSE | _EXACT_ON_HALF
-        fix = "convert it first, as in bias[q].float()"
-    else:
-        exact = op in NEGATED.keys() | _CHOOSE | _EXACT_ON_WHOLE or (op == "not" and common != torch.uint8)
-        exact |= op in ("div", "sqrt", "exp", "exp2", "log", "log2", "sin", "cos", "tanh", "sigmoid")  # in float32
-        fix = "convert it first, as in ids[q].long()"
+        exact &= all(dtype == common for dtype in strong)
+    if op == "floordiv" and common in SIGNED:  # the least integer by -1 has no place; by any other number all have
+        exact &= bool(numbers) and args[1] is numbers[-1] and args[1] != -1
     if not exact:
+        fix = f"convert it first, as in {'bias[q].float()' if common in HALF else 'ids[q].long()'}"
         message = f"torch computes `{op}` in {common}, which wraps or rounds"
         raise FlexSpecError("FS008", message, fix=fix, where=user_caret())
-    return common if op in _CHOOSE | _EXACT_ON_HALF | _EXACT_ON_WHOLE | {"not"} else None
+    _, result = OPS[op].signature(tuple(types))
+    return common if result is Type.of_dtype(common) else None  # a comparison is a boolean, a root has 32 bits
 
 
 def _dtype(arg: Any, kind: Type) -> torch.dtype:
@@ -58,4 +51,6 @@ def _dtype(arg: Any, kind: Type) -> torch.dtype:
 
 
 def _holds(dtype: torch.dtype, number: float) -> bool:
+    if dtype not in HALF:
+        return torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max
     return number != number or float(torch.tensor(number, dtype=dtype)) == number

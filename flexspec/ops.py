@@ -1,145 +1,147 @@
-"""The one table of operators: arity, text form, result type, and how each evaluates and prints.
+"""The one table of operators: a row holds everything about an operator that is data.
 
-How an operator bounds intervals stands in `flexspec.compiler.blocks.intervals`, under the same names; a test
-compares the two tables.
+What must be code stands in one table each, under the same names; a test compares their keys with the rows:
+`BOUNDS` (compiler/blocks/intervals), `LIMITS` and `DERIVATIVES` (compiler/simplify). A language that expressions are
+printed in is one column, a key of `printed`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import IntEnum
-from typing import Any, TypeAlias
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-Dtype: TypeAlias = torch.dtype
+from .errors import FlexSpecError
+from .user_line import user_caret
+from .value_types import (
+    Dtype,
+    Signature,
+    Type,
+    comparison,
+    conversion,
+    integer,
+    logical,
+    number,
+    real,
+    selection,
+)
+
+COMPARE, OR, XOR, AND, SHIFT, SUM, PRODUCT, UNARY, ATOM = range(1, 10)
+Form = str | tuple[str, str]
+"""A template for every operand type, or two: for integers and booleans, for floats."""
 
 
-class Type(IntEnum):
-    """What a node's value is. The order is that of promotion; INT is 64-bit, FLOAT 32-bit as in torch."""
-
-    BOOL = 0
-    INT = 1
-    FLOAT = 2
-    DOUBLE = 3
-
-    @property
-    def text(self) -> str:
-        return self.name.lower()
-
-    @property
-    def numpy(self) -> Any:
-        return (np.bool_, np.int64, np.float32, np.float64)[self]
-
-    @property
-    def torch(self) -> Dtype:
-        return (torch.bool, torch.int64, torch.float32, torch.float64)[self]
-
-    @staticmethod
-    def of_dtype(dtype: Dtype) -> Type:
-        """The type of a load from a tensor of `dtype`; TypeError for complex and quantized ones."""
-        if dtype == torch.bool:
-            return Type.BOOL
-        if dtype == torch.float64:
-            return Type.DOUBLE
-        if dtype.is_floating_point:
-            return Type.FLOAT
-        if dtype.is_complex or "q" in str(dtype):
-            raise TypeError(str(dtype))
-        return Type.INT
-
-    @staticmethod
-    def of_value(value: object) -> Type:
-        """The type of a Python bool, int or float; TypeError for anything else."""
-        if isinstance(value, bool):
-            return Type.BOOL
-        if isinstance(value, int):
-            return Type.INT
-        if isinstance(value, float):
-            return Type.FLOAT
-        raise TypeError(type(value).__name__)
-
-
-Types = tuple[Type, ...]
-Signature = Callable[[Types], tuple[Types, Type]]
-
-
-def _promote(types: Types, least: Type = Type.BOOL) -> Type:
-    return max(*types, least)
-
-
-def _number(types: Types) -> tuple[Types, Type]:
-    result = _promote(types, Type.INT)
-    return (result,) * len(types), result
-
-
-def _any(types: Types) -> tuple[Types, Type]:
-    result = _promote(types, Type.BOOL)
-    return (result,) * len(types), result
-
-
-def _real(types: Types) -> tuple[Types, Type]:
-    result = _promote(types, Type.FLOAT)
-    return (result,) * len(types), result
-
-
-def _whole(types: Types) -> tuple[Types, Type]:
-    if _promote(types) > Type.INT:
-        raise TypeError("takes integers or booleans")
-    return _any(types)
-
-
-def _integer(types: Types) -> tuple[Types, Type]:
-    if _promote(types) > Type.INT:
-        raise TypeError("takes integers")
-    return (Type.INT,) * len(types), Type.INT
-
-
-def _compare(types: Types) -> tuple[Types, Type]:
-    return (_promote(types),) * len(types), Type.BOOL
-
-
-def _select(types: Types) -> tuple[Types, Type]:
-    if types[0] != Type.BOOL:
-        raise TypeError("takes a boolean as its first operand")
-    result = _promote(types[1:])
-    return (Type.BOOL, result, result), result
-
-
-def _cast(to: Type) -> Signature:
-    return lambda types: (types, to)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Op:
     """One operator. `torch` and `numpy` evaluate on operands already converted to the operand types."""
 
     name: str
     arity: int
-    symbol: str | None
+    symbol: str | None = None
     """Infix or prefix text; None: printed as a call `name(...)`."""
-    precedence: int
+    precedence: int = ATOM
     signature: Signature
     """Operand types to (types to convert the operands to, result type); TypeError where illegal."""
     torch: Callable[..., Any]
     numpy: Callable[..., Any]
-    torch_source: str
-    """Template over printed operands, as FlexAttention traces it."""
-    triton_source: tuple[str, str] = ("", "")
-    """The same for Triton: on integers and booleans, on floats. Helpers stand in the backend's `arithmetic`."""
+    printed: Mapping[str, tuple[str, str]]
+    """By language: templates over printed operands, for integers and booleans, for floats. Read them by `source`."""
+    traced: tuple[str, ...] = ()
+    """Names of the torch functions and tensor methods that mean it, beside its own."""
+    method: str | None = None
+    """Python's special method, without its underscores."""
+    negated: str | None = None
+    """Of a comparison: the one that is true where this is false; not where an operand is nan."""
+    swapped: str | None = None
+    """Of a comparison: the one that says the same of exchanged operands."""
+    exact_in: frozenset[Dtype] = frozenset()
+    """The dtypes of 8 and 16 bits in which torch computes what the language does in 32 and 64."""
+    wraps: bool = False
+    """May an integer result leave 64 bits where no operand does?"""
+    sympy: str | Callable[..., Any] | None = None
+    """The name of sympy's function, or a function of sympy's values; None: printed as a call."""
+
+    def source(self, language: str, kind: Type) -> str:
+        """The template in "torch" or "triton" for operands of a type. FS042 where the language has none."""
+        if language not in self.printed:
+            message = f"`{self.symbol or self.name}` cannot be printed as {language}"
+            raise FlexSpecError("FS042", message, fix="take another backend", where=user_caret())
+        return self.printed[language][kind > Type.INT]
 
 
-COMPARE, OR, XOR, AND, SHIFT, SUM, PRODUCT, UNARY, ATOM = range(1, 10)
+HALF = frozenset((torch.float16, torch.bfloat16))
+SIGNED = frozenset((torch.int8, torch.int16))
+SHORT = SIGNED | {torch.uint8}
+NARROW = SHORT | HALF
 
 
-def _infix(name: str, symbol: str, precedence: int, signature: Signature, t: Any, n: Any) -> Op:
-    return Op(name, 2, symbol, precedence, signature, t, n, f"({{0}} {symbol} {{1}})")
+def _op(
+    name: str,
+    arity: int,
+    signature: Signature,
+    t: Any,
+    n: Any,
+    *,
+    languages: Mapping[str, Form],
+    traced: str = "",
+    **row: Any,
+) -> Op:
+    """A row. t, n: what evaluates it in torch and in numpy."""
+    printed = {language: (form, form) if isinstance(form, str) else form for language, form in languages.items()}
+    names = tuple(traced.split())
+    return Op(name=name, arity=arity, signature=signature, torch=t, numpy=n, printed=printed, traced=names, **row)
 
 
-def _call(name: str, arity: int, signature: Signature, t: Any, n: Any, source: str) -> Op:
-    return Op(name, arity, None, ATOM, signature, t, n, source)
+def _infix(name: str, symbol: str, precedence: int, signature: Signature, t: Any, n: Any, **row: Any) -> Op:
+    """Between its operands; in Triton too, unless its symbol means something else there (`triton=`)."""
+    form = f"({{0}} {symbol} {{1}})"
+    languages = {"torch": form, "triton": row.pop("triton", form)}
+    row = {"method": name} | row
+    return _op(name, 2, signature, t, n, symbol=symbol, precedence=precedence, languages=languages, **row)
+
+
+def _compare(name: str, symbol: str, t: Any, n: Any, sympy: str, **row: Any) -> Op:
+    """No comparison rounds or wraps, in any dtype."""
+    return _infix(name, symbol, COMPARE, comparison, t, n, sympy=sympy, exact_in=NARROW, **row)
+
+
+def _prefix(name: str, symbol: str, signature: Signature, t: Any, n: Any, **row: Any) -> Op:
+    languages = dict.fromkeys(("torch", "triton"), f"({symbol}{{0}})")
+    return _op(name, 1, signature, t, n, symbol=symbol, precedence=UNARY, languages=languages, **row)
+
+
+def _call(name: str, arity: int, signature: Signature, t: Any, n: Any, triton: Form, **row: Any) -> Op:
+    """A call, in torch's source of the very function that evaluates it."""
+    operands = ", ".join(f"{{{place}}}" for place in range(arity))
+    languages = {"torch": f"torch.{t.__name__}({operands})", "triton": triton}
+    return _op(name, arity, signature, t, n, languages=languages, **row)
+
+
+def _rounding(name: str, n: Any, triton: str, **row: Any) -> Op:
+    """To a whole number, which every float dtype holds; an integer is one already."""
+    return _call(name, 1, number, getattr(torch, name), n, ("{0}", triton), exact_in=NARROW, **row)
+
+
+def _function(name: str, triton: str, **row: Any) -> Op:
+    """A function of a real number; that of a short integer torch computes in 32 bits."""
+    return _call(name, 1, real, getattr(torch, name), _rounded(name), triton, exact_in=SHORT, **row)
+
+
+def _cast(to: Type, traced: str = "") -> Op:
+    """A conversion. A Triton kernel's integers have 32 or 64 bits, so its printer writes conversions itself."""
+    return _op(
+        to.text,
+        1,
+        conversion(to),
+        lambda x: x.to(to.torch),
+        lambda x: np.asarray(x).astype(to.numpy),
+        languages={"torch": f"({{0}}).to({to.torch})"},
+        traced=traced,
+    )
 
 
 def _rounded(name: str) -> Callable[..., Any]:
@@ -154,83 +156,79 @@ def _as_torch(name: str, whole: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: floating(*args) if np.asarray(args[0]).dtype.kind == "f" else whole(*args)
 
 
-def _torch_cast(to: Type) -> Callable[[Any], Any]:
-    return lambda x: x.to(to.torch)
+def sqrt(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to nearest, as on a GPU and in compiled code. On a CPU torch's own may miss that by a bit, depending on
+    how many numbers it takes at once; the root in 64 bits is never so near to the middle of two floats that it matters.
+    """
+    return torch.sqrt(x.double()).to(x.dtype if x.is_floating_point() else torch.float32)
 
 
-def _numpy_cast(to: Type) -> Callable[[Any], Any]:
-    return lambda x: np.asarray(x).astype(to.numpy)
+_MIN = ("tl.minimum({0}, {1})", "tl.minimum({0}, {1}, tl.PropagateNan.ALL)")
+_MAX = ("tl.maximum({0}, {1})", "tl.maximum({0}, {1}, tl.PropagateNan.ALL)")
+_DOWN = ("floor_div({0}, {1})", "float_floor_div({0}, {1})")
+_REST = ("floor_mod({0}, {1})", "float_mod({0}, {1})")
+_minimum, _maximum = _as_torch("minimum", np.minimum), _as_torch("maximum", np.maximum)
+_floor_divide, _remainder = _as_torch("floor_divide", np.floor_divide), _as_torch("remainder", np.remainder)
+_left, _right = torch.bitwise_left_shift, torch.bitwise_right_shift
 
-
-def _unary(name: str, signature: Signature, numpy: Any) -> Op:
-    return _call(name, 1, signature, getattr(torch, name), numpy, f"torch.{name}({{0}})")
-
-
-def _cast_op(to: Type) -> Op:
-    source = f"({{0}}).to({to.torch})"
-    return _call(to.text, 1, _cast(to), _torch_cast(to), _numpy_cast(to), source)
-
-
-_TABLE = [
-    _infix("lt", "<", COMPARE, _compare, torch.lt, np.less),
-    _infix("le", "<=", COMPARE, _compare, torch.le, np.less_equal),
-    _infix("gt", ">", COMPARE, _compare, torch.gt, np.greater),
-    _infix("ge", ">=", COMPARE, _compare, torch.ge, np.greater_equal),
-    _infix("eq", "==", COMPARE, _compare, torch.eq, np.equal),
-    _infix("ne", "!=", COMPARE, _compare, torch.ne, np.not_equal),
-    _infix("or", "|", OR, _whole, torch.bitwise_or, np.bitwise_or),
-    _infix("xor", "^", XOR, _whole, torch.bitwise_xor, np.bitwise_xor),
-    _infix("and", "&", AND, _whole, torch.bitwise_and, np.bitwise_and),
-    _infix("lshift", "<<", SHIFT, _integer, torch.bitwise_left_shift, np.left_shift),
-    _infix("rshift", ">>", SHIFT, _integer, torch.bitwise_right_shift, np.right_shift),
-    _infix("add", "+", SUM, _number, torch.add, np.add),
-    _infix("sub", "-", SUM, _number, torch.sub, np.subtract),
-    _infix("mul", "*", PRODUCT, _number, torch.mul, np.multiply),
-    _infix("div", "/", PRODUCT, _real, torch.true_divide, np.true_divide),
-    _infix("floordiv", "//", PRODUCT, _number, torch.floor_divide, _as_torch("floor_divide", np.floor_divide)),
-    _infix("mod", "%", PRODUCT, _number, torch.remainder, _as_torch("remainder", np.remainder)),
-    Op("neg", 1, "-", UNARY, _number, torch.neg, np.negative, "(-{0})"),
-    Op("not", 1, "~", UNARY, _whole, torch.bitwise_not, np.invert, "(~{0})"),
-    _unary("abs", _number, np.abs),
-    _call("min", 2, _number, torch.minimum, _as_torch("minimum", np.minimum), "torch.minimum({0}, {1})"),
-    _call("max", 2, _number, torch.maximum, _as_torch("maximum", np.maximum), "torch.maximum({0}, {1})"),
-    _call("where", 3, _select, torch.where, np.where, "torch.where({0}, {1}, {2})"),
-    _unary("floor", _number, np.floor),
-    _unary("ceil", _number, np.ceil),
-    _unary("round", _number, np.round),
-    _unary("trunc", _number, np.trunc),
-    _unary("sign", _number, _as_torch("sign", np.sign)),
-    _unary("sqrt", _real, _rounded("sqrt")),
-    _unary("exp", _real, _rounded("exp")),
-    _unary("exp2", _real, _rounded("exp2")),
-    _unary("log", _real, _rounded("log")),
-    _unary("log2", _real, _rounded("log2")),
-    _unary("sin", _real, _rounded("sin")),
-    _unary("cos", _real, _rounded("cos")),
-    _unary("tanh", _real, _rounded("tanh")),
-    _unary("sigmoid", _real, _rounded("sigmoid")),
-    _call("pow", 2, _real, torch.pow, _rounded("pow"), "torch.pow({0}, {1})"),
-    *(_cast_op(to) for to in Type),
+# fmt: off
+_ROWS = [
+    _compare("lt", "<", torch.lt, np.less, "StrictLessThan", traced="less", negated="ge", swapped="gt"),
+    _compare("le", "<=", torch.le, np.less_equal, "LessThan", traced="less_equal", negated="gt", swapped="ge"),
+    _compare("gt", ">", torch.gt, np.greater, "StrictGreaterThan", traced="greater", negated="le", swapped="lt"),
+    _compare("ge", ">=", torch.ge, np.greater_equal, "GreaterThan", traced="greater_equal", negated="lt", swapped="le"),
+    _compare("eq", "==", torch.eq, np.equal, "Equality", negated="ne", swapped="eq"),
+    _compare("ne", "!=", torch.ne, np.not_equal, "Unequality", traced="not_equal", negated="eq", swapped="ne"),
+    _infix("or", "|", OR, logical, torch.bitwise_or, np.bitwise_or, traced="bitwise_or", exact_in=SHORT, sympy="Or"),
+    _infix("xor", "^", XOR, logical, torch.bitwise_xor, np.bitwise_xor, traced="bitwise_xor", exact_in=SHORT,
+           sympy="Xor"),
+    _infix("and", "&", AND, logical, torch.bitwise_and, np.bitwise_and, traced="bitwise_and", exact_in=SHORT,
+           sympy="And"),
+    _infix("lshift", "<<", SHIFT, integer, _left, np.left_shift, traced="bitwise_left_shift", wraps=True),
+    _infix("rshift", ">>", SHIFT, integer, _right, np.right_shift, traced="bitwise_right_shift", exact_in=SHORT),
+    _infix("add", "+", SUM, number, torch.add, np.add, wraps=True, sympy=operator.add),
+    _infix("sub", "-", SUM, number, torch.sub, np.subtract, traced="subtract", wraps=True, sympy=operator.sub),
+    _infix("mul", "*", PRODUCT, number, torch.mul, np.multiply, traced="multiply", wraps=True, sympy=operator.mul),
+    _infix("div", "/", PRODUCT, real, torch.true_divide, np.true_divide, triton="divide({0}, {1})",
+           traced="true_divide", method="truediv", exact_in=SHORT, sympy=operator.truediv),
+    _infix("floordiv", "//", PRODUCT, number, torch.floor_divide, _floor_divide, triton=_DOWN,
+           traced="floor_divide", exact_in=SHORT, wraps=True, sympy=operator.floordiv),
+    _infix("mod", "%", PRODUCT, number, torch.remainder, _remainder, triton=_REST,
+           traced="remainder", exact_in=SHORT, sympy="Mod"),
+    _prefix("neg", "-", number, torch.neg, np.negative, traced="negative", method="neg", exact_in=HALF, wraps=True,
+            sympy=operator.neg),
+    _prefix("not", "~", logical, torch.bitwise_not, np.invert, traced="bitwise_not", method="invert", exact_in=SIGNED,
+            sympy="Not"),
+    _call("abs", 1, number, torch.abs, np.abs, "tl.abs({0})", traced="absolute", method="abs", exact_in=HALF,
+          wraps=True, sympy="Abs"),
+    _call("min", 2, number, torch.minimum, _minimum, _MIN, traced="minimum", exact_in=NARROW, sympy="Min"),
+    _call("max", 2, number, torch.maximum, _maximum, _MAX, traced="maximum", exact_in=NARROW, sympy="Max"),
+    _call("where", 3, selection, torch.where, np.where, "tl.where({0}, {1}, {2})", exact_in=NARROW),
+    _rounding("floor", np.floor, "tl.floor({0})", sympy="floor"),
+    _rounding("ceil", np.ceil, "tl.ceil({0})", sympy="ceiling"),
+    _rounding("round", np.round, "round_even({0})"),
+    _rounding("trunc", np.trunc, "trunc({0})"),
+    _call("sign", 1, number, torch.sign, _as_torch("sign", np.sign), "sign({0})", exact_in=NARROW, sympy="sign"),
+    _call("sqrt", 1, real, sqrt, np.sqrt, "root({0})", exact_in=SHORT, sympy="sqrt"),
+    _function("exp", "tl.exp({0})", sympy="exp"),
+    _function("exp2", "tl.exp2({0})", traced="special_exp2"),
+    _function("log", "tl.log({0})", sympy="log"),
+    _function("log2", "tl.log2({0})"),
+    _function("sin", "tl.sin({0})", sympy="sin"),
+    _function("cos", "tl.cos({0})", sympy="cos"),
+    _function("tanh", "tanh({0})", sympy="tanh"),
+    _function("sigmoid", "tl.sigmoid({0})", traced="special_expit"),
+    _function("erf", "tl.erf({0})", traced="special_erf", sympy="erf"),
+    _call("pow", 2, real, torch.pow, _rounded("pow"), "power({0}, {1})", sympy=operator.pow),
+    _cast(Type.BOOL),
+    _cast(Type.INT, traced="long"),
+    _cast(Type.FLOAT),
+    _cast(Type.DOUBLE),
 ]
+# fmt: on
 
-_TRITON = {
-    "floordiv": ("floor_div({0}, {1})", "float_floor_div({0}, {1})"),
-    "mod": ("floor_mod({0}, {1})", "float_mod({0}, {1})"),
-    "min": ("tl.minimum({0}, {1})", "tl.minimum({0}, {1}, tl.PropagateNan.ALL)"),
-    "max": ("tl.maximum({0}, {1})", "tl.maximum({0}, {1}, tl.PropagateNan.ALL)"),
-    "where": ("tl.where({0}, {1}, {2})",) * 2,
-    "sign": ("sign({0})",) * 2,
-    "pow": ("power({0}, {1})",) * 2,
-    "round": ("{0}", "round_even({0})"),
-    "trunc": ("{0}", "trunc({0})"),
-    "tanh": ("tanh({0})",) * 2,
-    "div": ("divide({0}, {1})",) * 2,
-    "sqrt": ("root({0})",) * 2,
-    **{name: ("{0}", f"tl.{name}({{0}})") for name in ("floor", "ceil")},
-    **{name: (f"tl.{name}({{0}})",) * 2 for name in ("abs", "exp", "exp2", "log", "log2", "sin", "cos", "sigmoid")},
-}
-
-OPS: dict[str, Op] = {op.name: replace(op, triton_source=_TRITON.get(op.name, (op.torch_source,) * 2)) for op in _TABLE}
-INFIX: dict[str, Op] = {op.symbol: op for op in _TABLE if op.symbol and op.arity == 2}
-NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
-SWAPPED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
+OPS: dict[str, Op] = {op.name: op for op in _ROWS}
+INFIX: dict[str, Op] = {op.symbol: op for op in _ROWS if op.symbol and op.arity == 2}
+CASTS: dict[str, Type] = {kind.text: kind for kind in Type}
+NEGATED: dict[str, str] = {op.name: op.negated for op in _ROWS if op.negated}
+SWAPPED: dict[str, str] = {op.name: op.swapped for op in _ROWS if op.swapped}

@@ -26,7 +26,7 @@ from .patterns import CATALOG
 from .predicate import Parameter
 from .score import ScoreMod
 from .syntax import declared_names, leaf
-from .trace import Traced
+from .traced import Traced
 from .weight import Weight
 
 _JOIN = {"and": operator.and_, "or": operator.or_, "xor": operator.xor, "sub": operator.sub}

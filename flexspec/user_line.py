@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import linecache
 import sys
 from dataclasses import dataclass
@@ -76,7 +77,10 @@ def user_caret() -> str | None:
 
 
 def function_place(fn: object) -> str | None:
-    """The line on which a function is defined, with carets, or None for what has no source."""
+    """The line on which a function (also of a partial or a method) is defined, with carets, or None without source."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    fn = getattr(fn, "__func__", fn)
     code = getattr(fn, "__code__", None)
     if not isinstance(fn, FunctionType) or code is None:
         return None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import random
 import re
@@ -19,6 +20,7 @@ from flexspec.text import parse_pattern
 
 IDS = torch.tensor([0, 0, 1, 1])
 GRID = torch.zeros(2, 4, dtype=torch.int64)
+WIDE = torch.zeros(4, 257, dtype=torch.int64)
 LIST = [0, 0, 1, 1]
 ARRAY = np.array(LIST)
 COMPLEX = torch.zeros(4, dtype=torch.complex64)
@@ -58,6 +60,15 @@ def asserting(b, h, q, kv):
 
 def silent(q, kv):
     q > kv  # noqa: B015
+
+
+def four_silent(n, b, h, q, kv):
+    q > n  # noqa: B015
+
+
+class Silent:
+    def keep(self, q, kv):
+        q > kv  # noqa: B015
 
 
 def counting(q, kv):
@@ -106,8 +117,8 @@ TRACE = [
         "into a tensor",
     ),
     (four(lambda b, h, q, kv: q > random.random()), "FS009", "", "into a tensor"),
-    (lambda: fs.mask(counting), "FS009", "", "into a tensor"),
-    (lambda: fs.mask(noise_table), "FS009", "", "into a tensor"),
+    (lambda: fs.mask(counting), "FS009", "def counting(q, kv)", "into a tensor"),
+    (lambda: fs.mask(noise_table), "FS009", "def noise_table(q, kv)", "into a tensor"),
     (four(lambda b, h, q, kv: torch.cumsum(q, 0) > kv), "FS008", "torch.cumsum(q, 0)", "compute it before"),
     (four(lambda b, h, q, kv: torch.matmul(q, kv) > 0), "FS008", "torch.matmul", "arithmetic"),
     (four(lambda b, h, q, kv: q.item() > kv), "FS008", "q.item()", "fs.Param"),
@@ -121,6 +132,18 @@ TRACE = [
     (four(lambda b, h, q, kv: 3**q > kv), "FS008", "3**q", "1 << n"),
     (four(lambda b, h, q, kv: q**9 > kv), "FS008", "q**9", "1 << n"),
     (four(lambda b, h, q, kv: torch.isin(q, torch.arange(300))), "FS008", "torch.isin", "boolean table"),
+    (four(lambda b, h, q, kv: torch.isin(kv, WIDE[q])), "FS008", "torch.isin(kv, WIDE[q])", "boolean table"),
+    (four(lambda b, h, q, kv: (WIDE[q] == kv).any(-1)), "FS008", "WIDE[q] == kv", "boolean table"),
+    (four(lambda b, h, q, kv: torch.isin(kv, DOCUMENT[b])), "FS008", "torch.isin", "capture the tensor"),
+    (four(lambda b, h, q, kv: (DOCUMENT[b] == kv).any(-1)), "FS008", "DOCUMENT[b] == kv", "boolean table"),
+    (four(lambda b, h, q, kv: torch.isin(kv, GRID)[q]), "FS010", "torch.isin(kv, GRID)[q]", ""),
+    (four(lambda b, h, q, kv: torch.isin(kv, DOCUMENT)), "FS010", "torch.isin", "index every dim"),
+    (four(lambda b, h, q, kv: torch.isin(q, kv)), "FS008", "torch.isin(q, kv)", ""),
+    (four(lambda b, h, q, kv: (GRID[q] == kv).sum(-1) > 0), "FS010", "GRID[q] == kv", "torch.isin"),
+    (four(lambda b, h, q, kv: (GRID[q] == kv).any(1)), "FS010", "GRID[q] == kv", "torch.isin"),
+    (four(lambda b, h, q, kv: (GRID[q] == kv) & (WIDE[q] == kv)), "FS008", "WIDE[q] == kv", "boolean table"),
+    (four(lambda b, h, q, kv: GRID[q] * 2 == kv), "FS010", "GRID[q] * 2", "torch.isin"),
+    (four(lambda b, h, q, kv: (q > kv).any()), "FS008", "(q > kv).any()", "`|`"),
     (four(lambda b, h, q, kv: GRID[:, q] > kv), "FS008", "GRID[:, q]", "index every dim"),
     (four(lambda b, h, q, kv: GRID[b, None, q] > kv), "FS008", "GRID[b, None, q]", "index every dim"),
     (four(lambda b, h, q, kv: crash(q, kv)), "FS008", 'return {}["missing"]', ""),
@@ -141,7 +164,10 @@ TRACE = [
     (lambda: fs.mask(lambda q, kv: q.t > kv.t), "FS011", "q.t > kv.t", "fs.Canvas"),
     (lambda: fs.mask(canvas=VIDEO)(lambda q, kv: q.w > kv.w), "FS011", "q.w", "axes"),
     (lambda: fs.mask(lambda q, kv: q - kv), "FS007", "q - kv", "comparison"),
-    (lambda: fs.mask(silent), "FS007", "", "return"),
+    (lambda: fs.mask(silent), "FS007", "def silent(q, kv):", "return"),
+    (lambda: fs.from_mask_mod(functools.partial(four_silent, 1)), "FS007", "def four_silent", "return"),
+    (lambda: fs.mask(Silent().keep), "FS007", "def keep(self, q, kv)", "return"),
+    (lambda: fs.score(lambda score, q: None), "FS007", "fs.score(lambda score, q: None)", "return"),
     (lambda: fs.mask(lambda q, kv: [q > kv]), "FS010", "", ""),
     (lambda: fs.score(lambda score, q: q > 1), "FS007", "fs.score(lambda score, q: q > 1)", "@fs.mask"),
     (lambda: fs.mask(lambda x, q: q > x), "FS001", "lambda x, q", "positions are named"),

@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from flexspec.compiler.blocks.intervals import FAR, RULES, bound
+import torch
+from flexspec.compiler.blocks.intervals import BOUNDS, FAR, bound
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import flexspec as fs
 from flexspec.ops import OPS, Type
@@ -35,19 +37,28 @@ def signatures():
 
 
 def test_every_operator_has_a_rule():
-    assert RULES.keys() == OPS.keys()
+    assert BOUNDS.keys() == OPS.keys()
+
+
+def ends_of(kinds):
+    """Combinations of intervals, and the arrays of their ends: one entry for each combination."""
+    combinations = list(itertools.product(*(DOMAINS[kind] for kind in kinds)))
+    if len(combinations) > 3000:
+        combinations = combinations[:: len(combinations) // 3000]
+    return combinations, [
+        (np.array([c[i][0] for c in combinations], kind.numpy), np.array([c[i][1] for c in combinations], kind.numpy))
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def on_torch(ends):
+    return [(torch.from_numpy(lo), torch.from_numpy(hi)) for lo, hi in ends]
 
 
 @pytest.mark.parametrize(("op", "kinds"), list(signatures()))
 def test_every_value_lies_within(op, kinds):
-    """All intervals at once: one array entry for each combination of intervals."""
-    combinations = list(itertools.product(*(DOMAINS[kind] for kind in kinds)))
-    if len(combinations) > 3000:
-        combinations = combinations[:: len(combinations) // 3000]
-    ends = [
-        (np.array([c[i][0] for c in combinations], kind.numpy), np.array([c[i][1] for c in combinations], kind.numpy))
-        for i, kind in enumerate(kinds)
-    ]
+    """All intervals at once."""
+    combinations, ends = ends_of(kinds)
     with np.errstate(all="ignore"):
         lo, hi = (np.broadcast_to(end, len(combinations)) for end in bound(op.name, ends, kinds))
         operand_kinds, _ = op.signature(kinds)
@@ -70,9 +81,30 @@ def test_every_value_lies_within(op, kinds):
             assert unknown or ((lo[at] <= result) & (result <= hi[at])).all(), (combination, lo[at], hi[at], result)
 
 
+@pytest.mark.parametrize(("op", "kinds"), list(signatures()))
+def test_the_rules_are_the_same_in_torch(op, kinds):
+    """On the device each end is the host's, and of the same type."""
+    _, ends = ends_of(kinds)
+    with np.errstate(all="ignore"):
+        host = bound(op.name, ends, kinds)
+    for wanted, found in zip(host, bound(op.name, on_torch(ends), kinds), strict=True):
+        assert found.numpy().dtype == wanted.dtype
+        np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+@pytest.mark.parametrize(("op", "kinds"), list(signatures()))
+def test_nothing_is_read_back_from_a_device(op, kinds):
+    """Under fake tensors there is no value to read: anything that needs one raises."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ends = [(torch.zeros(3, 1, dtype=kind.torch), torch.ones(1, 4, dtype=kind.torch)) for kind in kinds]
+        low, high = bound(op.name, ends, kinds)
+    _, result = op.signature(kinds)
+    assert low.dtype == high.dtype == result.torch and low.numel() > 0
+
+
 LEAST, MOST = -(2**63), 2**63 - 1
 EDGES = [LEAST, LEAST + 1, -FAR, -3, 0, 1, 2**31, FAR, MOST]
-INT_OPS = [op for op in OPS.values() if op.name in RULES and op.name not in ("where",)]
+INT_OPS = [op for op in OPS.values() if op.name in BOUNDS and op.name not in ("where",)]
 
 
 @pytest.mark.parametrize("op", INT_OPS, ids=lambda op: op.name)
@@ -98,9 +130,12 @@ def test_at_the_ends_of_64_bits_bounds_hold_or_refuse(op):
                 lo, hi = bound(op.name, ends, kinds)
             except fs.FlexSpecError as error:
                 assert error.code == "FS034"
+                assert [end.item() for end in bound(op.name, on_torch(ends), kinds)] == [LEAST, MOST]  # nobody to tell
                 refused += 1
                 continue
             result = op.numpy(*(column.astype(kind.numpy) for column, kind in zip(columns, operand_kinds, strict=True)))
+            for host, device in zip((lo, hi), bound(op.name, on_torch(ends), kinds), strict=True):
+                np.testing.assert_array_equal(device.numpy(), host)
         unknown = lo[0] != lo[0]
         assert unknown or ((lo <= result) & (result <= hi)).all(), (combination, lo, hi, result)
     assert refused == 0 or op.name == "mul"

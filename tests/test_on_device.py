@@ -84,6 +84,50 @@ def test_extreme_values_and_heads(fn, least):
     assert sound(found, block_kinds(mask.dense(64, heads=2), 8, 4)) >= least
 
 
+FAR = 2**61
+"""Past it a sum or product is any integer: those of 64 bits start again at the other end."""
+LARGE = [sign * (size + step) for size in (2**29, 2**60, 2**61, 2**62) for step in (-1, 0, 1) for sign in (1, -1)]
+LARGE += [2**63 - 1, -(2**63), 0, 1, -1, 3]
+COMPUTED = {  # text, the true integer in Python's own integers, and what it computes with
+    "left[q] + right[kv]": (lambda a, b: a + b, lambda a, b: [a, b]),
+    "left[q] - right[kv]": (lambda a, b: a - b, lambda a, b: [a, b]),
+    "-left[q] + right[kv]": (lambda a, b: b - a, lambda a, b: [a, b]),
+    "left[q] * right[kv]": (lambda a, b: a * b, lambda a, b: [a, b]),
+    "(left[q] + right[kv]) + right[kv]": (lambda a, b: a + 2 * b, lambda a, b: [a, b, a + b]),
+    "left[q] * right[kv] + 1": (lambda a, b: a * b + 1, lambda a, b: [a, b, a * b]),
+}
+
+
+@pytest.mark.parametrize("text", COMPUTED)
+@pytest.mark.parametrize("limit", [0, -3, 2**59])
+def test_integers_saturate_and_never_wrap(text, limit):
+    """One pair a block: what may have left 64 bits decides nothing, not even where the wrapped value would."""
+    values = torch.tensor(LARGE)
+    whole, parts = COMPUTED[text]
+    mask = fs.Mask(fs.parse(f"left: int[_]; right: int[_]; {text} >= {limit}"), "large")
+    found = kinds_of(mask, len(LARGE), len(LARGE), 1, left=values, right=values)[0, 0]
+    for row, a in enumerate(LARGE):
+        for column, b in enumerate(LARGE):
+            true, kind = whole(a, b), int(found[row, column])
+            if any(abs(part) >= FAR for part in (*parts(a, b), true)):
+                assert kind == 1, (a, b)
+            elif kind == 1:  # large factors may be left open
+                assert "*" in text and max(abs(a), abs(b)) >= 2**30, (a, b)
+            else:
+                assert kind == (2 if true >= limit else 0), (a, b)
+
+
+def test_ranges_of_large_integers_saturate_at_both_ends():
+    """Blocks of several values: one that may leave 64 bits leaves its whole block open."""
+    left = torch.tensor([5, 6, 2**62, 6, -(2**62), 6, 2**61 - 9, 2**61 - 12])
+    kinds = kinds_of(fs.from_mask_mod(lambda b, h, q, kv: left[q] + kv > 2), 8, 8, (2, 8))
+    assert kinds.flatten().tolist() == [2, 1, 1, 2]
+    kinds = kinds_of(fs.from_mask_mod(lambda b, h, q, kv: left[q] - kv > -9), 8, 8, (2, 4))
+    assert kinds[0, 0].tolist() == [[2, 2], [1, 1], [1, 1], [2, 2]]
+    kinds = kinds_of(fs.from_mask_mod(lambda b, h, q, kv: left[q] + kv * kv > 2), 8, 8, (2, 8))
+    assert kinds.flatten().tolist() == [2, 1, 1, 1]
+
+
 def test_orders_are_bounded_in_memory():
     canvas = fs.Canvas(h=9, w=10)
     label = torch.arange(90) // 20

@@ -7,14 +7,14 @@ import pytest
 import torch
 from flexspec.compiler.backends.triton import arithmetic
 from flexspec.compiler.backends.triton.functions import functions
-from flexspec.compiler.printers.base import CASTS, Printer, form_of
+from flexspec.compiler.printers.base import Printer
 from flexspec.compiler.printers.latex import to_latex
 from flexspec.compiler.printers.names import Names
 from test_printed_names import EVERY, JAVASCRIPT, LENGTH, by_definition, legal, run_time_number
 from test_triton import qkv
 
 import flexspec as fs
-from flexspec.ops import OPS, Type
+from flexspec.ops import CASTS, OPS, Type
 
 HELPERS = [name for name in vars(arithmetic) if not name.startswith("_")]
 LABELS = [
@@ -114,6 +114,6 @@ def test_every_operator_is_in_every_language(language):
                 kinds, _ = op.signature(types)
             except TypeError:
                 continue
-            form = form_of(op.name, language, kinds[-1]).format(*"abc")
+            form = op.source(language, kinds[-1]).format(*"abc")
             called = {node.id for node in ast.walk(ast.parse(form)) if isinstance(node, ast.Name)} - set("abc")
             assert called <= scope, (op.name, form)

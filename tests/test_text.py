@@ -23,7 +23,7 @@ from flexspec.patterns import (
     softcap,
 )
 from flexspec.text import parse_order, parse_pattern
-from flexspec.trace import Traced
+from flexspec.traced import Traced
 
 VIDEO = fs.Canvas(t=2, h=4, w=6)
 SMALL = fs.Canvas(h=2, w=3)

@@ -10,7 +10,7 @@ import torch
 
 from flexspec.errors import FlexSpecError, choices
 from flexspec.expr import Apply, Expr, Load, Param, Var, walk
-from flexspec.ops import Type
+from flexspec.ops import OPS, Type
 from flexspec.user_line import user_caret
 
 from ..evaluation.points import Array
@@ -31,15 +31,12 @@ def check_range(expr: Expr, tensors: Mapping[str, Array]) -> None:
         if isinstance(node, Load) and node.input.name in large:
             reached.add(node)
         elif isinstance(node, Apply) and node.type is Type.INT and reached & {*node.args}:
-            if node.op in _WRAPPING:
+            if OPS[node.op].wraps:
                 message = f"`{node}` computes with integers of {choices(large & node.names)} past {FAR:.3g}"
                 fix = "compare them as they are, or store smaller numbers"
                 raise FlexSpecError("FS034", message, fix=fix, where=user_caret())
-            if node.op not in ("mod", "sign"):
+            if node.op != "sign" and (node.op != "mod" or node.args[1] in reached):  # a remainder is below its divisor
                 reached.add(node)
-
-
-_WRAPPING = {"add", "sub", "mul", "neg", "abs", "lshift", "floordiv"}
 
 
 def needs_64_bits(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:

@@ -6,6 +6,7 @@ bounds leave open stays PARTIAL: the attention is the same, and some blocks eval
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -18,7 +19,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.evaluate import evaluate
 from flexspec.expr import Apply, Expr, Var
 from flexspec.inputs import Bound
-from flexspec.ops import OPS, Type
+from flexspec.ops import Type
 from flexspec.user_line import user_caret
 
 from ..evaluation.points import needed, one_sided
@@ -28,12 +29,9 @@ from .classify import classify
 from .derived import Derives
 from .flex_lists import Lists, dense_lists
 from .grid import Grid
-from .intervals import FAR
+from .intervals import LEAST, MOST, Interval, bound
 from .runs import BlockKind, Runs, of_table
 from .tensor_ranges import TensorRanges
-
-Interval = tuple[torch.Tensor, torch.Tensor]
-"""Least and greatest value on each block, both ends included, broadcasting to [batch, heads, q_blocks, kv_blocks]."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -155,7 +153,7 @@ def kinds_on_device(expr: Expr, grid: Grid, bound: Bound, device: torch.device) 
 
 @dataclass
 class _Blocks:
-    """Bounds of one expression on every block of a grid."""
+    """Bounds of one expression on every block of a grid: ends that broadcast to [batch, heads, q_blocks, kv_blocks]."""
 
     expr: Expr
     grid: Grid
@@ -170,21 +168,22 @@ class _Blocks:
                 leaves[node] = self._of_none
             elif node.type is Type.BOOL and not node.names & self.bound.tensors.keys() and node not in leaves:
                 leaves[node] = self._on_host
-        done: dict[Expr, Interval | None] = {}
+        done: dict[Expr, Interval] = {}
         for node in needed(self.expr, leaves):
             if node in leaves:
                 done[node] = leaves[node](node)
             elif isinstance(node, Var):
                 done[node] = self._position(node.name)
             elif isinstance(node, Apply):
-                done[node] = _bound(node, [done[arg] for arg in node.args])
-            else:
-                done[node] = None
-            if done[node] is None and node.type is Type.BOOL:
-                done[node] = tuple(torch.full((1, 1, 1, 1), end, device=self.device) for end in (False, True))
-        found = done[self.expr]
-        assert found is not None
-        return found
+                done[node] = bound(node.op, [done[arg] for arg in node.args], tuple(arg.type for arg in node.args))
+            else:  # a load by both sides
+                done[node] = self._unknown(node.type)
+        return done[self.expr]
+
+    def _unknown(self, kind: Type) -> Interval:
+        ends = {Type.BOOL: (False, True), Type.INT: (LEAST, MOST)}.get(kind, (math.nan, math.nan))
+        low, high = (torch.full((1, 1, 1, 1), end, dtype=kind.torch, device=self.device) for end in ends)
+        return low, high
 
     def _position(self, side: str) -> Interval:
         length, block = self.grid.side(side)
@@ -244,93 +243,3 @@ def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and torch.cuda.is_available():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def _bound(node: Apply, args: list[Interval | None]) -> Interval | None:
-    """The interval of an operator that depends on both sides; None: unknown."""
-    rule = RULES.get(node.op)
-    if rule is None or any(arg is None for arg in args):
-        return None
-    kinds, _ = OPS[node.op].signature(tuple(arg.type for arg in node.args))
-    if node.op in _LOGIC and node.type is not Type.BOOL or node.op in _SUMS and node.type is not Type.INT:
-        return None
-    if node.op == "int" and node.args[0].type > Type.INT:
-        return None
-    return rule(*((x[0].to(kind.torch), x[1].to(kind.torch)) for x, kind in zip(args, kinds, strict=True) if x))
-
-
-def _within(size: int, x: Interval, *parts: Interval) -> Interval:
-    """`x`, or any integer where an end of it or of `parts` is past `size`: there sums of 64 bits start again."""
-    far = x[0] > x[1]
-    for low, high in (x, *parts):
-        far = far | (low <= -size) | (high >= size)
-    return torch.where(far, -(2**63), x[0]), torch.where(far, 2**63 - 1, x[1])
-
-
-def _add(a: Interval, b: Interval) -> Interval:
-    return _within(FAR, (a[0] + b[0], a[1] + b[1]), a, b)
-
-
-def _neg(a: Interval) -> Interval:
-    return _within(FAR, (-a[1], -a[0]), a)
-
-
-def _mul(a: Interval, b: Interval) -> Interval:
-    ends = [x * y for x in a for y in b]
-    low, high = torch.stack(torch.broadcast_tensors(*ends)).aminmax(dim=0)
-    return _within(1 << 61, (low, high), *(_within(1 << 30, x) for x in (a, b)))
-
-
-def _lt(a: Interval, b: Interval) -> Interval:
-    return a[1] < b[0], ~(a[0] >= b[1])
-
-
-def _le(a: Interval, b: Interval) -> Interval:
-    return a[1] <= b[0], ~(a[0] > b[1])
-
-
-def _eq(a: Interval, b: Interval) -> Interval:
-    return (a[0] == b[1]) & (a[1] == b[0]), ~((a[1] < b[0]) | (a[0] > b[1]))
-
-
-def _not(a: Interval) -> Interval:
-    return ~a[1], ~a[0]
-
-
-def _xor(a: Interval, b: Interval) -> Interval:
-    unlike, alike = (a[0] & ~b[1]) | (b[0] & ~a[1]), (a[0] & b[0]) | (~a[1] & ~b[1])
-    return unlike, ~alike
-
-
-def _where(condition: Interval, a: Interval, b: Interval) -> Interval:
-    if a[0].dtype == torch.bool:
-        low, high = a[0] & b[0], a[1] | b[1]
-    else:
-        low, high = torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])
-    yes, no = condition[0], ~condition[1]
-    return torch.where(yes, a[0], torch.where(no, b[0], low)), torch.where(yes, a[1], torch.where(no, b[1], high))
-
-
-_LOGIC = {"and", "or", "xor", "not"}
-_SUMS = {"add", "sub", "neg", "mul"}
-RULES: dict[str, Callable[..., Interval]] = {
-    "and": lambda a, b: (a[0] & b[0], a[1] & b[1]),
-    "or": lambda a, b: (a[0] | b[0], a[1] | b[1]),
-    "xor": _xor,
-    "not": _not,
-    "lt": _lt,
-    "le": _le,
-    "gt": lambda a, b: _lt(b, a),
-    "ge": lambda a, b: _le(b, a),
-    "eq": _eq,
-    "ne": lambda a, b: _not(_eq(a, b)),
-    "add": _add,
-    "sub": lambda a, b: _add(a, _neg(b)),
-    "neg": _neg,
-    "mul": _mul,
-    "min": lambda a, b: (torch.minimum(a[0], b[0]), torch.minimum(a[1], b[1])),
-    "max": lambda a, b: (torch.maximum(a[0], b[0]), torch.maximum(a[1], b[1])),
-    "where": _where,
-    "int": lambda a: (a[0].to(torch.int64), a[1].to(torch.int64)),
-}
-"""By operator name, on ends of the operand types. nan ends (a float tensor may hold them) decide nothing."""

@@ -7,23 +7,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from typing import ClassVar
 
-from flexspec.errors import FlexSpecError
 from flexspec.expr import Apply, Const, Expr, Load, Param, Var, const, walk
-from flexspec.ops import NEGATED, OPS, Type
+from flexspec.ops import CASTS, NEGATED, OPS, Type
 
 from .names import Names
-
-CASTS = frozenset(kind.text for kind in Type)
-"""Operators that only change the type."""
-
-
-def form_of(op: str, language: str, kind: Type) -> str:
-    """How a language writes an operator on operands of a type: a template. FS042 where it has no such operator."""
-    columns = {"torch": (OPS[op].torch_source,) * 2, "triton": OPS[op].triton_source}
-    form = columns[language][kind > Type.INT] if language in columns else ""
-    if not form or (language != "torch" and "torch." in form):
-        raise FlexSpecError("FS042", f"`{op}` cannot be printed: {language} has no such operator")
-    return form
 
 
 class Printer(ABC):
@@ -87,7 +74,7 @@ class Printer(ABC):
 
     def operator(self, node: Apply, args: tuple[Expr, ...], kinds: tuple[Type, ...], operands: list[str]) -> str:
         """An operator on printed operands. args, kinds: the operands and the types that they are printed in."""
-        return form_of(node.op, self.language, kinds[-1]).format(*operands)
+        return OPS[node.op].source(self.language, kinds[-1]).format(*operands)
 
     def conversion(self, node: Apply, arg: Expr) -> str:
         """An operator that only changes the type."""

@@ -2,46 +2,16 @@
 
 from __future__ import annotations
 
-import operator
-from functools import reduce
+from contextlib import suppress
 from typing import Any
 
 import sympy
 
 from flexspec.expr import Apply, Const, Expr, Load, Param, Var, walk
-from flexspec.ops import Type
+from flexspec.ops import OPS, Type
 
-_BINARY = {
-    "lt": sympy.StrictLessThan,
-    "le": sympy.LessThan,
-    "gt": sympy.StrictGreaterThan,
-    "ge": sympy.GreaterThan,
-    "eq": sympy.Equality,
-    "ne": sympy.Unequality,
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "floordiv": lambda a, b: sympy.floor(a / b),
-    "mod": sympy.Mod,
-    "min": sympy.Min,
-    "max": sympy.Max,
-    "pow": operator.pow,
-}
-_LOGIC = {"and": sympy.And, "or": sympy.Or, "xor": sympy.Xor, "not": sympy.Not}
-_UNARY = {
-    "neg": operator.neg,
-    "abs": sympy.Abs,
-    "floor": sympy.floor,
-    "ceil": sympy.ceiling,
-    "sign": sympy.sign,
-    "sqrt": sympy.sqrt,
-    "exp": sympy.exp,
-    "log": sympy.log,
-    "sin": sympy.sin,
-    "cos": sympy.cos,
-    "tanh": sympy.tanh,
-}
+_OF_TRUTHS = ("And", "Or", "Xor", "Not")
+"""sympy's functions of truth values; its others take none."""
 
 
 def to_latex(expr: Expr) -> str:
@@ -65,14 +35,10 @@ def _one(node: Expr, args: list[Any]) -> Any:
     if isinstance(node, Load):
         return sympy.Function(node.input.name)(*args)
     assert isinstance(node, Apply)
+    form = OPS[node.op].sympy
+    function = getattr(sympy, form) if isinstance(form, str) else form
     truths = [arg.type is Type.BOOL for arg in node.args]
-    try:
-        if node.op in _LOGIC and all(truths):
-            return _LOGIC[node.op](*args)
-        if node.op in _BINARY and not any(truths):
-            return reduce(_BINARY[node.op], args)
-        if node.op in _UNARY and not any(truths):
-            return _UNARY[node.op](*args)
-    except TypeError:  # sympy is stricter than torch about truth values in arithmetic
-        pass
+    if function is not None and (all(truths) if form in _OF_TRUTHS else not any(truths)):
+        with suppress(TypeError):  # sympy is stricter than torch about truth values in arithmetic
+            return function(*args)
     return sympy.Function(node.op)(*args)

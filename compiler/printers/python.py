@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from flexspec.expr import POSITIONS, Apply, Const, Expr, Load, Param, Var, params_of
-from flexspec.ops import NEGATED, Type
+from flexspec.ops import CASTS, NEGATED, Type
 
 from ..simplify.rules import simplify
-from .base import CASTS, Printer
+from .base import Printer
 from .names import Names
 
 ARGUMENTS = {"mask_mod": POSITIONS, "score_mod": ("score", *POSITIONS)}

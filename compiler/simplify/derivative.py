@@ -23,6 +23,7 @@ Rule = Callable[..., Slope]
 ONE = const(1.0)
 ZERO = const(0.0)
 LN_2 = const(math.log(2))
+TWO_OVER_ROOT_PI = const(2 / math.sqrt(math.pi))
 
 
 def derivative(expr: Expr, of: Expr) -> Expr:
@@ -41,7 +42,7 @@ def derivative(expr: Expr, of: Expr) -> Expr:
         if isinstance(node, Apply) and node is not of and node.type > Type.INT:
             found = [slopes[arg] for arg in node.args]
             if any(slope is not None for slope in found):
-                slopes[node] = RULES[node.op](node, *found, *node.args)
+                slopes[node] = DERIVATIVES[node.op](node, *found, *node.args)
     return simplify(slopes[expr] or ZERO)
 
 
@@ -99,7 +100,7 @@ def _power(node: Expr, da: Slope, db: Slope, a: Expr, b: Expr) -> Slope:
     return plus(of_base, either(nothing, None, times(db, apply("mul", node, apply("log", a)))))
 
 
-RULES: dict[str, Rule] = {
+DERIVATIVES: dict[str, Rule] = {
     **dict.fromkeys((*NEGATED, "or", "xor", "and", "not", "lshift", "rshift", "bool", "int"), _zero),
     **dict.fromkeys(("floordiv", "floor", "ceil", "round", "trunc", "sign"), _zero),
     "float": lambda node, slope, x: slope,
@@ -123,5 +124,6 @@ RULES: dict[str, Rule] = {
     "cos": outer(lambda y, x: apply("neg", apply("sin", x))),
     "tanh": outer(lambda y, x: apply("sub", ONE, apply("mul", y, y))),
     "sigmoid": outer(lambda y, x: apply("mul", y, apply("sub", ONE, y))),
+    "erf": outer(lambda y, x: apply("mul", TWO_OVER_ROOT_PI, apply("exp", apply("neg", apply("mul", x, x))))),
     "pow": _power,
 }

@@ -1,4 +1,8 @@
-"""Ends of integer expressions that hold whatever the positions: remainders are small, positions are not negative."""
+"""Ends of integer expressions that hold whatever the positions: remainders are small, positions are not negative.
+
+These are not the bounds of block maps (blocks/intervals): there is no length yet, so an end may be infinite, and no
+integer wraps, as everywhere in `simplify`.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +30,9 @@ def limits(node: Expr, depth: int = 8) -> Ends:
     if isinstance(node, Var):
         return 0, math.inf
     if isinstance(node, Apply) and depth:
-        ends = [limits(arg, depth - 1) for arg in node.args]
-        found = _LIMITS[node.op](*ends) if node.op in _LIMITS else ANY
-        if not any(math.isnan(end) for end in found):
-            return found
+        low, high = LIMITS[node.op](*(limits(arg, depth - 1) for arg in node.args))
+        if not (math.isnan(low) or math.isnan(high)):  # inf - inf
+            return low, high
     return ANY
 
 
@@ -75,7 +78,11 @@ def _remainder(a: Ends, b: Ends) -> Ends:
     return (0, b[1] - 1) if b[0] > 0 else ANY
 
 
-_LIMITS: dict[str, Callable[..., Ends]] = {
+def _any(*ends: Ends) -> Ends:
+    return ANY
+
+
+LIMITS: dict[str, Callable[..., Ends]] = {
     "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
     "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
     "neg": lambda a: (-a[1], -a[0]),
@@ -85,4 +92,10 @@ _LIMITS: dict[str, Callable[..., Ends]] = {
     "min": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
     "max": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
     "int": lambda a: a,
+    **dict.fromkeys(("lt", "le", "gt", "ge", "eq", "ne", "bool"), lambda *_: (0, 1)),
+    **dict.fromkeys(("and", "or", "xor", "not", "lshift", "rshift", "abs", "sign", "where"), _any),
+    **dict.fromkeys(("floor", "ceil", "round", "trunc"), lambda a: a),
+    **dict.fromkeys(("div", "sqrt", "exp", "exp2", "log", "log2", "sin", "cos", "tanh", "sigmoid", "erf", "pow"), _any),
+    **dict.fromkeys(("float", "double"), _any),
 }
+"""By operator name, of integers and booleans; `_any` where no more is needed."""

@@ -14,7 +14,7 @@ from ..canvas import Canvas
 from ..errors import FlexSpecError, choices
 from ..inputs import Input
 from ..ops import Type
-from ..trace import Traced
+from ..traced import Traced
 from ..user_line import user_caret
 
 

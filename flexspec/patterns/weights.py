@@ -15,7 +15,7 @@ from ..errors import FlexSpecError
 from ..expr import const
 from ..inputs import Input
 from ..predicate import read_signature
-from ..trace import Traced, TracedTensor
+from ..traced import Traced, TracedTensor
 from ..user_line import user_caret
 from ..weight import Weight
 from .checks import as_tensor

@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -83,6 +83,10 @@ class Formula:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     canvas: Canvas | None = None
     predicate: Predicate | None = None
+    noun: ClassVar[str] = "a formula"
+    """What it is, for people."""
+    argument: ClassVar[str] = ""
+    """Where `fs.Attention` takes it."""
 
     def __post_init__(self) -> None:
         named: dict[str, Input | Param] = {}

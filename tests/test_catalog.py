@@ -79,9 +79,12 @@ def test_a_family_lists_the_patterns_that_it_defines(family):
 def test_type_checkers_see_every_family():
     door = next(node for node in tree_of("__init__").body if isinstance(node, ast.If))
     stars = [node.module for node in door.body if isinstance(node, ast.ImportFrom) and node.names[0].name == "*"]
+    added = [ast.unparse(node) for node in door.body if isinstance(node, ast.AugAssign)]
     assert sorted(stars) == sorted(FAMILIES)
+    assert sorted(added) == sorted(f"__all__ += {family}.__all__" for family in FAMILIES)
     for family in FAMILIES:
-        lists = [node for node in tree_of(family).body if isinstance(node, ast.Assign) and "__all__" in ast.dump(node)]
+        lists = [node for node in tree_of(family).body if isinstance(node, ast.AnnAssign)]
+        lists = [node for node in lists if ast.unparse(node.target) == "__all__"]
         assert len(lists) == 1 and all(isinstance(name, ast.Constant) for name in lists[0].value.elts)
 
 

@@ -2,7 +2,7 @@
 
 All families are imported at the first use of any name, and not before: `listing` needs no torch. A new pattern is a
 definition with `@pattern(example, meaning)` and its name in the file's `__all__`; a new family is a line in
-`listing.FAMILIES` and one below.
+`listing.FAMILIES`, and what type checkers read of it below.
 """
 
 # ruff: noqa: F403 - type checkers read what __getattr__ gives
@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .catalog import CATALOG as CATALOG
-    from .catalog import Entry as Entry
+    from . import documents, grid, heads, mixed, scores, sequence, tokens, video, weights
+    from .catalog import CATALOG, Entry
     from .documents import *
     from .grid import *
     from .heads import *
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from .tokens import *
     from .video import *
     from .weights import *
+
+    __all__ = ["CATALOG", "Entry"]
+    __all__ += documents.__all__
+    __all__ += grid.__all__
+    __all__ += heads.__all__
+    __all__ += mixed.__all__
+    __all__ += scores.__all__
+    __all__ += sequence.__all__
+    __all__ += tokens.__all__
+    __all__ += video.__all__
+    __all__ += weights.__all__
 else:
 
     def __getattr__(name: str) -> object:

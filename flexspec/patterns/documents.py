@@ -21,7 +21,7 @@ from .about import pattern
 from .checks import as_tensor, per_token, whole
 from .heads import united
 
-__all__ = ["document", "padding", "same_label", "shared_prefix", "segments"]
+__all__: list[str] = ["document", "padding", "same_label", "shared_prefix", "segments"]
 
 
 @pattern(

@@ -20,7 +20,7 @@ from ..user_line import user_caret
 from .about import pattern
 from .checks import every, names_of_axes, on_axis, on_canvas, per_axis
 
-__all__ = ["neighborhood", "sliding_tile", "windows", "axial", "halo", "any_shared", "block_causal_2d"]
+__all__: list[str] = ["neighborhood", "sliding_tile", "windows", "axial", "halo", "any_shared", "block_causal_2d"]
 
 
 @pattern(

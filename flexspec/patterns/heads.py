@@ -16,7 +16,7 @@ from ..user_line import user_caret
 from .about import pattern
 from .checks import Text, as_tensor, whole
 
-__all__ = ["per_head", "scaled_span", "shifted_groups"]
+__all__: list[str] = ["per_head", "scaled_span", "shifted_groups"]
 
 
 @pattern("", "a mask for each head", picture="fs.per_head([fs.causal_window(64), fs.causal()])")

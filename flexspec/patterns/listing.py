@@ -48,7 +48,7 @@ def _family(family: str, kind: str) -> list[Listed]:
     names: list[str] = []
     texts: dict[str, list[str]] = {}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == "__all__" for to in node.targets):
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "__all__" and node.value is not None:
             names = ast.literal_eval(node.value)
         elif isinstance(node, ast.FunctionDef):
             for call in node.decorator_list:

@@ -16,7 +16,7 @@ from .about import pattern
 from .checks import Text, as_tensor, whole
 from .documents import segments
 
-__all__ = ["reordered", "with_text"]
+__all__: list[str] = ["reordered", "with_text"]
 
 
 @pattern(

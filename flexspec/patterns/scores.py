@@ -25,7 +25,7 @@ from ..user_line import user_caret
 from .about import pattern
 from .checks import Text, held_or_given, on_canvas, per_axis, per_head_number, whole
 
-__all__ = [
+__all__: list[str] = [
     "alibi",
     "softcap",
     "relative_bias",

@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from ..mask import Mask, mask
 from .about import pattern
 
-__all__ = [
+__all__: list[str] = [
     "everything",
     "nothing",
     "causal",

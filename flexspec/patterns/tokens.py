@@ -19,7 +19,7 @@ from ..user_line import user_caret
 from .about import pattern
 from .checks import Given, PerToken, as_tensor, per_token, whole
 
-__all__ = ["TOKEN_TYPES", "last_global", "token_types", "tree", "bridge", "block_diffusion", "adjacency"]
+__all__: list[str] = ["TOKEN_TYPES", "last_global", "token_types", "tree", "bridge", "block_diffusion", "adjacency"]
 
 TOKEN_TYPES: Mapping[str, int] = {"global": 0, "local": 1, "sliding": 2}
 """What the numbers in `token_types(types)` mean."""

@@ -20,7 +20,7 @@ from ..user_line import user_caret
 from .about import pattern
 from .checks import Given, every, held_or_given, on_axis, whole
 
-__all__ = ["first_frame", "frame_window", "spatial_head", "temporal_head", "radial", "epipolar"]
+__all__: list[str] = ["first_frame", "frame_window", "spatial_head", "temporal_head", "radial", "epipolar"]
 
 
 @pattern(

@@ -17,7 +17,7 @@ from ..weight import Weight
 from .about import pattern
 from .checks import per_head_number
 
-__all__ = [
+__all__: list[str] = [
     "sigmoid_weight",
     "relu_weight",
     "squared_relu_weight",

@@ -85,8 +85,8 @@ class Input(TracedTensor):
     """
 
     def __init__(self, name: str, dims: Iterable[str | int], dtype: object = "int") -> None:
-        names = tuple(f"_{dim}" if type(dim) is int and dim > 0 else str(dim) for dim in dims)
-        if isinstance(dims, str) or not all(name.isidentifier() for name in names):
+        names = tuple(f"_{dim}" if type(dim) is int and dim > 0 else dim for dim in dims if not isinstance(dims, str))
+        if isinstance(dims, str) or not all(isinstance(name, str) and name.isidentifier() for name in names):
             message = f"dims of {name} are {dims!r}"
             raise FlexSpecError("FS022", message, fix='give names: ("batch", "sequence")', where=user_caret())
         super().__init__(input_node(_identifier(name), names, _kind(dtype)), (), None)

@@ -10,6 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -55,7 +56,7 @@ class FlexBackend:
         return reasons
 
     def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return by_softmax(call.unpaged(), self._softmax)
+        return by_softmax(_expanded_as_copies(call.unpaged()), self._softmax)
 
     def _softmax(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
         if call.q.device.type != "cpu":
@@ -101,6 +102,13 @@ class FlexBackend:
         with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
             result = function(q, call.k, call.v, score_mod, block_mask)
         return (result[0], result[1].lse) if call.return_lse else (result, None)
+
+
+def _expanded_as_copies(call: Call) -> Call:
+    """The call with copies of tensors whose last dim is expanded: torch's CPU kernels do not compile for those."""
+    tensors = call.bound.tensors
+    copies = {name: x.contiguous() for name, x in tensors.items() if x.dim() and x.stride(-1) == 0 and x.size(-1) > 1}
+    return replace(call, bound=replace(call.bound, tensors={**tensors, **copies})) if copies else call
 
 
 def _dense_bytes(block_map: BlockMap | DeviceMap) -> int:

@@ -49,6 +49,18 @@ skipped. Densities count kept pairs, and blocks that are not empty. On a canvas 
 query, frame by frame. The formula is the traced expression, which `fs.parse` reads. A source's own definition may
 differ: the docstring says where. Made by `python bench/patterns.py`.
 """
+AT_RUN_TIME = """## Values that are given when it runs
+
+Ids, labels, types, slopes, tables and gains are tensors that a pattern holds, or that each call gives: leave the tensor
+out where the pattern has an input of its own, or put an `fs.Input` in its place. Numbers are `fs.Param`. New values of
+the same shapes compile nothing. One batch entry, or one head, serves all.
+
+```python
+bias = fs.relative_bias(fs.Input("table", ("heads", 257), float))
+attend = fs.compile(fs.Attention(fs.token_types(window=64), [bias]))
+out = attend(q, k, v, table=table, types=types, last_global=fs.last_global(types))
+```
+"""
 ORDERS = """## Orders
 
 An order says where a token lies in memory. It never changes what a mask keeps, only which blocks the mask fills.
@@ -182,7 +194,7 @@ def page(shown: dict[str, Shown]) -> str:
     lines += [
         f"| `{e.name}` | {e.meaning} | {said(e, 'lse', '.;')} |" for e in fs.CATALOG.values() if e.kind == "weight"
     ]
-    return "\n".join([*parts, ORDERS, *lines, "", (DOCS / "windows.md").read_text()])
+    return "\n".join([*parts, AT_RUN_TIME, ORDERS, *lines, "", (DOCS / "windows.md").read_text()])
 
 
 def write_table(shown: dict[str, Shown], path: Path) -> None:

@@ -40,6 +40,13 @@ def _identifier(name: object) -> str:
     return name
 
 
+def _dim_name(dim: object) -> str | None:
+    """A dim as an expression names it, `_257` where it is a number; None for what is neither."""
+    if type(dim) is int and dim > 0:
+        return f"_{dim}"
+    return dim if isinstance(dim, str) and dim.isidentifier() else None
+
+
 def fixed_size(dim: str) -> int | None:
     """The size that a dim such as `_257` has, or None."""
     return int(dim[1:]) if dim[0] == "_" and dim[1:].isdecimal() else None
@@ -85,11 +92,11 @@ class Input(TracedTensor):
     """
 
     def __init__(self, name: str, dims: Iterable[str | int], dtype: object = "int") -> None:
-        names = tuple(f"_{dim}" if type(dim) is int and dim > 0 else dim for dim in dims if not isinstance(dims, str))
-        if isinstance(dims, str) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        names = [_dim_name(dim) for dim in dims]
+        if isinstance(dims, str) or None in names:
             message = f"dims of {name} are {dims!r}"
             raise FlexSpecError("FS022", message, fix='give names: ("batch", "sequence")', where=user_caret())
-        super().__init__(input_node(_identifier(name), names, _kind(dtype)), (), None)
+        super().__init__(input_node(_identifier(name), tuple(filter(None, names)), _kind(dtype)), (), None)
 
     def __repr__(self) -> str:
         return str(self.source)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import flexspec as fs
 
@@ -102,3 +103,15 @@ def test_every_weight_says_its_lse(bench):
         "sink_logit": "with the extra column",
         "identity_mix": "the softmax's",
     }
+
+
+def test_the_values_at_run_time_are_given_as_the_page_says(bench):
+    types = torch.arange(40)[None] % 7 % 3
+    names = {"fs": fs, "table": torch.randn(2, 257), "types": types}
+    names |= {name: torch.randn(1, 2, 40, 16) for name in "qkv"}
+    exec(re.search(r"```python\n(.*?)```", bench.AT_RUN_TIME, re.S)[1], names)
+    q, kv = torch.arange(40)[:, None], torch.arange(40)
+    bias = names["table"][:, (q - kv).clamp(-128, 128) + 128]
+    bias = bias.masked_fill(~fs.token_types(types, window=64).dense(40), -torch.inf)
+    wanted = torch.nn.functional.scaled_dot_product_attention(names["q"], names["k"], names["v"], attn_mask=bias)
+    torch.testing.assert_close(names["out"], wanted, atol=2e-5, rtol=2e-5)

@@ -37,7 +37,7 @@ def document(ids: Any = None) -> Mask:
 
     Source: packed training; PyTorch's document mask has no padding id. Raises FS022 (shape), FS023 (not integers).
 
-    >>> document(torch.tensor([0, 0, 1, -1])).dense(4).int()[0, 0].tolist()
+    >>> document([0, 0, 1, -1]).dense(4).int()[0, 0].tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     """
     document_id = per_token("ids", ids, "document_id")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 FAMILIES: Mapping[str, str] = {
     "sequence": "mask",
@@ -21,8 +22,7 @@ FAMILIES: Mapping[str, str] = {
 """The files with patterns, in reading order, and the kind of what they define."""
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """A pattern as text: what `flexspec.patterns.Entry` says of it, without the pattern."""
 
     name: str
@@ -32,6 +32,7 @@ class Listed:
     meaning: str
 
 
+@cache
 def listing() -> list[Listed]:
     """Every pattern in reading order, as `CATALOG` has them. Imports neither torch nor the rest of flexspec.
 

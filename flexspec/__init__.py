@@ -25,13 +25,14 @@ if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler
 
 if TYPE_CHECKING:
     from flexspec.compiler.backends.reference import reference_attention
+    from flexspec.compiler.compile import compile
+    from flexspec.compiler.compiled import CompiledAttention
     from flexspec.compiler.fitting.families import Family
     from flexspec.compiler.fitting.fit import Fit, Fits, fit
+    from flexspec.compiler.kept_keys import KeptKeys, kept_keys
 
-    from .compiler.attend import CompiledAttention, compile
     from .compiler.blocks.block_map import BlockMap
     from .compiler.blocks.runs import BlockKind
-    from .compiler.draw.keys import KeptKeys, kept_keys
     from .compiler.draw.orders import show_orders
     from .compiler.pipeline import block_map, create_block_mask
     from .compiler.planning.hardware import Hardware
@@ -104,10 +105,10 @@ __all__ += patterns.__all__
 _COMPILER = {
     "BlockKind": "blocks.runs",
     "BlockMap": "blocks.block_map",
-    "CompiledAttention": "attend",
+    "CompiledAttention": "compiled",
     "Diff": "proofs.diff",
     "Hardware": "planning.hardware",
-    "KeptKeys": "draw.keys",
+    "KeptKeys": "kept_keys",
     "Family": "fitting.families",
     "Fit": "fitting.fit",
     "Fits": "fitting.fit",
@@ -116,7 +117,7 @@ _COMPILER = {
     "Proof": "proofs.proof",
     "Reach": "proofs.reach",
     "block_map": "pipeline",
-    "compile": "attend",
+    "compile": "compile",
     "create_block_mask": "pipeline",
     "diff": "proofs.diff",
     "equals": "proofs.proof",
@@ -125,7 +126,7 @@ _COMPILER = {
     "implies": "proofs.proof",
     "is_causal": "proofs.proof",
     "is_empty": "proofs.proof",
-    "kept_keys": "draw.keys",
+    "kept_keys": "kept_keys",
     "plan": "planning.planner",
     "reach": "proofs.reach",
     "reference_attention": "backends.reference",

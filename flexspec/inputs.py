@@ -150,7 +150,7 @@ class Bound:
 
 
 def bind(
-    expr: Expr,
+    exprs: Iterable[Expr],
     held: Mapping[str, Any],
     defaults: Mapping[str, Any],
     given: Mapping[str, Any],
@@ -158,13 +158,15 @@ def bind(
     *,
     assume_one: bool = False,
 ) -> Bound:
-    """Find a value for each name in `expr`: from the call, else held by the pattern, else a default.
+    """Find a value for each name in `exprs`: from the call, else held by the pattern, else a default.
 
     Batch and heads that nobody gives are read off the tensors; else they are 1 if `assume_one`, or FS031 where needed.
 
     All mistakes are reported together: FS020 missing, FS021 unknown, FS022 shape, FS023 type, FS031 sizes.
     """
-    tensors, numbers = inputs_of(expr), params_of(expr)
+    exprs = list(exprs)
+    tensors = {name: node for expr in exprs for name, node in inputs_of(expr).items()}
+    numbers = {name: node for expr in exprs for name, node in params_of(expr).items()}
     open_names = (tensors.keys() | numbers.keys() | defaults.keys()) - held.keys()
     errors = [_unknown(name, open_names) for name in given if name not in open_names]
     values = {**defaults, **held, **given}
@@ -182,7 +184,7 @@ def bind(
             errors.append(error)
     if errors:
         raise FlexSpecError.collect(errors)
-    sizes = _infer(expr, tensors, bound, sizes, assume_one)
+    sizes = _infer(exprs, tensors, bound, sizes, assume_one)
     return Bound(_fit(tensors, bound, sizes), plain, sizes)
 
 
@@ -242,19 +244,27 @@ def number_for(name: str, kind: Type, value: Any) -> Any:
 
 
 def _infer(
-    expr: Expr, nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes, assume_one: bool
+    exprs: Iterable[Expr],
+    nodes: Mapping[str, InputNode],
+    tensors: Mapping[str, torch.Tensor],
+    sizes: Sizes,
+    assume_one: bool,
 ) -> Sizes:
-    """Fill in batch and heads from the tensors that name them, where the expression reads them."""
+    """Fill in batch and heads from the tensors that name them, where the expressions read them."""
     counts = {"batch": sizes.batch, "heads": sizes.heads}
     for dim in counts:
         if counts[dim] is None:
             sides = {tensors[n].shape[node.dims.index(dim)] for n, node in nodes.items() if dim in node.dims}
             counts[dim] = max(sides, default=1 if assume_one else None)
     for dim, position in (("batch", "b"), ("heads", "h")):
-        if counts[dim] is None and {position, dim} & {n.name for n in walk(expr) if isinstance(n, Var)}:
+        if counts[dim] is None and any({position, dim} & _variables(expr) for expr in exprs):
             message = f"the pattern depends on `{position}`, and nothing says how many there are"
             raise FlexSpecError("FS031", message, fix=f"give {dim}=<count>", where=user_caret())
     return Sizes(sizes.q_len, sizes.kv_len, counts["batch"], counts["heads"])
+
+
+def _variables(expr: Expr) -> set[str]:
+    return {node.name for node in walk(expr) if isinstance(node, Var)}
 
 
 def _fit(nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> dict[str, torch.Tensor]:

@@ -10,12 +10,14 @@ from typing import Any, ClassVar, Self, overload
 import torch
 
 from .canvas import Canvas
+from .combine import joined, merged, operand, renamed
 from .errors import FlexSpecError
 from .evaluate import evaluate
 from .expr import POSITIONS, Expr, apply, const, inputs_of, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, joined, merged, operand, read_signature, renamed
+from .formula import Formula
 from .inputs import make_sizes
 from .ops import Type
+from .predicate import Parameter, Predicate, read_signature
 from .questions import Questions
 from .trace import Session, Traced, run
 from .user_line import function_place, user_caret
@@ -33,6 +35,7 @@ class Mask(Questions, Formula):
 
     noun: ClassVar[str] = "a mask"
     argument: ClassVar[str] = "mask=..."
+    document_kind = "mask"
 
     def __post_init__(self) -> None:
         super().__post_init__()  # torch tells a mask_mod by its four parameters
@@ -45,7 +48,7 @@ class Mask(Questions, Formula):
             raise FlexSpecError("FS007", message, fix="return a comparison, e.g. `x != 0`", where=function_place(fn))
         return expr
 
-    def __call__(self, *args: Any, **values: Any) -> Any:
+    def __call__(self, /, *args: Any, **values: Any) -> Any:
         """Bind parameters: `sink_window(window=512)`; positional ones in the order of their definition.
 
         With four positions (b, h, q_idx, kv_idx), as FlexAttention calls a mask_mod, it is the mask there instead.
@@ -123,6 +126,7 @@ class Mask(Questions, Formula):
 
     def dense(
         self,
+        /,
         q_len: int,
         kv_len: int | None = None,
         *,

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
 from .canvas import Canvas
+from .combine import joined, merged
 from .errors import FlexSpecError
 from .expr import POSITIONS, Expr, apply, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, joined, merged, read_signature
+from .formula import Formula
 from .mask import _four_positions, refuse_other_kinds
 from .ops import Type
+from .predicate import Parameter, Predicate, read_signature
 from .trace import run
 from .user_line import function_place, user_caret
 
@@ -27,6 +29,7 @@ class ScoreMod(Formula):
 
     noun: ClassVar[str] = "a score mod"
     argument: ClassVar[str] = "scores=[...]"
+    document_kind = "score"
 
     @staticmethod
     def check_result(expr: Expr, fn: object) -> Expr:
@@ -35,7 +38,7 @@ class ScoreMod(Formula):
             raise FlexSpecError("FS007", message, fix="for keeping pairs, use @fs.mask", where=function_place(fn))
         return expr if expr.type > Type.INT else apply("float", expr)
 
-    def __call__(self, *args: Any, **values: Any) -> ScoreMod:
+    def __call__(self, /, *args: Any, **values: Any) -> ScoreMod:
         """Bind parameters, positional ones in the order of their definition."""
         return self.given(*args, **values)
 

@@ -16,15 +16,16 @@ from typing import Any
 from . import order as orders
 from .canvas import Canvas
 from .errors import FlexSpecError, choices
-from .expr import Const, Expr, Input, Load, apply, const, load, param, params_of
-from .formula import Formula, Parameter
+from .expr import Const, Expr, Input, Load, apply, const, infix_text, load, param, params_of
+from .formula import Formula
 from .grammar import BY_AXIS, Node, read, text_error
 from .mask import Mask
 from .ops import OPS, Type
 from .order import Order
 from .patterns import CATALOG
+from .predicate import Parameter
 from .score import ScoreMod
-from .syntax import declared_names, formula, leaf
+from .syntax import declared_names, leaf
 from .trace import Traced
 from .weight import Weight
 
@@ -269,7 +270,7 @@ class _Reading:
             fix = "write a comparison; a number named like a pattern is declared in front: `sink: int; ...`"
             raise text_error(self.text, node.at, message, fix, "FS007")
         parameters = {name: Parameter() for name in params_of(expr)}
-        raw: Formula = self.located(node, kind, expr, formula(expr), parameters=parameters)
+        raw: Formula = self.located(node, kind, expr, infix_text(expr), parameters=parameters)
         return raw
 
     def expr(self, node: Node, value: Any) -> Expr:

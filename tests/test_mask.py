@@ -316,3 +316,13 @@ PAIRS = st.recursive(
 def test_any_composition_is_pythons(pair, q_len, kv_len) -> None:
     mask, fn = pair
     assert mask.dense(q_len, kv_len)[0, 0].tolist() == [[fn(q, kv) for kv in range(kv_len)] for q in range(q_len)]
+
+
+def test_a_tensor_renamed_takes_no_name_that_is_read() -> None:
+    """The second `ids` must not be called `ids_2`: its own mask reads an input of that name."""
+    ours, theirs, given = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 1, 0]), torch.tensor([5, 6, 6, 6])
+    first = fs.Mask(fs.parse("ids: int[sequence]; ids[q] == ids[kv]"), "first", {"ids": ours})
+    text = "ids: int[sequence]; ids_2: int[sequence]; (ids[q] == ids[kv]) & (ids_2[q] == ids_2[kv])"
+    second = fs.Mask(fs.parse(text), "second", {"ids": theirs})
+    wanted = [[all(ids[i] == ids[j] for ids in (ours, theirs, given)) for j in range(4)] for i in range(4)]
+    assert (first & second).dense(4, ids_2=given)[0, 0].tolist() == wanted

@@ -60,26 +60,26 @@ class Digits(Order):
             value = position if outer == total else apply("mod", position, const(outer))
             value = value if stride == 1 else apply("floordiv", value, const(stride))
             parts[digit.axis].append(_times(value, digit.stride))
-        found, valid = {}, []
+        coordinates, valid = {}, []
         for name, side in self._canvas.lengths.items():
-            at = _sum(parts[name])
+            coordinate = _sum(parts[name])
             if self._room(name) > side:
-                valid.append(apply("lt", at, const(side)))
-                at = apply("min", at, const(side - 1))
-            found[name] = at
+                valid.append(apply("lt", coordinate, const(side)))
+                coordinate = apply("min", coordinate, const(side - 1))
+            coordinates[name] = coordinate
         every = reduce(lambda a, b: apply("and", a, b), valid) if valid else None
-        return Place(self._canvas.position(found), found, every)
+        return Place(self._canvas.position(coordinates), coordinates, every)
 
     def memory(self, position: Expr, length: int) -> Expr:
         if not self.permutes:
             return position
-        at = self._canvas.coordinates(position)
+        coordinates = self._canvas.coordinates(position)
         parts, stride = [], self.padded(length)
         for digit in self.digits:
             stride //= digit.base
             if digit.base == 1:
                 continue
-            value = at[digit.axis]
+            value = coordinates[digit.axis]
             value = value if digit.stride == 1 else apply("floordiv", value, const(digit.stride))
             if digit.stride * digit.base < self._room(digit.axis):
                 value = apply("mod", value, const(digit.base))

@@ -121,8 +121,8 @@ class Concatenated(Table):
 
     @property
     def batch(self) -> int | None:
-        found = (part.batch for part in self.parts if isinstance(part, Table))
-        return next((batch for batch in found if batch is not None), None)
+        batches = (part.batch for part in self.parts if isinstance(part, Table))
+        return next((batch for batch in batches if batch is not None), None)
 
     def _table(self, length: int) -> torch.Tensor:
         made = []

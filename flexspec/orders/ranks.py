@@ -41,9 +41,9 @@ class Zigzag(Order):
 
     def place(self, position: Expr, length: int) -> Place:
         size = const(self.padded(length) // (2 * self.ranks))
-        at = apply("floordiv", position, size)
-        rank = apply("floordiv", at, const(2))
-        early = apply("eq", apply("mod", at, const(2)), const(0))
+        slot = apply("floordiv", position, size)
+        rank = apply("floordiv", slot, const(2))
+        early = apply("eq", apply("mod", slot, const(2)), const(0))
         chunk = apply("where", early, rank, apply("sub", const(2 * self.ranks - 1), rank))
         logical = apply("add", apply("mul", chunk, size), apply("mod", position, size))
         return _cut(logical, self.padded(length), length)
@@ -53,8 +53,8 @@ class Zigzag(Order):
         chunk = apply("floordiv", position, size)
         early, late = apply("mul", chunk, const(2)), apply("sub", const(2 * self.ranks - 1), chunk)
         late = apply("add", apply("mul", late, const(2)), const(1))
-        at = apply("where", apply("lt", chunk, const(self.ranks)), early, late)
-        return apply("add", apply("mul", at, size), apply("mod", position, size))
+        slot = apply("where", apply("lt", chunk, const(self.ranks)), early, late)
+        return apply("add", apply("mul", slot, size), apply("mod", position, size))
 
     def __str__(self) -> str:
         return f"zigzag({self.ranks})"

@@ -39,7 +39,7 @@ else:
 
     def __getattr__(name: str) -> object:
         if name == "__all__" or not name.startswith("_"):
-            catalog = import_module(f"{__name__}.catalog")
+            catalog = import_module("flexspec.patterns.catalog")
             names = {"CATALOG": catalog.CATALOG, "Entry": catalog.Entry}
             for family in catalog.FAMILIES:
                 names |= catalog.public_names(family)

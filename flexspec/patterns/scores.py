@@ -18,8 +18,8 @@ from pydantic import PositiveFloat
 
 from ..canvas import Canvas
 from ..errors import FlexSpecError
-from ..formula import NAMES, read_signature
 from ..inputs import Input
+from ..predicate import NAMES, read_signature
 from ..score import ScoreMod, score
 from ..user_line import user_caret
 from .about import pattern

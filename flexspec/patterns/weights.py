@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..expr import const
-from ..formula import read_signature
+from ..predicate import read_signature
 from ..weight import Weight
 from .about import pattern
 from .checks import per_head_number

@@ -49,6 +49,10 @@ class Formula:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     canvas: Canvas | None = None
     predicate: Predicate | None = None
+    noun: ClassVar[str] = "a formula"
+    """What it is, for people."""
+    argument: ClassVar[str] = ""
+    """Where `fs.Attention` takes it."""
     document_kind: ClassVar[str | None] = None
     """What a file of such a formula says that it holds; None: no file holds one alone."""
 

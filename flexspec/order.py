@@ -75,8 +75,8 @@ def relocate(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int,
         message = f"`{TOKEN_AT}` is a value of the pattern, and the table of {order}"
         raise FlexSpecError("FS026", message, fix="rename the pattern's", where=user_caret())
     values: dict[str, Expr] = {}
+    order.check(q_len, kv_len)
     for side, length in (("q", q_len), ("kv", kv_len)):
-        order.check(length)
         place = order.place(var(side), length)
         coordinates = place.coordinates if canvas == order.canvas else {}
         if canvas and not coordinates:

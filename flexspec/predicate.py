@@ -14,7 +14,7 @@ from .errors import FlexSpecError, choices
 from .expr import SIZES
 from .ops import Type
 from .syntax import leaf
-from .trace import Traced
+from .traced import Traced
 from .user_line import function_place, user_caret
 
 NAMES = {"b": "b", "h": "h", "q": "q", "kv": "kv", "q_idx": "q", "kv_idx": "kv"} | {name: name for name in SIZES}

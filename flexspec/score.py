@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from .canvas import Canvas
 from .combine import joined, merged
 from .errors import FlexSpecError
 from .expr import POSITIONS, Expr, apply, params_of, substitute, var
 from .formula import Formula
-from .mask import _four_positions
+from .mask import _four_positions, refuse_other_kinds
 from .ops import Type
 from .predicate import Parameter, Predicate, read_signature
 from .trace import run
@@ -27,6 +27,8 @@ class ScoreMod(Formula):
     softcap(cap=50.0) + alibi()
     """
 
+    noun: ClassVar[str] = "a score mod"
+    argument: ClassVar[str] = "scores=[...]"
     document_kind = "score"
 
     @staticmethod
@@ -41,10 +43,16 @@ class ScoreMod(Formula):
         return self.given(*args, **values)
 
     def __add__(self, other: object) -> ScoreMod:
+        refuse_other_kinds(other, ScoreMod, "FS010")
         if not isinstance(other, ScoreMod):
             return NotImplemented
         both = joined(self, "+", other)
         return merged(ScoreMod, lambda x, y: substitute(y, {"score": x}), self, other, both)
+
+    def __radd__(self, other: object) -> ScoreMod:
+        """Only what is no score mod comes here: a mask or a weight gets an error of its own."""
+        refuse_other_kinds(other, ScoreMod, "FS010")
+        return NotImplemented
 
 
 @overload
@@ -53,6 +61,12 @@ def score(fn: Callable[..., Any]) -> ScoreMod: ...
 def score(*, canvas: Canvas | None = None) -> Callable[[Callable[..., Any]], ScoreMod]: ...
 def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) -> Any:
     """Make a `ScoreMod` of a function of `score` and any of `b, h, q, kv` by name; else as `fs.mask`.
+
+    fn: a function that returns a number, the new score.
+    canvas: what gives `q` and `kv` named coordinates.
+
+    Raises FS001 (parameters), FS023 (a mask or a weight), FS007 (no number is returned), and what tracing raises
+    (see `fs.mask`).
 
     >>> import flexspec as fs
     >>> @fs.score
@@ -63,6 +77,7 @@ def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None)
     """
     if fn is None:
         return lambda inner: ScoreMod.from_predicate(read_signature(inner, ("score",)), canvas)
+    refuse_other_kinds(fn, ScoreMod)
     if isinstance(fn, ScoreMod):
         return fn
     if not callable(fn):
@@ -71,7 +86,14 @@ def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None)
 
 
 def from_score_mod(fn: Callable[..., Any]) -> ScoreMod:
-    """A FlexAttention `score_mod(score, b, h, q_idx, kv_idx)` as it is. Raises FS001, FS007 to FS009."""
+    """A FlexAttention `score_mod(score, b, h, q_idx, kv_idx)` as it is.
+
+    fn: a function of a score and four positions, or a ScoreMod, which is returned.
+
+    Raises FS001 (not five positional parameters), FS023 (a mask or a weight), FS007 (no number is returned), and what
+    tracing raises, at its line (see `fs.mask`).
+    """
+    refuse_other_kinds(fn, ScoreMod)
     if isinstance(fn, ScoreMod):
         return fn
     names = ("score", *POSITIONS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import FlexSpecError
 from .expr import Expr, apply, infix_text
@@ -37,6 +37,8 @@ class Weight(Formula):
     """
 
     kind: str = ""
+    noun: ClassVar[str] = "a weight"
+    argument: ClassVar[str] = "weight=..."
 
     def _key(self) -> tuple[Any, ...]:
         return *super()._key(), self.kind

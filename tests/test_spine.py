@@ -25,6 +25,7 @@ COMPILER = (
 DRAW = ["flexspec.compiler.draw"]
 DOORS = {
     "flexspec": [],  # imports the compiler's public names at their first use
+    "flexspec.patterns.catalog": [],  # imports the families, by their names in `listing`
     "flexspec.questions": ["flexspec.compiler.proofs"],  # what the compiler answers, asked through `flexspec`
     "flexspec.compiler.blocks.block_map": DRAW,  # `show` of each opens the room that draws
     "flexspec.compiler.proofs.diff": DRAW,

@@ -326,6 +326,8 @@ WRONG = [
     (lambda: fs.Attention(weight=fs.softcap(3.0)), "FS023"),
     (lambda: fs.Attention(weight=fs.sigmoid_weight), "FS023"),
     (lambda: fs.sigmoid_weight("low"), "FS023"),
+    (lambda: fs.sink_logit(fs.Input("logit", ("batch",), float)), "FS022"),
+    (lambda: fs.sink_logit(fs.Input("logit", ("heads",))), "FS023"),
     (lambda: fs.sink_logit(True), "FS023"),
     (lambda: fs.sink_logit(math.nan), "FS023"),
     (lambda: fs.sink_logit(torch.zeros(2, 2)), "FS022"),

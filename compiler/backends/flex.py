@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -127,7 +127,7 @@ def _kernel(
     facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and device.type != "cpu" else {}
     lists = (block_map.batch > 1, block_map.heads > 1)
     blocks = (block_map.grid.q_blocks == 1, block_map.grid.kv_blocks == 1)
-    own = _fixed(lowered.mask, lowered.values)
+    own = _fixed(lowered.mask, lowered.derive(_mask_values))
     return Kernel(
         mask_text, score_text, tuple(facts), lowered.attention.scale, lse, dtype, device.type, group, head_dims, lists,
         one_query, layout + blocks, own + fixed,
@@ -137,7 +137,8 @@ def _kernel(
 def _block_mask(lowered: Lowered, device: torch.device, one_query: bool) -> Any:
     """torch's BlockMask of the map, with the mask printed over its own values."""
     options = {"wide": lowered.derive(_wide, device), "last_query": one_query}
-    mask_mod = function_of(lowered.mask, lowered.values, kind="mask_mod", device=device, **options)
+    values = lowered.derive(_mask_values)
+    mask_mod = function_of(lowered.mask, values, kind="mask_mod", device=device, **options)
     block_mask = to_flex(lowered.block_map, mask_mod, compact=_dense_bytes(lowered) > DENSE_BYTES)
     if one_query:
         block_mask.seq_lengths = (ONE_QUERY_ROWS, block_mask.seq_lengths[1])
@@ -151,16 +152,29 @@ def _score_mod(call: Call, device: torch.device, one_query: bool) -> tuple[Any, 
         return None, ()
     if not call.bound.tensors.keys() & score.names:
         return lowered.derive(_own_score_mod, score, device, one_query), ()
-    values = {**lowered.values, **call.bound.tensors}
+    tensors = _unexpanded(call.bound.tensors)
+    values = {**lowered.values, **tensors}
     options = {"wide": lowered.derive(_wide, device), "last_query": one_query}
     score_mod = function_of(score, values, kind="score_mod", device=device, **options)
-    return score_mod, _fixed(score, call.bound.tensors)
+    return score_mod, _fixed(score, tensors)
 
 
 def _own_score_mod(lowered: Lowered, score: Expr, device: torch.device, one_query: bool) -> Any:
     """The score_mod of scores that read no tensor."""
     options = {"wide": lowered.derive(_wide, device), "last_query": one_query}
     return function_of(score, lowered.values, kind="score_mod", device=device, **options)
+
+
+def _mask_values(lowered: Lowered) -> dict[str, Any]:
+    return _unexpanded(lowered.values)
+
+
+def _unexpanded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with copies of tensors whose last dim is expanded: torch's CPU kernels do not compile for those."""
+    return {
+        name: value.contiguous() if isinstance(value, torch.Tensor) and 0 in value.stride()[-1:] else value
+        for name, value in values.items()
+    }
 
 
 def _wide(lowered: Lowered, device: torch.device) -> bool:

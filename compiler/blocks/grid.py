@@ -53,8 +53,7 @@ def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
     if order is None:
         return Grid(sizes.q_len, sizes.kv_len, block_q, block_kv)
     check_orders([order])
-    order.check(sizes.q_len)
-    order.check(sizes.kv_len)
+    order.check(sizes.q_len, sizes.kv_len)
     return Grid(order.padded(sizes.q_len), order.padded(sizes.kv_len), block_q, block_kv)
 
 

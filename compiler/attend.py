@@ -24,8 +24,8 @@ from .backends.pages import as_seen, check_pages, gathered
 from .backends.registry import backends, check_backend
 from .backends.triton import operator
 from .blocks.block_map import BlockMap
+from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
-from .blocks.indices import check_scores
 from .explain import Report, explain
 from .map_cache import Maps
 from .pipeline import Stages

@@ -22,8 +22,8 @@ from flexspec.order import Order, bound_in_memory, in_memory
 
 from .blocks.block_map import BlockMap
 from .blocks.classify import Trail, classify
+from .blocks.defined import check_defined
 from .blocks.grid import BlockSize, make_grid
-from .blocks.indices import check_indices
 from .blocks.integer_range import check_range
 from .blocks.tensor_ranges import TensorRanges, ranges_of
 from .printers.python import function_of
@@ -96,7 +96,7 @@ def map_of(
     with stages.timed("SIMPLIFIED"):
         tables = tables or ranges_of(bound)
         check_range(expr, tables.tensors)
-        check_indices([mask.flat], bound, tables)
+        check_defined([mask.flat], bound, tables)
         exprs = specialise_each(expr, bound, tables.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()

@@ -27,10 +27,10 @@ from ..evaluation.points import needed, one_sided
 from ..pipeline import mask_mod_of
 from ..simplify.specialise import specialise_each
 from .classify import classify
+from .defined import check_defined
 from .derived import Derives
 from .flex_lists import Lists, dense_lists
 from .grid import BlockSize, Grid, make_grid
-from .indices import check_indices
 from .intervals import FAR
 from .runs import BlockKind, Runs
 from .tensor_ranges import TensorRanges
@@ -134,7 +134,7 @@ def map_on_device(
     (`clamp`, a remainder); beyond that, one outside its tensor is an error of the device, which torch reports later.
     """
     grid = make_grid(bound.sizes, block_size, order)
-    check_indices([mask.flat], bound, None)
+    check_defined([mask.flat], bound, None)
     expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     surely, possibly = _Blocks(expr, grid, bound, device).interval()
     shape = torch.broadcast_shapes(surely.shape, (1, 1, grid.q_blocks, grid.kv_blocks))

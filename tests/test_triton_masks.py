@@ -3,7 +3,7 @@
 import pytest
 import torch
 from flexspec.compiler.backends.triton.source import may_fuse
-from flexspec.compiler.simplify.rules.spans import interval
+from flexspec.compiler.simplify.spans import interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import comparisons, make_mask, masks, tables, truth

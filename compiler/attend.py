@@ -20,8 +20,8 @@ from . import operator
 from .backends.base import Backend, BackendFailed, Call, Result, able, check_qkv, check_weight
 from .backends.pages import as_seen, check_pages, gathered
 from .backends.registry import BACKENDS, check_tuning, chosen
+from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
-from .blocks.indices import check_scores
 from .map_cache import MapCache
 
 OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len"}

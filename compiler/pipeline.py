@@ -28,10 +28,10 @@ from flexspec.weight import Weight
 
 from .blocks.block_map import BlockMap
 from .blocks.classify import Trail, classify
+from .blocks.defined import check_defined
 from .blocks.derived import Derives
 from .blocks.flex_lists import to_flex
 from .blocks.grid import BlockSize, Grid, make_grid
-from .blocks.indices import check_indices
 from .blocks.integer_range import check_range
 from .blocks.on_device import DeviceMap, kinds_on_device
 from .blocks.tensor_ranges import TensorRanges, ranges_of
@@ -127,7 +127,7 @@ def map_of(
     with stages.timed("SIMPLIFIED"):
         ranges = ranges or ranges_of(bound)
         check_range(expr, ranges.tensors)
-        check_indices([mask.flat], bound, ranges)
+        check_defined([mask.flat], bound, ranges)
         exprs = specialise_each(expr, bound, ranges.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
@@ -158,7 +158,7 @@ def map_on_device(
 ) -> DeviceMap:
     """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
     grid = make_grid(bound.sizes, block_size, order)
-    check_indices([mask.flat], bound, None)
+    check_defined([mask.flat], bound, None)
     expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
 

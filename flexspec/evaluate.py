@@ -55,7 +55,7 @@ def evaluate(expr: Expr, values: Mapping[str, Value], *, precise: bool = False, 
 
 def _check_divisor(name: str, args: list[torch.Tensor]) -> None:
     if name in ("floordiv", "mod") and not args[1].is_floating_point() and bool((args[1] == 0).any()):
-        raise FlexSpecError("FS035", f"an integer is divided by zero in `{OPS[name].symbol}`", where=user_caret())
+        raise divided_by_zero(name)
 
 
 def _load(node: Load, index: list[torch.Tensor], values: Mapping[str, Value], checked: bool) -> torch.Tensor:
@@ -74,3 +74,9 @@ def leaves_its_tensor(name: str, axis: int, size: int, seen: str) -> FlexSpecErr
     """FS024; `seen` is what the index along `axis` does, such as "goes from 0 to 7"."""
     message = f"index {axis} of `{name}` {seen}, its size is {size}"
     return FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor", where=user_caret())
+
+
+def divided_by_zero(name: str, seen: str = "") -> FlexSpecError:
+    """FS035 for the operator `name`; `seen` says more, such as ": the divisor is 0 at q = 3"."""
+    message = f"an integer is divided by zero in `{OPS[name].symbol}`{seen}"
+    return FlexSpecError("FS035", message, where=user_caret())

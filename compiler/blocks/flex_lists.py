@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch.nn.attention import flex_attention
-from torch.nn.attention.flex_attention import BlockMask
 
 from flexspec.errors import FlexSpecError
 from flexspec.user_line import user_caret
@@ -56,17 +54,19 @@ def to_flex(
     separate_full_blocks: bool = True,
     compute_dq_write_order: bool = False,
     dq_kv_order: bool = True,
-) -> BlockMask:
+) -> Any:
     """torch's BlockMask: field by field as `create_block_mask` makes it, or the same lists in compact form.
 
     A ragged last block is partial even when all its positions are kept: torch's kernel tests only lengths that 128
     divides, and reads past the end of a full block otherwise. batch, heads: expand dense lists to these sizes. FS042
     where this torch has no dq write order.
     """
+    from torch.nn.attention import flex_attention  # slow to import, and only needed here
+
     lists = block_map.flex_lists(batch, heads, compact=compact, separate_full_blocks=separate_full_blocks)
     grid = block_map.grid
     sizes, lengths = (grid.block_q, grid.block_kv), (grid.q_len, grid.kv_len)
-    block_mask = BlockMask(lengths, *lists, BLOCK_SIZE=sizes, mask_mod=mask_mod)
+    block_mask = flex_attention.BlockMask(lengths, *lists, BLOCK_SIZE=sizes, mask_mod=mask_mod)
     if compute_dq_write_order:
         compute = getattr(flex_attention, "_compute_dq_write_order_from_block_mask", None)
         if compute is None:

@@ -96,7 +96,7 @@ def _within(index: Interval, size: int) -> Interval:
     """An index range inside the tensor. Below 0 it counts from the back, and is taken as all indices.
 
     Ends past the tensor are cut off, as the range may be wider than what the index really takes, and that is inside
-    (see `indices`).
+    (see `defined`).
     """
     lo, hi = (np.asarray(end, dtype=np.int64) for end in index)
     wraps = lo < 0

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flexspec.errors import FlexSpecError
-from flexspec.evaluate import leaves_its_tensor
+from flexspec.evaluate import divided_by_zero, leaves_its_tensor
 from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import OPS, Type
 
@@ -48,7 +47,7 @@ def evaluate_at(
                 kinds, _ = OPS[node.op].signature(tuple(arg.type for arg in node.args))
                 args = [convert(arg, kind) for arg, kind in zip(node.args, kinds, strict=True)]
                 if node.op in ("floordiv", "mod") and kinds[1] <= Type.INT and not args[1].all():
-                    raise FlexSpecError("FS035", f"an integer is divided by zero in `{OPS[node.op].symbol}`")
+                    raise divided_by_zero(node.op)
                 done[node] = OPS[node.op].numpy(*args)
         return convert(expr, expr.type)
 

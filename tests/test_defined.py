@@ -1,8 +1,10 @@
-"""An index that leaves its tensor is an error before anything runs, exactly where the reference has it."""
+"""An index that leaves its tensor, or a division by zero, is an error before anything runs, exactly where the reference
+has it.
+"""
 
 import pytest
 import torch
-from flexspec.compiler.blocks import indices
+from flexspec.compiler.blocks import defined
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import Written, block_kinds, integers, make_mask, tables
@@ -17,12 +19,12 @@ def qkv(length, batch=1, heads=2, kv_len=None):
     return [torch.randn(batch, heads, n, 16, generator=made) for n in (length, kv_len or length, kv_len or length)]
 
 
-def refused(do, *parts):
+def refused(do, *parts, code="FS024"):
     with pytest.raises(fs.FlexSpecError) as caught:
         do()
-    assert caught.value.code == "FS024"
+    assert caught.value.code == code
     text = str(caught.value)
-    assert all(part in text for part in (*parts, "clamp", "test_indices.py")), text
+    assert all(part in text for part in (*parts, "test_defined.py", *["clamp"] * (code == "FS024"))), text
 
 
 CHOSEN = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.7
@@ -59,6 +61,28 @@ def test_an_index_that_leaves_its_tensor(name):
         refused(lambda backend=backend: fs.compile(mask, backend=backend, block_size=16)(*qkv(128)), *seen)
 
 
+DIVIDED = {
+    "of one side": (lambda q, kv: (q // (kv - 77) > 3) & (kv < 9), "`//`: the divisor is 0 at kv = 77"),
+    "of both sides": (lambda q, kv: (q % (q - kv + 90) == 0) | (q >= kv), "`%`: the divisor is 0 at q = 0, kv = 90"),
+    "by head": (lambda h, q, kv: torch.where(q < 0, q % (h - 1), q) >= kv, "the divisor is 0 at b = 0, h = 1"),
+    "by a table": (lambda q, kv: (kv // LINE[q % 8] >= 0) | (kv >= 0), "the divisor is 0 at q = 0"),
+}
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_an_integer_that_is_divided_by_zero(name):
+    fn, seen = DIVIDED[name]
+    mask = fs.mask(fn)
+    refused(lambda: mask.dense(128, batch=1, heads=2), code="FS035")
+    refused(lambda: fs.block_map(mask, 128, batch=1, heads=2, block_size=16), seen, code="FS035")
+    refused(lambda: fs.is_empty(mask, 128, batch=1, heads=2), seen, code="FS035")
+    for backend in BACKENDS:
+        attend = fs.compile(mask, backend=backend, block_size=16)
+        refused(lambda attend=attend: attend(*qkv(128)), seen, code="FS035")
+    if name != "by a table":
+        refused(lambda: fs.compile(mask, backend="flex", exact=False)(*qkv(128)), seen, code="FS035")
+
+
 @pytest.mark.parametrize("length", [100, 64, 1])
 def test_at_the_edge_nothing_is_refused(length):
     """The same tables where they are just large enough, also from the back."""
@@ -81,7 +105,7 @@ sizes = st.integers(1, 40)
 @given(integers, integers, sizes, sizes, st.integers(1, 60), st.integers(1, 60), st.booleans(), st.integers(0, 9))
 def test_refused_exactly_where_the_reference_refuses(first, second, rows, columns, q_len, kv_len, guarded, seed):
     """Random indices into a random table: an error in both, or the same pairs."""
-    text = f"chosen[{first.ours}, {second.ours}]" + (" & (q - kv < 3)" if guarded else "")
+    text = f"chosen[{first.ours}, {second.ours}]" + (f" & (q % ({first.ours}) < 3)" if guarded else "")
     held = tables(max(q_len, kv_len, 4), 2, 3, seed)
     mask = make_mask(Written("chosen: bool[_, _]; " + text, ""), held)
     mask = mask(chosen=torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < 0.5)
@@ -89,9 +113,8 @@ def test_refused_exactly_where_the_reference_refuses(first, second, rows, column
     try:
         kept = mask.dense(q_len, kv_len, **sizes)
     except fs.FlexSpecError as error:
-        assert error.code == "FS024"
-        refused(lambda: fs.block_map(mask, q_len, kv_len, block_size=(16, 8), **sizes))
-        refused(lambda: fs.is_empty(mask, q_len, kv_len, **sizes))
+        for do in (fs.block_map, fs.is_empty):
+            refused(lambda do=do: do(mask, q_len, kv_len, **sizes), code=error.code)
         return
     made = fs.block_map(mask, q_len, kv_len, block_size=(16, 8), **sizes)
     wanted = block_kinds(kept, 16, 8)
@@ -146,8 +169,8 @@ def test_an_index_from_the_score_must_be_clamped():
 
 def test_a_repeated_call_checks_nothing(monkeypatch):
     asked = []
-    inside = indices._surely_inside
-    monkeypatch.setattr(indices, "_surely_inside", lambda *args: asked.append(args[0]) or inside(*args))
+    inside = defined._surely_met
+    monkeypatch.setattr(defined, "_surely_met", lambda *args: asked.append(args[0]) or inside(*args))
     spec = fs.Attention(fs.document() & (lambda b, h, q, kv: LINE[(q - kv) % 8] < 2), [by_distance, by_class])
     attend = fs.compile(spec, backend="reference")
     ids = (torch.arange(48) // 20)[None]

@@ -11,16 +11,20 @@ from ...blocks.grid import Grid
 
 
 class Config(NamedTuple):
-    """Queries and keys of a tile, warps, stages of the software pipeline."""
+    """Queries and keys of a tile, warps, stages of the software pipeline, and the most registers that a thread may take
+    (on NVIDIA; nothing: as many as it wants), so that a second block fits beside the first.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    max_registers: int | None = None
 
     def options(self) -> dict[str, Any]:
         """As Triton's compiler takes them."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
 
 FORWARD: dict[str, dict[int, Config]] = {

@@ -17,7 +17,7 @@ import triton
 from triton.runtime.interpreter import InterpretedFunction
 
 from ...blocks.grid import Grid
-from .configs import Config, config_of, divisor
+from .configs import Config, config_of, divisor, most_warps
 from .source import cache_folder, write
 
 if TYPE_CHECKING:
@@ -103,13 +103,22 @@ def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
     """The configurations that are timed, `first` first. Their tiles divide the blocks of the map."""
     if kernel == "decode":
         sides: tuple[list[int], ...] = ([first.block_m], _divisors(grid.block_kv, 32, 64, 128))
-    elif kernel == "forward":
-        sides = (_divisors(grid.block_q, 64, 128), _divisors(grid.block_kv, 32, 64, 128))
     else:
-        sides = (_divisors(grid.block_q, 32, 64, 128), _divisors(grid.block_kv, 32, 64, 128))
+        least = 64 if kernel == "forward" else 32
+        sides = (
+            sorted({*_divisors(grid.block_q, least, 64, 128), first.block_m}),
+            sorted({*_divisors(grid.block_kv, 32, 64, 128), first.block_n}),
+        )
     each = [Config(*choice) for choice in product(*sides, (4, 8), (2, 3))]
     most = 128 * 128 if kernel == "forward" else 64 * 128
-    return list(dict.fromkeys([first, *(one for one in each if one.block_m * one.block_n <= most)]))
+    fitting = (one for one in each if one.block_m * one.block_n <= most and _shares_out(kernel, one))
+    return list(dict.fromkeys([first, first._replace(max_registers=None), *fitting]))
+
+
+def _shares_out(kernel: str, config: Config) -> bool:
+    """Does each warp have rows of its own? Tiles with few rows have no better choice than four warps."""
+    own = config.block_n if kernel == "backward_kv" else config.block_m
+    return kernel == "decode" or config.warps <= max(4, most_warps(own))
 
 
 def _divisors(block: int, *most: int) -> list[int]:

@@ -38,7 +38,7 @@ from .source import cache_folder, write
 
 TENSOR_CORES = re.compile(r"\b(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA|v_s?w?mfmac?|v_wmma)(?=[._\s])")
 
-WARNING = re.compile(r"\((C75\d\d\) [^\n]*?)(?: in (?:the )?function .*)?\n")
+WARNING = re.compile(r"\((C75\d\d)\) ([^\n]*?)(?: in the function .*)?\n")
 
 
 def target_of(name: str) -> GPUTarget:
@@ -130,7 +130,7 @@ def _reported(made: Any, log: str, target: str, config: Config, head_dims: tuple
         | ({"sass": code} if nvidia else {}),
         resident(gpu, config.warps, registers, shared, columns),
         loops_of(name, code, config, head_dims, gpu) if nvidia else (),
-        tuple(sorted(set(WARNING.findall(log)))),
+        tuple(sorted({f"{code}: {text}" for code, text in WARNING.findall(log)})),
     )
 
 

@@ -26,14 +26,14 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "shuffle": ("SHFL", "REDUX"),
     "local": ("LDL", "STL"),
     "asynchronous load": ("LDGSTS", "UTMALDG", "UBLKCP"),
-    "global": ("LDG", "STG", "RED", "ATOM"),
-    "shared": ("LDSM", "STSM", "LDS", "STS"),
-    "tensor memory": ("LDTM", "STTM", "UTCCP"),
-    "move": ("MOV", "UMOV", "R2UR", "S2R", "S2UR", "CS2R", "LDC", "ULDC"),
     "synchronisation": (
         ("BAR", "DEPBAR", "LDGDEPBAR", "WARPGROUP", "WARPSYNC", "SYNCS", "UTCBAR", "MEMBAR", "FENCE", "ARRIVES")
         + ("BSSY", "BSYNC", "ELECT", "NANOSLEEP", "CCTL", "ERRBAR")
     ),
+    "global": ("LDG", "STG", "RED", "ATOM"),
+    "shared": ("LDSM", "STSM", "LDS", "STS"),
+    "tensor memory": ("LDTM", "STTM", "UTCCP"),
+    "move": ("MOV", "UMOV", "R2UR", "S2R", "S2UR", "CS2R", "LDC", "ULDC"),
     "branch": (*JUMPS, "CALL"),
     "integer": (
         ("IMAD", "UIMAD", "IADD", "UIADD", "VIADD", "UVIADD", "LEA", "ULEA", "SHF", "USHF", "LOP", "ULOP", "IABS")
@@ -44,7 +44,6 @@ CLASSES: dict[str, tuple[str, ...]] = {
 INPUTS = {"HGMMA": 2, "QGMMA": 1, "IGMMA": 1}
 """Bytes of an element that the tensor core takes from shared memory."""
 IDESC = re.compile(r"idesc\[(UR\d+)\]")
-UNTRACED = "an instruction descriptor that is no constant"
 
 
 class Instruction(NamedTuple):

@@ -30,11 +30,11 @@ class Config(NamedTuple):
 C = Config
 FORWARD: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 32, 8, 3, 128), 256: C(64, 32, 4, 3)},
-    "sm_86": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 64, 8, 3), 256: C(64, 16, 4, 3)},
+    "sm_86": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 64, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_90": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 4, 128), 128: C(128, 32, 8, 4, 128), 256: C(128, 32, 8, 3)},
-    "sm_100": {64: C(128, 64, 4, 4), 128: C(128, 128, 8, 3), 256: C(128, 32, 8, 3)},
+    "sm_100": {64: C(128, 64, 4, 4), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
     "gfx": {64: C(128, 32, 4, 2), 128: C(128, 32, 4, 2), 256: C(64, 32, 4, 2)},
-    "float32": {64: C(32, 32, 8, 3), 128: C(32, 32, 8, 3), 256: C(32, 16, 8, 3)},
+    "float32": {64: C(64, 32, 8, 3), 128: C(64, 16, 8, 3), 256: C(32, 16, 8, 3)},
 }
 """By family of GPUs and most channels, chosen from the loops that `attend.aot` reports: each product done once, loads
 two groups ahead, no local operation in the full loop, and of those the fastest in a model of the instructions' own
@@ -50,7 +50,7 @@ BACKWARD_Q: dict[str, dict[int, Config]] = {
     "sm_90": {32: C(64, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
     "sm_100": {64: C(128, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 16, 8, 3)},
     "gfx": {256: C(32, 32, 4, 2)},
-    "float32": {64: C(32, 32, 4, 3), 128: C(32, 16, 8, 3), 256: C(16, 16, 8, 3)},
+    "float32": {32: C(64, 32, 8, 3), 64: C(32, 32, 4, 3), 128: C(32, 16, 8, 3), 256: C(16, 16, 8, 3)},
 }
 """As `FORWARD`. Four warps of an sm_90 multiply 64 rows at once, a warp of an older GPU 16: rows of queries here, of
 keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products."""
@@ -59,9 +59,9 @@ BACKWARD_KV: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 4), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_86": {32: C(64, 64, 4, 3), 64: C(32, 64, 4, 3), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3), 256: C(32, 64, 8, 3)},
-    "sm_100": {64: C(64, 128, 4, 3), 128: C(64, 64, 4, 3), 256: C(16, 128, 8, 3)},
+    "sm_100": {64: C(64, 128, 8, 3), 128: C(64, 128, 8, 3), 256: C(16, 128, 8, 3)},
     "gfx": {256: C(32, 32, 4, 2)},
-    "float32": {64: C(32, 32, 4, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
+    "float32": {32: C(32, 64, 8, 3), 64: C(32, 32, 4, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
 }
 """As `BACKWARD_Q`. At 256 channels of an sm_90 the sums of keys and values fill all registers of the four warps that
 64 rows can have; eight do some products twice."""

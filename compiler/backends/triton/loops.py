@@ -26,8 +26,8 @@ ASSUMPTIONS = (
 class LoopReport:
     """One loop of a kernel, `part` full or partial; both compare by what they do for 128 x 128 pairs.
 
-    instructions: of a warp in one pass. products: done over needed, for the channels that there are. per_block:
-    instructions of all warps for 128 x 128 pairs; classes: the same by class. wait_depth: groups of asynchronous loads
+    instructions: of a warp in one pass. products: done over needed, for the channels that there are. padding: what of it
+    comes of channels rounded up to a power of two. per_block: instructions of all warps for 128 x 128 pairs; classes: the same by class. wait_depth: groups of asynchronous loads
     that may be under way at the strictest wait, None without such loads. least_n, least_n_a_shared: of the products that
     shared memory feeds, and of those whose left operand lies there too. local: instructions in the loop that reach
     spilt values. cycles: of a multiprocessor for 128 x 128 pairs, by resource. bound: see `ASSUMPTIONS`, from 0 to 1.
@@ -36,6 +36,7 @@ class LoopReport:
     part: str
     instructions: int
     products: float
+    padding: float
     per_block: int
     classes: dict[str, int]
     wait_depth: int | None
@@ -65,7 +66,10 @@ def loops_of(name: str, listing: str, config: Config, head_dims: tuple[int, int]
         return ()
     counted = product_loops(parsed(listing), config.warps)
     pairs = config.block_m * config.block_n
-    needed = 2 * pairs * sum(count * size for count, size in zip(CHANNELS[name], head_dims, strict=True))
+    needed, padded = (
+        2 * pairs * sum(count * size for count, size in zip(CHANNELS[name], sizes, strict=True))
+        for sizes in (head_dims, [max(16, 1 << (size - 1).bit_length()) for size in head_dims])
+    )
     reports = []
     for part, loop in zip(("full", "partial"), counted if len(counted) < 2 else (counted[0], counted[-1]), strict=False):
         scale, classes = BLOCK / pairs, loop.classes
@@ -81,6 +85,7 @@ def loops_of(name: str, listing: str, config: Config, head_dims: tuple[int, int]
                 part,
                 loop.instructions,
                 round(loop.flops / needed, 3),
+                round(padded / needed, 3),
                 round(loop.instructions * config.warps * scale),
                 {kind: round(count * config.warps * scale) for kind, count in classes.items()},
                 loop.wait_depth,

@@ -16,6 +16,10 @@ from .gpus import Resident
 from .loops import ASSUMPTIONS, LoopReport
 
 FIGURES = ("registers", "spills", "shared_bytes", "tensor_core_instructions", "occupancy")
+MOST_PRODUCTS = 1.02
+"""Done over needed; where no tensor core is used the scale of the scores is a multiply-add too."""
+LEAST_DEPTH = 2
+"""Groups of loads under way: at least those of one more tile."""
 TITLES = (
     *("kernel", "tile", "warps", "stages", "registers", "spills", "shared", "blocks"),
     *("loop", "products", "per block", "wait", "least N", "local", "bound"),
@@ -66,7 +70,21 @@ class KernelReport:
             "resident": self.resident._asdict(),
             "loops": {each.part: each.facts() for each in self.loops},
             "warnings": list(self.warnings),
+            "flaws": self.flaws,
         }
+
+    @property
+    def flaws(self) -> list[str]:
+        """What a better tile would mend, by the full loop: nothing where it wastes nothing."""
+        flaws = [] if min(self.resident) else ["no block fits"]
+        for full in self.loops[:1]:
+            if full.products > MOST_PRODUCTS * full.padding:
+                flaws.append(f"products {full.products / full.padding:.2f}")
+            if full.wait_depth is not None and full.wait_depth < LEAST_DEPTH:
+                flaws.append(f"wait {full.wait_depth}")
+            if full.local:
+                flaws.append(f"local {full.local}")
+        return flaws + [warning.partition(":")[0] for warning in self.warnings]
 
     def rows(self) -> list[tuple[str, ...]]:
         """Of the table of a report: one for each loop, the kernel's own figures in the first."""

@@ -223,7 +223,9 @@ def test_a_report_is_a_table_and_a_folder(tmp_path):
     figures = (0.125, {"ptx": "text", "cubin": b"12"}, Resident(1, 3, 8))
     full = LoopReport("full", 300, 1.0, 1.0, 4800, {"float": 1600}, 2, 64, 64, 0, {"issue": 1200}, 0.852)
     partial = LoopReport("partial", 400, 1.5, 1.0, 6400, {"float": 1600}, 0, None, None, 7, {"issue": 1600}, 0.64)
-    kernel = KernelReport("forward", Config(128, 64, 8, 3), 200, 0, 65536, 24, *figures, (full, partial), ("C7510: text",))
+    kernel = KernelReport(
+        "forward", Config(128, 64, 8, 3), 200, 0, 65536, 24, *figures, (full, partial), ("C7510: text",)
+    )
     stats = KernelReport("deltas", Config(32, 1, 4, 1), 32, 0, 128, 0, 1.0, {}, Resident(16, 202, 16))
     report = AotReport("causal()", "sm_90", (kernel, stats), "source")
     titles = "kernel   tile    warps  stages  registers  spills  shared  blocks  "
@@ -239,7 +241,11 @@ def test_a_report_is_a_table_and_a_folder(tmp_path):
     ]
     assert kernel.flaws == ["C7510"] and stats.flaws == []
     assert kernel.facts()["loops"]["partial"]["local"] == 7 and kernel.facts()["loops"]["full"]["limit"] == "issue"
-    assert json.loads(json.dumps(report.facts()))["kernels"][0]["resident"] == {"registers": 1, "shared": 3, "others": 8}
+    assert json.loads(json.dumps(report.facts()))["kernels"][0]["resident"] == {
+        "registers": 1,
+        "shared": 3,
+        "others": 8,
+    }
     assert (kernel.ptx, kernel.cubin) == ("text", b"12")
     folder = report.write(tmp_path / "a" / "b")
     assert (folder / "forward.ptx").read_text() == "text" and (folder / "functions.py").read_text() == "source"

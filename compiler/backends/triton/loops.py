@@ -71,7 +71,9 @@ def loops_of(name: str, listing: str, config: Config, head_dims: tuple[int, int]
         for sizes in (head_dims, [max(16, 1 << (size - 1).bit_length()) for size in head_dims])
     )
     reports = []
-    for part, loop in zip(("full", "partial"), counted if len(counted) < 2 else (counted[0], counted[-1]), strict=False):
+    for part, loop in zip(
+        ("full", "partial"), counted if len(counted) < 2 else (counted[0], counted[-1]), strict=False
+    ):
         scale, classes = BLOCK / pairs, loop.classes
         rate = gpu.tensor if classes.get("tensor core") else gpu.float32
         cycles = {

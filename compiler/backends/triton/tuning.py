@@ -109,16 +109,18 @@ def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
             sorted({*_divisors(grid.block_q, least, 64, 128), first.block_m}),
             sorted({*_divisors(grid.block_kv, 32, 64, 128), first.block_n}),
         )
-    each = [Config(*choice) for choice in product(*sides, (4, 8), (2, 3))]
+    each = [Config(*choice) for choice in product(*sides, (2, 4, 8), (2, 3))]
     most = 128 * 128 if kernel == "forward" else 64 * 128
-    fitting = (one for one in each if one.block_m * one.block_n <= most and _shares_out(kernel, one))
+    fitting = (one for one in each if one.block_m * one.block_n <= most and one.warps in _warps(kernel, one))
     return list(dict.fromkeys([first, first._replace(max_registers=None), *fitting]))
 
 
-def _shares_out(kernel: str, config: Config) -> bool:
-    """Does each warp have rows of its own? Tiles with few rows have no better choice than four warps."""
+def _warps(kernel: str, config: Config) -> tuple[int, ...]:
+    """Eight only where each has rows of its own; two would leave the wide products of newer GPUs unused."""
     own = config.block_n if kernel == "backward_kv" else config.block_m
-    return kernel == "decode" or config.warps <= max(4, most_warps(own))
+    if kernel == "decode" or most_warps(own) >= 8:
+        return 4, 8
+    return (4,) if most_warps(own) >= 4 else (2, 4)
 
 
 def _divisors(block: int, *most: int) -> list[int]:

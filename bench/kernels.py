@@ -1,8 +1,8 @@
 """What the binaries of all kernels say, compiled ahead of time for GPUs that need not be there.
 
 `python bench/kernels.py`; writes bench/results/kernels.md. Columns as in the report of `attend.aot`; flaws are what a
-better tile would mend. --targets, --dtypes, --head-dims and --patterns take a part of the matrix. What is compiled is kept in
-results/kernels.json, and not compiled again unless --anew.
+better tile would mend. --targets, --dtypes, --head-dims and --patterns take a part of the matrix. What is compiled is
+kept in results/kernels.json, and not compiled again unless --anew.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     path = RESULTS / "kernels.json"
     data = json.loads(path.read_text())["data"] if path.exists() and not given.anew else {}
+    RESULTS.mkdir(exist_ok=True)
     command = f"python bench/kernels.py, with Triton {triton.__version__}"
     for target in given.targets:
         for dtype in given.dtypes:
@@ -74,6 +75,7 @@ def main() -> None:
                     if case not in data:
                         data[case] = compiled(target, dtype, int(head_dim), pattern)
                         print(*(" | ".join(row(case, facts)) for facts in data[case]), sep="\n", flush=True)
+                        path.write_text(json.dumps({"data": data}))  # the rest may not come
     order = sorted(data, key=lambda case: (TARGETS.index(case.split()[0]), DTYPES.index(case.split()[1])))
     rows = [row(case, facts) for case in order for facts in data[case]]
     report("kernels", command, list(COLUMNS), rows, data)

@@ -58,13 +58,13 @@ keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products.
 BACKWARD_KV: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 4), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_86": {32: C(64, 64, 4, 3), 64: C(32, 64, 4, 3), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
-    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3), 256: C(32, 64, 8, 3)},
-    "sm_100": {64: C(64, 128, 8, 3), 128: C(64, 128, 8, 3), 256: C(16, 128, 8, 3)},
+    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3), 256: C(32, 32, 4, 3)},
+    "sm_100": {64: C(64, 128, 8, 3), 128: C(64, 128, 8, 3), 256: C(16, 64, 8, 3)},
     "gfx": {256: C(32, 32, 4, 2)},
     "float32": {32: C(32, 64, 8, 3), 64: C(32, 32, 4, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
 }
-"""As `BACKWARD_Q`. At 256 channels of an sm_90 the sums of keys and values fill all registers of the four warps that
-64 rows can have; eight do some products twice."""
+"""As `BACKWARD_Q`. At 256 channels of an sm_90 the sums of 64 keys and their values would fill all registers of four
+warps, and eight would do products twice; 32 keys take the older products of a warp."""
 
 TABLES = {"forward": FORWARD, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
 
@@ -77,7 +77,7 @@ def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tens
     """The choice for a GPU; tiles divide the map's blocks. kernel: one of `TABLES`, or decode."""
     if kernel == "decode":  # its tile of queries is as high as the call needs
         row = max(q.shape[3], v.shape[3]) * q.element_size()
-        return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 256 else 16), 4, 3)
+        return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 512 else 16), 4, 3)
     family = "gfx" if arch.startswith("gfx") else {"sm_103": "sm_100"}.get(arch, arch)
     tables = TABLES[kernel]
     table = tables["float32"] if q.dtype == torch.float32 else tables.get(family, tables["sm_86"])

@@ -30,8 +30,8 @@ KB = 1024
 _AMD = {"warps": 32, "blocks": 32, "registers": 4 * 512 * 64, "reserved": 0, "threads": 64}
 
 # NVIDIA: CUDA C++ Programming Guide, "Compute Capabilities". AMD: CDNA instruction set guides; each of four SIMDs has
-# 512 vector registers a lane, which at most 8 warps share. Operations a cycle: NVIDIA's architecture whitepapers, dense,
-# with float32 sums, of the data-centre and workstation GPUs.
+# 512 vector registers a lane, which at most 8 warps share. Operations a cycle: NVIDIA's architecture whitepapers,
+# dense, with float32 sums, of the data-centre and workstation GPUs.
 GPUS = {
     "sm_80": Gpu(64, 32, 65536, 164 * KB, 163 * KB, 2048, 128),
     "sm_86": Gpu(48, 16, 65536, 100 * KB, 99 * KB, 1024),

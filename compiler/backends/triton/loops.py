@@ -16,9 +16,10 @@ BLOCK = 128 * 128
 ISSUED, EXPONENTIALS, SHARED = 4, 16, 128
 """Of a multiprocessor in a cycle: instructions of a warp, exponentials, bytes of shared memory."""
 ASSUMPTIONS = (
-    f"bound: products needed over what the busiest resource allows. A multiprocessor issues {ISSUED} instructions a "
-    f"cycle, takes {EXPONENTIALS} exponentials, moves {SHARED} bytes of shared memory and multiplies at the rate of its "
-    "data sheet; all resources overlap, and latencies, waits, bank conflicts, L2 and memory cost nothing."
+    "bound: products needed over what the busiest resource allows. A multiprocessor issues "
+    f"{ISSUED} instructions a cycle, takes {EXPONENTIALS} exponentials, moves {SHARED} bytes of shared memory "
+    "and multiplies at the rate of its data sheet; all resources overlap, and latencies, waits, bank "
+    "conflicts, L2 and memory cost nothing."
 )
 
 
@@ -26,11 +27,12 @@ ASSUMPTIONS = (
 class LoopReport:
     """One loop of a kernel, `part` full or partial; both compare by what they do for 128 x 128 pairs.
 
-    instructions: of a warp in one pass. products: done over needed, for the channels that there are. padding: what of it
-    comes of channels rounded up to a power of two. per_block: instructions of all warps for 128 x 128 pairs; classes: the same by class. wait_depth: groups of asynchronous loads
-    that may be under way at the strictest wait, None without such loads. least_n, least_n_a_shared: of the products that
-    shared memory feeds, and of those whose left operand lies there too. local: instructions in the loop that reach
-    spilt values. cycles: of a multiprocessor for 128 x 128 pairs, by resource. bound: see `ASSUMPTIONS`, from 0 to 1.
+    instructions: of a warp in one pass. products: done over needed, for the channels that there are. padding: what of
+    it comes of channels rounded up to a power of two. per_block: instructions of all warps for 128 x 128 pairs, and
+    classes the same by class. wait_depth: groups of asynchronous loads that may be under way at the strictest wait,
+    None without such loads. least_n, least_n_a_shared: of the products that shared memory feeds, and of those whose
+    left operand lies there too. local: instructions in the loop that reach spilt values. cycles: of a multiprocessor
+    for 128 x 128 pairs, by resource. bound: see `ASSUMPTIONS`, from 0 to 1.
     """
 
     part: str

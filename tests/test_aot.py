@@ -139,7 +139,7 @@ def test_the_loop_over_full_runs_has_no_mask_arithmetic(matrix, target, head_dim
     names = {row["name"] for row in rows}
     assert names == {"forward", "deltas", "backward_q", "backward_kv"}
     for name in names - {"deltas"}:  # sums over channels, with no loop
-        first, *rest = ([tuple(loop) for loop in row["loops"]] for row in rows if row["name"] == name)
+        first, *rest = ([tuple(loop) for loop in row["operations"]] for row in rows if row["name"] == name)
         common = set(first).intersection(*rest)
         assert common and all(set(loops) - common for loops in (first, *rest)), name
 

@@ -158,3 +158,9 @@ def test_what_a_loop_comes_to_for_128_by_128_pairs():
     assert loop.limit == "exponentials"
     assert loop.bound == round(4 * (2 * 2 * 64 * 64 * 8) / 4096 / loop.cycles["exponentials"], 3)
     assert loops_of("deltas", code, Config(64, 64, 4, 3), (8, 8), GPUS["sm_90"]) == ()
+
+
+def test_a_call_that_does_not_return_is_a_jump():
+    code = listing("HMMA.16816.F32 R4, R8, R12, R4", "@P1 CALL.REL.NOINC 0x30", "EXIT", "FADD R1, R1, R1", "BRA 0x0")
+    (loop,) = product_loops(parsed(code), warps=4)
+    assert loop.instructions == 4

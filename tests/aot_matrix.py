@@ -44,7 +44,7 @@ def main(target: str) -> None:
         for head_dim in HEAD_DIMS:
             report = fs.compile(pattern, order=order).aot(target, head_dim=head_dim)
             rows += [
-                {"pattern": name, "head_dim": head_dim, **each.facts(), "loops": loops(str(each.files["ttgir"]))}
+                {"pattern": name, "head_dim": head_dim, **each.facts(), "operations": loops(str(each.files["ttgir"]))}
                 for each in report.kernels
             ]
     print(json.dumps(rows))

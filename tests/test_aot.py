@@ -11,7 +11,8 @@ import pytest
 import torch
 from aot_matrix import HEAD_DIMS, PATTERNS, TARGETS
 from flexspec.compiler.backends.triton.configs import Config
-from flexspec.compiler.backends.triton.gpus import GPUS, occupancy
+from flexspec.compiler.backends.triton.gpus import GPUS, Resident, occupancy
+from flexspec.compiler.backends.triton.loops import LoopReport
 from flexspec.compiler.backends.triton.report import AotReport, KernelReport
 
 import flexspec as fs
@@ -46,9 +47,28 @@ print(json.dumps({"source": report.source, **report.facts()}))
 """
 
 
-def started(*command):
+CUT = """
+import json, torch, flexspec as fs
+from flexspec.compiler.backends.triton.configs import TABLES, Config
+for target in ("sm_80", "sm_90"):
+    for block_size in (32, 64):
+        attend = fs.compile(fs.causal(), backend="triton", block_size=block_size)
+        print(json.dumps(attend.aot(target, head_dim=64, q_len=512).facts()))
+TABLES["backward_kv"]["sm_90"][128] = Config(32, 64, 8, 2)
+print(json.dumps(fs.compile(fs.causal(), backend="triton").aot("sm_90", head_dim=128, q_len=512).facts()))
+"""
+WARNED = """
+import json, flexspec as fs
+from flexspec.compiler.backends.triton.configs import TABLES, Config
+TABLES["forward"]["sm_90"][64] = Config(128, 128, 8, 3, 128)
+report = fs.compile(fs.causal(), backend="triton").aot("sm_90", head_dim=64, q_len=512, backward=False)
+print(json.dumps(report.facts()))
+"""
+
+
+def started(*command, **variables):
     """A Python process in which Triton compiles."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | variables
     return subprocess.Popen([sys.executable, *command], env=env, cwd=ROOT, text=True, stdout=-1, stderr=-1)
 
 
@@ -66,13 +86,52 @@ def matrix():
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_mission_patterns_compile_without_spills(matrix, target):
+def test_loops_of_the_mission_patterns_waste_nothing(matrix, target):
+    """Each product is done once, loads are two groups ahead, and no full loop reaches spilt values."""
     rows = matrix[target]
     assert {(row["pattern"], row["head_dim"]) for row in rows} == {(name, d) for name in PATTERNS for d in HEAD_DIMS}
     for row in rows:
-        assert row["spills"] == 0 and 0 < row["registers"] <= 255, row
-        assert 0 < row["occupancy"] <= 1 and row["shared_bytes"] <= GPUS[target].block_shared, row
-        assert (row["tensor_core_instructions"] > 0) == (row["name"] != "deltas"), row
+        assert 0 < row["registers"] <= 255 and row["shared_bytes"] <= GPUS[target].block_shared, row
+        assert 0 < row["occupancy"] <= 1 and min(row["resident"].values()) >= 1, row
+        # where a second block was worth a limit of registers, one instruction in fifty may reach a spilt value
+        least = 0 if row["max_registers"] is None else row["loops"]["full"]["instructions"] / 50
+        assert row["warnings"] == [] and all(flaw.startswith("local") for flaw in row["flaws"]), row
+        multiplies = row["name"] != "deltas"
+        assert (row["tensor_core_instructions"] > 0) == multiplies == bool(row["loops"]), row
+        if multiplies:
+            full, partial = row["loops"]["full"], row["loops"]["partial"]
+            assert full["products"] == partial["products"] == 1.0
+            assert full["wait_depth"] >= 2 and partial["wait_depth"] >= 2
+            assert full["local"] <= least, row
+            assert full["per_block"] < partial["per_block"] and 0.5 < full["bound"] <= 1
+            assert (full["least_n"] is not None) == (target == "sm_90")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_two_forward_blocks_share_a_multiprocessor(matrix, target):
+    for row in matrix[target]:
+        if row["name"] == "forward":
+            assert min(row["resident"].values()) >= 2, row
+
+
+def test_small_blocks_cut_tiles_and_no_product_is_done_twice():
+    """Fewer rows take fewer warps; with all eight, each product of 64 keys is done one and a half times."""
+    *cut, wasteful = map(json.loads, output(started("-c", CUT)).splitlines())
+    assert len(cut) == 4
+    for report in cut:
+        for row in report["kernels"]:
+            assert row["flaws"] == [] and all(loop["products"] == 1.0 for loop in row["loops"].values()), row
+    (row,) = (row for row in wasteful["kernels"] if row["name"] == "backward_kv")
+    assert row["loops"]["full"]["products"] == 1.5 and {"products 1.50", "wait 0"} <= set(row["flaws"])
+
+
+def test_ptxas_warns_again_of_a_binary_that_was_kept(tmp_path):
+    """The second report reads the binary from Triton's cache, where no log lies."""
+    env = {"FLEXSPEC_CACHE": str(tmp_path / "flexspec"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
+    first, second = (json.loads(output(started("-c", WARNED, **env))) for _ in range(2))
+    assert first == second
+    assert any("C75" in warning for warning in first["kernels"][0]["warnings"])
+    assert any("C75" in flaw for flaw in first["kernels"][0]["flaws"])
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -83,7 +142,7 @@ def test_the_loop_over_full_runs_has_no_mask_arithmetic(matrix, target, head_dim
     names = {row["name"] for row in rows}
     assert names == {"forward", "deltas", "backward_q", "backward_kv"}
     for name in names - {"deltas"}:  # sums over channels, with no loop
-        first, *rest = ([tuple(loop) for loop in row["loops"]] for row in rows if row["name"] == name)
+        first, *rest = ([tuple(loop) for loop in row["operations"]] for row in rows if row["name"] == name)
         common = set(first).intersection(*rest)
         assert common and all(set(loops) - common for loops in (first, *rest)), name
 
@@ -93,7 +152,8 @@ def test_scores_groups_odd_lengths_and_other_targets():
     assert ".target sm_100" in wide["ptx"] and not amd["ptx"]
     assert wide["tensor_core_instructions"] and amd["tensor_core_instructions"]
     assert exact["tensor_core_instructions"] == 0  # float32 is multiplied as float32
-    assert not wide["spills"] and not exact["spills"]
+    assert wide["flaws"] == exact["flaws"] == [] and not amd["loops"]
+    assert wide["loops"]["full"]["padding"] == wide["loops"]["full"]["products"] == 1.6  # 80 channels in 128
 
 
 def test_few_queries_take_the_decode_kernels():
@@ -106,6 +166,7 @@ def test_few_queries_take_the_decode_kernels():
         assert decode["tensor_core_instructions"] > 0 and merge["tensor_core_instructions"] == 0
         for each in (decode, merge):
             assert each["spills"] == 0 and 0 < each["registers"] <= 255 and each["occupancy"] > 0, each
+            assert each["flaws"] == [], each
 
 
 def test_flexspec_build_takes_lengths(tmp_path):
@@ -136,6 +197,7 @@ def test_flexspec_build_writes_what_it_made(tmp_path):
         ".cubin",
         ".sass",
     }
+    assert "exponentials" in facts["assumptions"]
     assert (tmp_path / "made" / "forward.cubin").read_bytes().startswith(b"\x7fELF")
     assert ".target sm_90" in (tmp_path / "made" / "forward.ptx").read_text()
     assert "def end(b, h, q, values):" in (tmp_path / "made" / "functions.py").read_text()
@@ -161,13 +223,32 @@ def test_occupancy(target, warps, registers, shared, blocks):
 
 
 def test_a_report_is_a_table_and_a_folder(tmp_path):
-    kernel = KernelReport("forward", Config(128, 64, 8, 2), 200, 0, 65536, 24, 0.125, {"ptx": "text", "cubin": b"12"})
-    report = AotReport("causal()", "sm_90", (kernel,), "source")
+    figures = (0.125, {"ptx": "text", "cubin": b"12"}, Resident(1, 3, 8))
+    full = LoopReport("full", 300, 1.0, 1.0, 4800, {"float": 1600}, 2, 64, 64, 0, {"issue": 1200}, 0.852)
+    partial = LoopReport("partial", 400, 1.5, 1.0, 6400, {"float": 1600}, 0, None, None, 7, {"issue": 1600}, 0.64)
+    kernel = KernelReport(
+        "forward", Config(128, 64, 8, 3), 200, 0, 65536, 24, *figures, (full, partial), ("C7510: text",)
+    )
+    stats = KernelReport("deltas", Config(32, 1, 4, 1), 32, 0, 128, 0, 1.0, {}, Resident(16, 202, 16))
+    report = AotReport("causal()", "sm_90", (kernel, stats), "source")
+    titles = "kernel   tile    warps  stages  registers  spills  shared  blocks  "
     assert str(report).splitlines() == [
         "causal() on sm_90",
-        "kernel   tile    warps  stages  registers  spills  shared  tensor cores  occupancy",
-        "forward  128x64  8      2       200        0       65,536  24            12%",
+        titles + "loop     products  per block  wait  least N  local  bound",
+        "forward  128x64  8      3       200        0       65,536  1/3     "
+        "full     1.00      4,800      2     64       0      85% issue",
+        " " * len(titles) + "partial  1.50      6,400      0     -        7      64% issue",
+        "deltas   32x1    4      1       32         0       128     16/202  "
+        "-        -         -          -     -        -      -",
+        "forward: C7510: text",
     ]
+    assert kernel.flaws == ["C7510"] and stats.flaws == []
+    assert kernel.facts()["loops"]["partial"]["local"] == 7 and kernel.facts()["loops"]["full"]["limit"] == "issue"
+    assert json.loads(json.dumps(report.facts()))["kernels"][0]["resident"] == {
+        "registers": 1,
+        "shared": 3,
+        "others": 8,
+    }
     assert (kernel.ptx, kernel.cubin) == ("text", b"12")
     folder = report.write(tmp_path / "a" / "b")
     assert (folder / "forward.ptx").read_text() == "text" and (folder / "functions.py").read_text() == "source"

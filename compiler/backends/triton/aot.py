@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,15 @@ from .able import reasons_against
 from .autograd import run_backward
 from .configs import Config
 from .decoding import decodes, run_decode
-from .gpus import GPUS, occupancy
+from .gpus import GPUS, occupancy, resident
 from .launch import Launch, launch_of, run_forward
+from .loops import loops_of
 from .report import AotReport, KernelReport
+from .source import cache_folder, write
 
 TENSOR_CORES = re.compile(r"\b(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA|v_s?w?mfmac?|v_wmma)(?=[._\s])")
+
+WARNING = re.compile(r"\((C75\d\d)\) ([^\n]*?)(?: in the function .*)?\n")
 
 
 def target_of(name: str) -> GPUTarget:
@@ -53,7 +59,8 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
     kernels: list[KernelReport] = []
 
     def start(kernel: Any, grid: Any, config: Config, *args: Any, **constants: Any) -> None:
-        kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
+        made, log = _compiled(kernel, gpu, args, constants | config.options())
+        kernels.append(_reported(made, log, target, config, (call.q.shape[3], call.v.shape[3])))
 
     weight, sink = call.lowered.weight, None
     if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward):
@@ -75,8 +82,8 @@ def run_all(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, b
         run_backward(launch, q, k, v, out, lse, torch.empty_like(out), None, {})
 
 
-def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    """What Triton would compile when the kernel is started with these arguments on this GPU."""
+def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, str]:
+    """What Triton would compile when the kernel is started with these arguments on this GPU, and what ptxas said."""
     if not isinstance(kernel, JITFunction):
         message = "in this process Triton interprets kernels, and cannot compile them"
         raise FlexSpecError("FS042", message, fix="start Python without TRITON_INTERPRET", where=user_caret())
@@ -85,25 +92,45 @@ def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict
     bound, specialised, options = bind(*args, **named)
     options, signature, constants, attributes = kernel._pack_args(backend, named, bound, specialised, options)
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=options.__dict__)
+
+    def compiled(always: bool) -> tuple[Any, str]:
+        log = StringIO()
+        with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), redirect_stdout(log):
+            triton.knobs.nvidia.dump_ptxas_log = True
+            triton.knobs.compilation.always_compile = always
+            return triton.compile(source, target=target, options=options.__dict__), log.getvalue()
+
+    made, log = compiled(False)
+    if "wgmma" not in made.asm.get("ptx", ""):
+        return made, ""  # nothing of which ptxas warns
+    kept = cache_folder() / "ptxas" / f"{made.hash}.txt"
+    if not log:  # the binary lay in Triton's cache
+        log = kept.read_text() if kept.exists() else compiled(True)[1]
+    if not kept.exists():
+        write(kept, log)
+    return made, log
 
 
-def _reported(made: Any, target: str, config: Config) -> KernelReport:
-    gpu, files = GPUS[target], made.asm
-    read = _of_nvidia if "cubin" in files else _of_amd
-    registers, spills, code = read(files)
+def _reported(made: Any, log: str, target: str, config: Config, head_dims: tuple[int, int]) -> KernelReport:
+    gpu, files, name = GPUS[target], made.asm, made.metadata.name
+    nvidia = "cubin" in files
+    registers, spills, code = (_of_nvidia if nvidia else _of_amd)(files)
     columns = getattr(made.metadata, "tmem_size", 0) or 0
-    warps, shared = made.metadata.num_warps, made.metadata.shared
+    config = config._replace(warps=made.metadata.num_warps)
+    shared = made.metadata.shared
     return KernelReport(
-        made.metadata.name,
+        name,
         config,
         registers,
         spills,
         shared,
         len(TENSOR_CORES.findall(code)),
-        occupancy(gpu, warps, registers, shared, columns),
+        occupancy(gpu, config.warps, registers, shared, columns),
         {kind: files[kind] for kind in ("ttgir", "ptx", "cubin", "amdgcn", "hsaco") if kind in files}
-        | ({"sass": code} if "cubin" in files else {}),
+        | ({"sass": code} if nvidia else {}),
+        resident(gpu, config.warps, registers, shared, columns),
+        loops_of(name, code, config, head_dims, gpu) if nvidia else (),
+        tuple(sorted({f"{code}: {text}" for code, text in WARNING.findall(log)})),
     )
 
 

@@ -11,64 +11,90 @@ from ...blocks.grid import Grid
 
 
 class Config(NamedTuple):
-    """Queries and keys of a tile, warps, stages of the software pipeline."""
+    """Queries and keys of a tile, warps, stages of the software pipeline, and the most registers that a thread may take
+    (on NVIDIA; nothing: as many as it wants), so that a second block fits beside the first.
+    """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    max_registers: int | None = None
 
     def options(self) -> dict[str, Any]:
         """As Triton's compiler takes them."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.warps, "num_stages": self.stages} | limit
 
 
+C = Config
 FORWARD: dict[str, dict[int, Config]] = {
-    "sm_80": {64: Config(128, 64, 8, 3), 128: Config(128, 32, 8, 3), 256: Config(64, 32, 8, 2)},
-    "sm_90": {64: Config(128, 64, 8, 3), 128: Config(128, 64, 8, 2), 256: Config(64, 32, 8, 2)},
-    "sm_100": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 16, 8, 2)},
-    "gfx": {64: Config(128, 32, 4, 2), 128: Config(128, 32, 4, 2), 256: Config(64, 32, 4, 2)},
-    "float32": {64: Config(32, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 16, 8, 2)},
+    "sm_80": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 32, 8, 3, 128), 256: C(64, 32, 4, 3)},
+    "sm_86": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 64, 8, 3), 256: C(32, 32, 4, 3)},
+    "sm_90": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 4, 128), 128: C(128, 32, 8, 4, 128), 256: C(128, 32, 8, 3)},
+    "sm_100": {64: C(128, 64, 4, 4), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
+    "gfx": {64: C(128, 32, 4, 2), 128: C(128, 32, 4, 2), 256: C(64, 32, 4, 2)},
+    "float32": {64: C(64, 32, 8, 3), 128: C(64, 16, 8, 3), 256: C(32, 16, 8, 3)},
 }
-"""By family of GPUs and most channels; chosen from the reports of `attend.aot`: the largest tiles that do not spill.
+"""By family of GPUs and most channels, chosen from the loops that `attend.aot` reports: each product done once, loads
+two groups ahead, no local operation in the full loop, and of those the fastest in a model of the instructions' own
+waits. Where 128 registers a thread suffice, two blocks share a multiprocessor: one multiplies while the other takes
+exponentials. (On "sm_80" at 128 channels that is worth two to four local operations with some masks.)
 
-"sm_80" needs under 99 KB of shared memory, and serves every GPU that has no row. No tensor core multiplies float32.
+A GPU without a row takes "sm_86", which needs at most 99 KB of shared memory. No tensor core multiplies float32.
 """
 
 BACKWARD_Q: dict[str, dict[int, Config]] = {
-    "sm_80": {64: Config(64, 32, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
-    "sm_90": {64: Config(128, 64, 8, 2), 128: Config(128, 32, 8, 2), 256: Config(64, 32, 8, 2)},
-    "sm_100": {64: Config(64, 64, 8, 2), 128: Config(64, 32, 8, 2), 256: Config(32, 32, 8, 2)},
-    "gfx": {256: Config(32, 32, 4, 2)},
-    "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "sm_80": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 4), 128: C(128, 64, 8, 3), 256: C(32, 32, 4, 3)},
+    "sm_86": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 3), 128: C(128, 32, 8, 3), 256: C(32, 32, 4, 3)},
+    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
+    "sm_100": {64: C(128, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 16, 8, 3)},
+    "gfx": {256: C(32, 32, 4, 2)},
+    "float32": {32: C(64, 32, 8, 3), 64: C(32, 32, 4, 3), 128: C(32, 16, 8, 3), 256: C(16, 16, 8, 3)},
 }
-"""As `FORWARD`. Each four warps of an sm_90 multiply 64 rows at once: of queries here, of keys in `BACKWARD_KV`."""
+"""As `FORWARD`. Four warps of an sm_90 multiply 64 rows at once, a warp of an older GPU 16: rows of queries here, of
+keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products."""
 
 BACKWARD_KV: dict[str, dict[int, Config]] = {
-    "sm_80": {64: Config(32, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 2)},
-    "sm_90": {64: Config(32, 128, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 2)},
-    "sm_100": {64: Config(64, 64, 8, 2), 128: Config(32, 64, 8, 2), 256: Config(32, 32, 8, 2)},
-    "gfx": {256: Config(32, 32, 4, 2)},
-    "float32": {64: Config(32, 32, 4, 2), 128: Config(32, 32, 8, 2), 256: Config(16, 16, 8, 2)},
+    "sm_80": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 4), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
+    "sm_86": {32: C(64, 64, 4, 3), 64: C(32, 64, 4, 3), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
+    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3), 256: C(32, 32, 4, 3)},
+    "sm_100": {64: C(64, 128, 8, 3), 128: C(64, 128, 8, 3), 256: C(16, 64, 8, 3)},
+    "gfx": {256: C(32, 32, 4, 2)},
+    "float32": {32: C(32, 64, 8, 3), 64: C(32, 32, 4, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
 }
+"""As `BACKWARD_Q`. At 256 channels of an sm_90 the sums of 64 keys and their values would fill all registers of four
+warps, and eight would do products twice; 32 keys take the older products of a warp."""
 
 TABLES = {"forward": FORWARD, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
+
+
+ROWS_OF_A_WARP = 16
+"""In a product of the tensor core, alone on GPUs before sm_90 and as a fourth of 64 from there on."""
 
 
 def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Config:
     """The choice for a GPU; tiles divide the map's blocks. kernel: one of `TABLES`, or decode."""
     if kernel == "decode":  # its tile of queries is as high as the call needs
         row = max(q.shape[3], v.shape[3]) * q.element_size()
-        return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 256 else 16), 4, 3)
+        return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 512 else 16), 4, 3)
     family = "gfx" if arch.startswith("gfx") else {"sm_103": "sm_100"}.get(arch, arch)
     tables = TABLES[kernel]
-    table = tables["float32"] if q.dtype == torch.float32 else tables.get(family, tables["sm_80"])
+    table = tables["float32"] if q.dtype == torch.float32 else tables.get(family, tables["sm_86"])
     channels = max(q.shape[3], v.shape[3])
     chosen = table[min(most for most in table if most >= channels)]
     block_m, block_n = divisor(grid.block_q, chosen.block_m), divisor(grid.block_kv, chosen.block_n)
-    fits = (block_m, block_n) == (chosen.block_m, chosen.block_n)
-    own = block_n if kernel == "backward_kv" else block_m
-    return chosen if fits else Config(block_m, block_n, 8 if own >= 64 else 4, chosen.stages)
+    if q.dtype == torch.float32:
+        return chosen._replace(block_m=block_m, block_n=block_n)  # where threads multiply, rows need not be so many
+    own, whole = (block_n, chosen.block_n) if kernel == "backward_kv" else (block_m, chosen.block_m)
+    warps = chosen.warps if own == whole else min(chosen.warps, most_warps(own))
+    limit = chosen.max_registers if warps == chosen.warps else None  # fewer warps have room as they are
+    return Config(block_m, block_n, warps, chosen.stages, limit)
+
+
+def most_warps(rows: int) -> int:
+    """That share out the products of a tile with so many rows of its own side, and do none twice: 16 rows each."""
+    return max(1, rows // ROWS_OF_A_WARP)
 
 
 def divisor(block: int, most: int) -> int:

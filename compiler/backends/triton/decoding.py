@@ -90,7 +90,7 @@ def _decode(
     launch.start(
         decode,
         (work.parts,),
-        chosen._replace(block_m=block_m, warps=chosen.warps if block_m <= 32 else 2 * chosen.warps),
+        chosen._replace(block_m=block_m),  # at most 64 rows: more than four warps would do products twice
         described(q),
         described(k),
         described(v),

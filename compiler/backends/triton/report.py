@@ -12,8 +12,20 @@ from flexspec.errors import FlexSpecError
 from flexspec.user_line import user_caret
 
 from .configs import Config
+from .gpus import Resident
+from .loops import ASSUMPTIONS, LoopReport
 
 FIGURES = ("registers", "spills", "shared_bytes", "tensor_core_instructions", "occupancy")
+MOST_PRODUCTS = 1.2
+"""Done over needed. Where no tensor core is used, multiply-adds of the scores count too; a product done twice in a part
+of the tile is a fourth more at least."""
+LEAST_DEPTH = 2
+"""Groups of loads under way: at least those of one more tile."""
+TITLES = (
+    *("kernel", "tile", "warps", "stages", "registers", "spills", "shared", "blocks"),
+    *("loop", "products", "per block", "wait", "least N", "local", "bound"),
+)
+"""Blocks that fit by registers and by shared memory; the rest as in `LoopReport`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,8 @@ class KernelReport:
     registers: 32-bit ones of a thread. spills: bytes of a thread that lie in memory for want of registers.
     shared_bytes: of a block. tensor_core_instructions: in the disassembly, each counted once. occupancy: resident warps
     over the most that a multiprocessor holds, from 0 (the kernel does not fit) to 1. files: what the compiler made, by
-    kind: ttgir and, for NVIDIA, ptx, cubin and sass; for AMD, amdgcn and hsaco.
+    kind: ttgir and, for NVIDIA, ptx, cubin and sass; for AMD, amdgcn and hsaco. resident: blocks that fit on a
+    multiprocessor, by limit. loops: over full and over partial runs; read on NVIDIA only. warnings: ptxas' on wgmma.
     """
 
     name: str
@@ -34,6 +47,9 @@ class KernelReport:
     tensor_core_instructions: int
     occupancy: float
     files: Mapping[str, str | bytes] = field(repr=False, compare=False)
+    resident: Resident = Resident(0, 0, 0)
+    loops: tuple[LoopReport, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def ptx(self) -> str:
@@ -48,7 +64,47 @@ class KernelReport:
 
     def facts(self) -> dict[str, Any]:
         """The figures as plain data."""
-        return {"name": self.name, **self.config._asdict(), **{name: getattr(self, name) for name in FIGURES}}
+        return {
+            "name": self.name,
+            **self.config._asdict(),
+            **{name: getattr(self, name) for name in FIGURES},
+            "resident": self.resident._asdict(),
+            "loops": {each.part: each.facts() for each in self.loops},
+            "warnings": list(self.warnings),
+            "flaws": self.flaws,
+        }
+
+    @property
+    def flaws(self) -> list[str]:
+        """What a better tile would mend, by the full loop: nothing where it wastes nothing."""
+        flaws = [] if min(self.resident) else ["no block fits"]
+        for full in self.loops[:1]:
+            if full.products > MOST_PRODUCTS * full.padding:
+                flaws.append(f"products {full.products / full.padding:.2f}")
+            if full.wait_depth is not None and full.wait_depth < LEAST_DEPTH:
+                flaws.append(f"wait {full.wait_depth}")
+            if full.local:
+                flaws.append(f"local {full.local}")
+        return flaws + [warning.partition(":")[0] for warning in self.warnings]
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Of the table of a report: one for each loop, the kernel's own figures in the first."""
+        tile = f"{self.config.block_m}x{self.config.block_n}"
+        blocks = f"{self.resident.registers}/{self.resident.shared}"
+        counts = (self.config.warps, self.config.stages, self.registers, self.spills, self.shared_bytes)
+        own = (self.name, tile, *(f"{number:,}" for number in counts), blocks)
+        loops = [
+            (
+                each.part,
+                f"{each.products:.2f}",
+                f"{each.per_block:,}",
+                *("-" if figure is None else str(figure) for figure in (each.wait_depth, each.least_n_a_shared)),
+                str(each.local),
+                f"{each.bound:.0%} {each.limit}",
+            )
+            for each in self.loops
+        ]
+        return [(*(own if not i else [""] * len(own)), *loop) for i, loop in enumerate(loops or [("-",) * 7])]
 
 
 @dataclass(frozen=True)
@@ -62,19 +118,15 @@ class AotReport:
 
     def facts(self) -> dict[str, Any]:
         """All figures as plain data."""
-        return {"pattern": self.label, "target": self.target, "kernels": [each.facts() for each in self.kernels]}
+        kernels = [each.facts() for each in self.kernels]
+        return {"pattern": self.label, "target": self.target, "kernels": kernels, "assumptions": ASSUMPTIONS}
 
     def __str__(self) -> str:
-        titles = ("kernel", "tile", "warps", "stages", "registers", "spills", "shared", "tensor cores", "occupancy")
-        rows: list[tuple[str, ...]] = [titles]
-        for each in self.kernels:
-            tile = f"{each.config.block_m}x{each.config.block_n}"
-            figures = (each.registers, each.spills, each.shared_bytes, each.tensor_core_instructions)
-            counts = (f"{number:,}" for number in (each.config.warps, each.config.stages, *figures))
-            rows.append((each.name, tile, *counts, f"{each.occupancy:.0%}"))
+        rows = [TITLES, *(row for each in self.kernels for row in each.rows())]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([f"{self.label} on {self.target}", *lines])
+        warned = [f"{each.name}: {warning}" for each in self.kernels for warning in each.warnings]
+        return "\n".join([f"{self.label} on {self.target}", *lines, *warned])
 
     def write(self, folder: Path | str) -> Path:
         """Write report.json, the generated source and each kernel's files into a folder, which is made. FS054."""

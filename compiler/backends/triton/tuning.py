@@ -19,7 +19,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from ...blocks.block_map import BlockMap
 from ...blocks.grid import Grid
-from .configs import Config, config_of, divisor
+from .configs import Config, config_of, divisor, most_warps
 from .functions import cache_folder, write
 
 Start = Callable[[Config], None]
@@ -121,13 +121,24 @@ def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
     """The configurations that are timed, `first` first. Their tiles divide the blocks of the map."""
     if kernel == "decode":
         sides: tuple[list[int], ...] = ([first.block_m], _divisors(grid.block_kv, 32, 64, 128))
-    elif kernel == "forward":
-        sides = (_divisors(grid.block_q, 64, 128), _divisors(grid.block_kv, 32, 64, 128))
     else:
-        sides = (_divisors(grid.block_q, 32, 64, 128), _divisors(grid.block_kv, 32, 64, 128))
-    each = [Config(*choice) for choice in product(*sides, (4, 8), (2, 3))]
+        least = 64 if kernel == "forward" else 32
+        sides = (
+            sorted({*_divisors(grid.block_q, least, 64, 128), first.block_m}),
+            sorted({*_divisors(grid.block_kv, 32, 64, 128), first.block_n}),
+        )
+    each = [Config(*choice) for choice in product(*sides, (2, 4, 8), (2, 3))]
     most = 128 * 128 if kernel == "forward" else 64 * 128
-    return list(dict.fromkeys([first, *(one for one in each if one.block_m * one.block_n <= most)]))
+    fitting = (one for one in each if one.block_m * one.block_n <= most and one.warps in _warps(kernel, one))
+    return list(dict.fromkeys([first, first._replace(max_registers=None), *fitting]))
+
+
+def _warps(kernel: str, config: Config) -> tuple[int, ...]:
+    """Eight only where each has rows of its own; two would leave the wide products of newer GPUs unused."""
+    own = config.block_n if kernel == "backward_kv" else config.block_m
+    if kernel == "decode" or most_warps(own) >= 8:
+        return 4, 8
+    return (4,) if most_warps(own) >= 4 else (2, 4)
 
 
 def _divisors(block: int, *most: int) -> list[int]:

@@ -30,11 +30,11 @@ from .able import reasons_against
 from .autograd import run_backward
 from .configs import Config
 from .decoding import decodes, run_decode
+from .functions import cache_folder, write
 from .gpus import GPUS, occupancy, resident
 from .launch import Launch, launch_of, run_forward
 from .loops import loops_of
 from .report import AotReport, KernelReport
-from .source import cache_folder, write
 
 TENSOR_CORES = re.compile(r"\b(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA|v_s?w?mfmac?|v_wmma)(?=[._\s])")
 

@@ -25,7 +25,6 @@ from flexspec.text import parse_order, parse_pattern
 from flexspec.user_line import Place
 
 AROUND = 64  # tokens on each side of a counterexample in the region that is suggested
-FOREIGN = re.compile(r'\n?  File "(?P<file>[^"]+)", line \d+(\n    .*\n    [ ]*\^+)?')
 
 
 def load(text: str, catalog: Mapping[str, Any] = CATALOG) -> fs.Attention:
@@ -146,10 +145,10 @@ def query(text: str) -> int | dict[str, int]:
     return found
 
 
-def region_around(pair: Sequence[int], q_len: int, kv_len: int) -> str:
-    """A region with the pair (b, h, q, kv) in its middle, as `--region` takes it."""
-    _, _, q, kv = pair
-    return ",".join(f"{max(0, at - AROUND)}:{min(length, at + AROUND)}" for at, length in ((q, q_len), (kv, kv_len)))
+def region_around(q: int, kv: int, q_len: int, kv_len: int) -> str:
+    """A region with the pair (q, kv) in its middle, as `--region` takes it."""
+    sides = ((q, q_len), (kv, kv_len))
+    return ",".join(f"{max(0, index - AROUND)}:{min(length, index + AROUND)}" for index, length in sides)
 
 
 def inputs(texts: Sequence[str] | None, *read_by: Formula) -> dict[str, Any]:
@@ -198,19 +197,6 @@ def _tensor(text: str, node: Any) -> Any:
     while tensor.dim() < len(node.dims):
         tensor = tensor[None]
     return tensor
-
-
-def as_options(text: str) -> str:
-    """A fix in the command line's own words."""
-    text = re.sub(r"\bgive (batch|heads)=<count>", r"add --\1 <count>", text)
-    text = re.sub(r"\bgive (\w+)=<", r"add -p \1=<", text)
-    return text.replace("flexspec.patterns.CATALOG lists all", "`flexspec patterns` lists all")
-
-
-def without_foreign_lines(text: str, patterns: Sequence[str]) -> str:
-    """An error's text without the lines of code that are not in a file which the user named."""
-    own = {Path(re.sub(r"\.py:\w*$", ".py", pattern)).resolve() for pattern in patterns}
-    return FOREIGN.sub(lambda found: found[0] if Path(found["file"]).resolve() in own else "", text)
 
 
 def terminal_width() -> int:

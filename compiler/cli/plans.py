@@ -14,11 +14,6 @@ from flexspec.patterns import CATALOG
 
 from . import values as cli_values
 
-EXAMPLES = """[bold]Examples[/bold]
-
-flexspec plan 'neighborhood(window={t: 18, h: 24, w: 24})' --canvas 30x48x80 --heads 24
-
-flexspec plan 'causal_window(1024)' --length 65536 --hardware a100 --json"""
 AXES = {1: "w", 2: "hw", 3: "thw"}
 
 

@@ -14,7 +14,7 @@ import torch
 from flexspec.attention import Attention, as_attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.expr import Apply, Expr, inputs_of
-from flexspec.inputs import Sizes, make_sizes
+from flexspec.inputs import Sizes, check_length, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order, in_memory, relocate
 from flexspec.user_line import user_caret, user_level
@@ -305,8 +305,13 @@ class CompiledAttention:
             q_len = canvas.size if canvas else 4096
         sizes = make_sizes(q_len, kv_len, batch, heads)
         bound, blocks = self._maps.of(sizes, values, torch.device("cpu"))
-        grid, few = blocks.grid, heads if kv_heads is None else kv_heads
-        shapes = (heads, grid.q_len, head_dim), (few, grid.kv_len, head_dim), (few, grid.kv_len, v_head_dim or head_dim)
+        grid, few = blocks.grid, check_length("kv_heads", heads if kv_heads is None else kv_heads)
+        width = check_length("head_dim", head_dim)
+        v_width = width if v_head_dim is None else check_length("v_head_dim", v_head_dim)
+        check_length(
+            "the size of q, k or v", batch * max(heads, few) * max(grid.q_len, grid.kv_len) * max(width, v_width)
+        )
+        shapes = (heads, grid.q_len, width), (few, grid.kv_len, width), (few, grid.kv_len, v_width)
         q, k, v = (torch.empty((batch, *shape), dtype=dtype, device="meta") for shape in shapes)
         check_qkv(q, k, v)
         report = build(Call(self.spec, bound, *self._expressions(sizes), blocks, q, k, v, True), target, backward)

@@ -296,7 +296,7 @@ def test_wrong_words_are_usage_errors():
     run("show causal --length many", code=2)
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "patterns", "patterns --json", "show --help", "plan --help"])
+@pytest.mark.parametrize("command", ["--help", "--version", "patterns", "patterns --json", "show -h", "plan -h"])
 def test_help_the_version_and_the_list_need_no_torch(command):
     code = (
         f"import sys\nfrom flexspec.compiler.cli import app\n"

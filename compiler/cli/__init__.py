@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -292,5 +294,8 @@ def plan(
 
 
 def main() -> None:
-    """The `flexspec` command."""
+    """The `flexspec` command. A letter that the terminal's encoding lacks is written as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -44,7 +44,7 @@ def table(
 def read_canvas(text: str) -> fs.Canvas:
     """`30x48x80` with the axes t, h, w; two are h, w. FS032."""
     sides = re.split(r"[x×]", text.strip())
-    if len(sides) not in AXES or not all(side.isdecimal() for side in sides):
+    if len(sides) not in AXES or not all(re.fullmatch(cli_values.DIGITS, side) for side in sides):
         fix = "give --canvas 30x48x80 (t, h, w) or 64x64 (h, w), or write canvas(...) into the pattern"
         raise FlexSpecError("FS032", f"the canvas is {text!r}", fix=fix)
     return fs.Canvas(**dict(zip(AXES[len(sides)], map(int, sides), strict=True)))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 
@@ -25,22 +25,29 @@ def reporting(as_json: bool, *patterns: str) -> Iterator[None]:
     try:
         yield
     except FlexSpecError as error:
-        text = as_options(without_foreign_lines(str(error), patterns))
-        if as_json:
-            several = str(error) != error.describe()
-            message = text.removeprefix(f"[{error.code}] ") if several else error.message
-            fix = as_options(error.fix) if error.fix else None
-            print_json({"error": {"code": error.code, "message": message, "fix": fix}})
-        else:
-            from rich.console import Console
-            from rich.text import Text
-
-            head, _, rest = text.partition("\n")
-            console = Console(stderr=True, soft_wrap=True)
-            console.print(Text(head, style="bold red"))
-            if rest:
-                console.print(Text(rest))
+        _report(error, as_json, patterns)
         raise typer.Exit(2) from None
+    except SystemExit as error:
+        _report(FlexSpecError("FS052", f"the pattern's own code stopped with SystemExit: {error}"), as_json, patterns)
+        raise typer.Exit(2) from None
+
+
+def _report(error: FlexSpecError, as_json: bool, patterns: Sequence[str]) -> None:
+    text = as_options(without_foreign_lines(str(error), patterns))
+    if as_json:
+        several = str(error) != error.describe()
+        message = text.removeprefix(f"[{error.code}] ") if several else error.message
+        fix = as_options(error.fix) if error.fix else None
+        print_json({"error": {"code": error.code, "message": message, "fix": fix}})
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    head, _, rest = text.partition("\n")
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text(head, style="bold red"))
+    if rest:
+        console.print(Text(rest))
 
 
 def print_json(value: object) -> None:
@@ -57,5 +64,5 @@ def as_options(text: str) -> str:
 
 def without_foreign_lines(text: str, patterns: Sequence[str]) -> str:
     """An error's text without the lines of code that are not in a file which the user named."""
-    own = {Path(re.sub(r"\.py:\w*$", ".py", pattern)).resolve() for pattern in patterns}
-    return FOREIGN.sub(lambda place: place[0] if Path(place["file"]).resolve() in own else "", text)
+    own = {os.path.abspath(re.sub(r"\.py:\w*$", ".py", pattern)) for pattern in patterns}
+    return FOREIGN.sub(lambda place: place[0] if os.path.abspath(place["file"]) in own else "", text)

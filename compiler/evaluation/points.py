@@ -53,12 +53,19 @@ def evaluate_at(
         return convert(expr, expr.type)
 
 
+MOST_POSITIONS = 1 << 28
+"""Most positions of a side at which a part that reads a tensor is evaluated all at once."""
+
+
 def along(node: Expr, side: str, length: int, tensors: Mapping[str, Array]) -> Array:
     """Values of a one-sided expression at every position of its side."""
     if isinstance(node, Load) and [getattr(part, "name", None) for part in node.index] == [side]:
         tensor = tensors[node.input.name]
         if len(tensor) >= length:
             return tensor[:length].astype(node.type.numpy, copy=False)
+    if length > MOST_POSITIONS:
+        message = f"the mask reads a tensor at {length:,} positions of {side}, more than {MOST_POSITIONS:,}"
+        raise FlexSpecError("FS030", message, fix="give a shorter length", where=user_caret())
     return evaluate_at(node, {side: np.arange(length)}, tensors)
 
 

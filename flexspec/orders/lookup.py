@@ -27,11 +27,6 @@ class Table(Order):
     """An order that is held as a tensor: int32, the token of each place, -1 where there is none."""
 
     @property
-    def batch(self) -> int | None:
-        """How many sequences it orders differently; None: all alike."""
-        return None
-
-    @property
     def places(self) -> int:
         """Memory positions that its tokens take."""
         assert self.tokens is not None

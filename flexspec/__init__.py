@@ -7,6 +7,7 @@ checkers.
 from __future__ import annotations
 
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +82,7 @@ class _Package(ModuleType):
 sys.modules[__name__].__class__ = _Package
 
 
+@cache
 def _masks() -> list[str]:
     return [pattern.name for pattern in _listing() if pattern.kind == "mask"]
 

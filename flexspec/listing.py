@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 CATALOG = Path(__file__).parent / "patterns" / "catalog.py"
 
 
-class Listed(NamedTuple):
+@dataclass(frozen=True)
+class Listed:
     """A pattern as the catalog describes it."""
 
     name: str
@@ -20,7 +20,6 @@ class Listed(NamedTuple):
     meaning: str
 
 
-@cache
 def listing() -> list[Listed]:
     """Every pattern of the catalog, in its order.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -98,7 +99,7 @@ def _whole(
 def patterns(as_json: Json = False) -> None:
     """List the patterns that pattern text and spec files know."""
     if as_json:
-        print_json([pattern._asdict() for pattern in listing()])
+        print_json([asdict(pattern) for pattern in listing()])
         return
     from rich.console import Console
     from rich.table import Table

@@ -50,8 +50,8 @@ _TOP = {
     "compiler.proofs.reach": "reach",
 }
 
-# Names that were at the top once, and are in a namespace now. They still work.
-_OLDER = {
+# Names of a namespace that work at the top too, where most of them were once; `dir` does not show them.
+_BESIDE = {
     "orders": "by_label concatenated dilated hilbert morton zigzag",
     "patterns": "CATALOG Entry TOKEN_TYPES distance_scale identity_mix key_gain relative_bias relu_weight "
     "sigmoid_weight signed_weight squared_relu_weight swin_bias t5_bias t5_buckets taylor_weight",
@@ -68,7 +68,7 @@ _NAMESPACES = {
     "weights": "patterns.weights",
 }
 
-_HOMES = {name: module for table in (_OLDER, _TOP) for module, names in table.items() for name in names.split()}
+_HOMES = {name: module for table in (_BESIDE, _TOP) for module, names in table.items() for name in names.split()}
 
 
 class _Package(ModuleType):

@@ -59,11 +59,11 @@ def _made_on(canvas: fs.Canvas, make: Callable[..., Any]) -> Callable[..., Any]:
     if next(iter(_parameters(make)), None) != "canvas":
         return make
 
-    def made(*args: Any, **given: Any) -> Any:
+    def make_on_canvas(*args: Any, **given: Any) -> Any:
         own = args and isinstance(args[0], fs.Canvas) or "canvas" in given
         return make(*args, **given) if own else make(canvas, *args, **given)
 
-    return made
+    return make_on_canvas
 
 
 def _parameters(make: Callable[..., Any]) -> Iterable[str]:

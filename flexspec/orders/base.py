@@ -159,8 +159,8 @@ class Order:
                 self._kept.clear()
             with torch.inference_mode(False), torch.no_grad():
                 self._kept[key] = self._make_moves(length, device)
-        made: Moves = self._kept[key]
-        return made
+        moves: Moves = self._kept[key]
+        return moves
 
     # torch.compiler.assume_constant_result sets this too, but imports the whole compiler
     moves._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -172,15 +172,15 @@ class Order:
         # An empty place is written past the end, and cut off.
         slots = table if empty is None else table.masked_fill(empty, length)
         place_of = table.new_empty((*table.shape[:-1], length + (empty is not None)))
-        at = torch.arange(places, device=device).expand_as(table)
-        return Moves(table.clamp(min=0), place_of.scatter_(-1, slots, at)[..., :length].contiguous(), empty)
+        place = torch.arange(places, device=device).expand_as(table)
+        return Moves(table.clamp(min=0), place_of.scatter_(-1, slots, place)[..., :length].contiguous(), empty)
 
     def _table(self, length: int) -> torch.Tensor:
         """int64 [places]: the token of each place, -1 where there is none."""
-        found = self.place(var("m"), length)
-        at = {"m": torch.arange(self.padded(length))}
-        logical = evaluate(found.logical, at).expand(self.padded(length))
-        return logical if found.valid is None else torch.where(evaluate(found.valid, at), logical, -1)
+        place = self.place(var("m"), length)
+        positions = {"m": torch.arange(self.padded(length))}
+        logical = evaluate(place.logical, positions).expand(self.padded(length))
+        return logical if place.valid is None else torch.where(evaluate(place.valid, positions), logical, -1)
 
 
 def moved(

@@ -41,9 +41,9 @@ class Zigzag(Order):
 
     def place(self, position: Expr, length: int) -> Place:
         size = const(self.padded(length) // (2 * self.ranks))
-        at = apply("floordiv", position, size)
-        rank = apply("floordiv", at, const(2))
-        early = apply("eq", apply("mod", at, const(2)), const(0))
+        slot = apply("floordiv", position, size)
+        rank = apply("floordiv", slot, const(2))
+        early = apply("eq", apply("mod", slot, const(2)), const(0))
         chunk = apply("where", early, rank, apply("sub", const(2 * self.ranks - 1), rank))
         logical = apply("add", apply("mul", chunk, size), apply("mod", position, size))
         return _cut(logical, self.padded(length), length)
@@ -53,8 +53,8 @@ class Zigzag(Order):
         chunk = apply("floordiv", position, size)
         early, late = apply("mul", chunk, const(2)), apply("sub", const(2 * self.ranks - 1), chunk)
         late = apply("add", apply("mul", late, const(2)), const(1))
-        at = apply("where", apply("lt", chunk, const(self.ranks)), early, late)
-        return apply("add", apply("mul", at, size), apply("mod", position, size))
+        slot = apply("where", apply("lt", chunk, const(self.ranks)), early, late)
+        return apply("add", apply("mul", slot, size), apply("mod", position, size))
 
     def __str__(self) -> str:
         return f"zigzag({self.ranks})"
@@ -69,9 +69,13 @@ def _cut(logical: Expr, places: int, length: int) -> Place:
 
 
 def striped(ranks: int) -> Order:
-    """Token `i` on rank `i % ranks`, ranks one after the other. Source: Striped Attention. FS033.
+    """Token `i` on rank `i % ranks`, ranks one after the other.
 
     A rank holds `ceil(length / ranks)` places, padded at its end.
+
+    ranks: how many there are.
+
+    Source: Striped Attention. Raises FS033.
 
     >>> striped(2).permutation(6).tolist()
     [0, 2, 4, 1, 3, 5]
@@ -83,8 +87,11 @@ def zigzag(ranks: int) -> Order:
     """Rank `r` holds the chunks `r` and `2 * ranks - 1 - r` of `2 * ranks` equal ones, ranks one after the other.
 
     Of a causal mask each rank then has the same pairs, as an early chunk goes with a late one. A length that
-    `2 * ranks` does not divide is padded at its end. Source: zigzag ring attention, as in Llama 3's context
-    parallelism. FS033.
+    `2 * ranks` does not divide is padded at its end.
+
+    ranks: how many there are.
+
+    Source: zigzag ring attention, as in Llama 3's context parallelism. Raises FS033.
 
     >>> zigzag(2).permutation(8).tolist()
     [0, 1, 6, 7, 2, 3, 4, 5]

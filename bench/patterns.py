@@ -1,14 +1,16 @@
 """The gallery: every pattern with its pictures, code, formula, source and densities, written to docs/patterns.md;
 some of them as a table in README.md.
 
-`python bench/patterns.py`; counts only, so the machine does not matter.
+`python bench/patterns.py`; counts only, so the machine does not matter. A pattern is drawn with the `picture` beside
+its definition, else with its example where that fits; one that has neither is shown without a picture.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from contextlib import chdir
+from contextlib import chdir, suppress
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,68 +24,6 @@ import flexspec as fs
 
 DOCS = Path(__file__).parent.parent / "docs"
 LENGTH, BLOCK = 512, 16
-IMAGE = "fs.Canvas(h=16, w=32)"
-VIDEO = "fs.Canvas(t=8, h=8, w=8)"
-SLIDING = "window=dict(t=6, h=4, w=6), tile=dict(t=2, h=4, w=2)"
-IDS = "torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([100, 250, 162]))"
-
-# What each pattern is drawn with; a second part is the order.
-SAMPLES: dict[str, str | tuple[str, str]] = {
-    "everything": "fs.everything()",
-    "nothing": "fs.nothing()",
-    "causal": "fs.causal()",
-    "sliding_window": "fs.sliding_window(48)",
-    "causal_window": "fs.causal_window(96)",
-    "sink": "fs.sink(16)",
-    "sink_window": "fs.sink_window(sink=4, window=96)",
-    "dilated_window": "fs.dilated_window(window=6, dilation=16)",
-    "global_tokens": "fs.global_tokens(24)",
-    "prefix_lm": "fs.prefix_lm(128)",
-    "chunked": "fs.chunked(100)",
-    "chunk_causal": "fs.chunk_causal(64)",
-    "power_window": "fs.power_window(window=32, block=16)",
-    "log_sparse": "fs.log_sparse()",
-    "strided": "fs.strided(64)",
-    "fixed": "fs.fixed(stride=64, summary=8)",
-    "hidden_decoding": "fs.hidden_decoding(4)",
-    "per_head": "fs.per_head([fs.causal_window(64), fs.causal()])",
-    "scaled_span": "fs.scaled_span([16, 64], [0.125, 0.0], sink=4)",
-    "shifted_groups": "fs.shifted_groups(128)",
-    "document": f"fs.document({IDS})",
-    "padding": "fs.padding([300])",
-    "same_label": "fs.same_label(torch.arange(512) % 64 // 16)",
-    "token_types": "fs.token_types(torch.arange(512) % 50 % 3, window=32)",
-    "shared_prefix": "fs.shared_prefix(128, torch.arange(512) // 96)",
-    "tree": "fs.tree([(i - 1) // 2 for i in range(512)])",
-    "bridge": "fs.bridge(chunk=64, memory_ids=torch.arange(512) < 8, window=48)",
-    "block_diffusion": "fs.block_diffusion(block=32, n=256)",
-    "segments": (
-        'fs.segments({"text": 128, "image": 384}, {("text", "text"): fs.causal(), '
-        '("image", "text"): True, ("image", "image"): fs.sliding_window(40)})'
-    ),
-    "adjacency": "fs.adjacency(torch.eye(512).roll(100, 1).to_sparse_csr())",
-    "neighborhood": (f"fs.neighborhood({IMAGE}, window=7)", f"fs.tiled({IMAGE}, h=4, w=4)"),
-    "sliding_tile": (f"fs.sliding_tile({VIDEO}, {SLIDING})", f"fs.tiled({VIDEO}, t=2, h=4, w=2)"),
-    "windows": (f"fs.windows({IMAGE}, size=8, shift=4)", f"fs.tiled({IMAGE}, h=4, w=4)"),
-    "axial": f'fs.axial({VIDEO}, "t")',
-    "halo": (f"fs.halo({IMAGE}, block=4, halo=2)", f"fs.tiled({IMAGE}, h=4, w=4)"),
-    "any_shared": 'fs.any_shared(fs.Canvas(v=4, t=8, h=4, w=4), "v t")',
-    "block_causal_2d": (f"fs.block_causal_2d({IMAGE}, block=4)", f"fs.tiled({IMAGE}, h=4, w=4)"),
-    "first_frame": f"fs.first_frame({VIDEO})",
-    "frame_window": f"fs.frame_window({VIDEO}, window=3, sink=1)",
-    "spatial_head": f"fs.spatial_head({VIDEO}, width=48)",
-    "temporal_head": f"fs.temporal_head({VIDEO}, width=32)",
-    "radial": f"fs.radial({VIDEO}, decay=0.5, block=8)",
-    "epipolar": (  # a line through the query's own pixel, steeper in each next view
-        "fs.epipolar(fs.Canvas(v=4, h=8, w=16), torch.tensor([[[v / 4, 1.0, -(v / 4 * (i % 16) + i % 128 // 16)]"
-        " for v in range(4)] for i in range(512)]), width=1.0)",
-        "fs.tiled(fs.Canvas(v=4, h=8, w=16), h=4, w=4)",
-    ),
-    "reordered": f'fs.reordered(fs.temporal_head({VIDEO}, width=32), fs.axes({VIDEO}, "h", "w", "t"))',
-    "with_text": "fs.with_text(fs.axial(fs.Canvas(t=7, h=8, w=8), 't'), text=64, lengths=[40])",
-}
-
-
 IN_README = (
     "sink_window",
     "dilated_window",
@@ -99,22 +39,7 @@ WEIGHTS = [
     "exponential, after the scores. The reference computes it from its definition; kernels run a softmax over",
     "`log w(s)` and multiply by `exp(lse)`, two where the weight has a sign. A query that keeps nothing has output 0.",
 ]
-LSE = {
-    "sigmoid_weight": "none",
-    "relu_weight": "none",
-    "squared_relu_weight": "none",
-    "taylor_weight": "log of the sum of the weights",
-    "signed_weight": "log of the sum of `exp(abs(s))`",
-    "sink_logit": "with the extra column",
-    "identity_mix": "the softmax's",
-}
 HEADER = ["| pattern | picture | keeps | code | pairs | blocks |", "| --- | --- | --- | --- | --- | --- |"]
-FAMILIES = {
-    "sequence": "Along a sequence",
-    "heads": "By head",
-    "documents": "Documents, segments, tokens of several kinds",
-    "grid": "On a canvas",
-}
 WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 INTRODUCTION = f"""# Patterns
 
@@ -123,6 +48,18 @@ Blue pairs are kept in full blocks, orange ones in partial blocks, where light o
 skipped. Densities count kept pairs, and blocks that are not empty. On a canvas a second picture has the keys of one
 query, frame by frame. The formula is the traced expression, which `fs.parse` reads. A source's own definition may
 differ: the docstring says where. Made by `python bench/patterns.py`.
+"""
+AT_RUN_TIME = """## Values that are given when it runs
+
+Ids, labels, types, slopes, tables and gains are tensors that a pattern holds, or that each call gives: leave the tensor
+out where the pattern has an input of its own, or put an `fs.Input` in its place. Numbers are `fs.Param`. New values of
+the same shapes compile nothing. One batch entry, or one head, serves all.
+
+```python
+bias = fs.scores.relative_bias(fs.Input("table", ("heads", 257), float))
+attend = fs.compile(fs.Attention(fs.token_types(window=64), [bias]))
+out = attend(q, k, v, table=table, types=types, last_global=fs.last_global(types))
+```
 """
 ORDERS = """## Orders
 
@@ -138,12 +75,12 @@ fs.show_orders(tiles, [fs.row_major(video), fs.tiled(video, t=6, h=8, w=8)], "or
 """
 
 
-def made(code: str):
-    return eval(code, {"fs": fs, "torch": torch})  # only the samples above
+def value_of(code: str) -> Any:
+    return eval(code, {"fs": fs, "torch": torch})  # only what stands beside the definitions
 
 
-def block_map(code: str, order: str | None) -> fs.BlockMap:
-    return fs.block_map(made(code), LENGTH, heads=2, block_size=BLOCK, order=order and made(order))
+def block_map(mask: fs.Mask, order: str) -> fs.BlockMap:
+    return fs.block_map(mask, LENGTH, heads=2, block_size=BLOCK, order=value_of(order) if order else None)
 
 
 def thumbnail(blocks: fs.BlockMap, path: Path) -> None:
@@ -167,54 +104,69 @@ def query_of(canvas: fs.Canvas) -> dict[str, int]:
     return {name: 2 * length // 3 for name, length in canvas.axes}
 
 
-def source_of(entry: Any) -> str:
-    """The first sentence after "Source:" in the pattern's docstring, or nothing."""
-    found = re.search(r"Source:\s+(.+?)\.(?=\s|$)", entry.make.__doc__ or "", re.S)
-    return re.sub(r"\s+", " ", found[1]) if found else ""
+def said(entry: Any, what: str, end: str = ".") -> str:
+    """What stands after `what` and a colon in the pattern's docstring, up to one of `end`; else nothing."""
+    text = re.search(rf"{what}:\s+(.+?)[{end}](?=\s|$)", entry.make.__doc__ or "", re.S)
+    return re.sub(r"\s+", " ", text[1]) if text else ""
+
+
+def heading(family: str) -> str:
+    """The first words of a family's file."""
+    return re.split(r"[:.]", import_module(f"flexspec.patterns.{family}").__doc__ or family)[0]
+
+
+def code_of(entry: Any) -> str:
+    """What makes the pattern in Python: the picture's code, else the example's."""
+    plain = entry.example.count("(") == 1 and "{" not in entry.example
+    return entry.picture or (
+        f"fs.{entry.example}" if plain else entry.example and f"fs.parse_pattern({entry.example!r})"
+    )
 
 
 class Shown:
-    """One pattern of the gallery: its sample, its block map, its text and its pictures."""
+    """One pattern of the gallery: its code, its mask, and its block map where that can be drawn."""
 
     def __init__(self, entry: Any) -> None:
-        sample = SAMPLES[entry.name]
-        self.entry = entry
-        self.code, self.order = sample if isinstance(sample, tuple) else (sample, None)
-        self.mask, self.blocks = made(self.code), block_map(self.code, self.order)
+        self.entry, self.order, self.code = entry, entry.order, code_of(entry)
+        self.mask: fs.Mask | None = value_of(self.code) if self.code else None
+        self.blocks: fs.BlockMap | None = None
+        if self.mask is not None:
+            with suppress(*([] if entry.picture else [fs.FlexSpecError])):  # an example may be open, or larger
+                self.blocks = block_map(self.mask, self.order)
 
     @property
     def pictures(self) -> list[str]:
+        if self.blocks is None:
+            return []
         return [f"{self.entry.name}.png"] + ([f"{self.entry.name}_query.png"] if self.mask.canvas else [])
 
     def draw(self, folder: Path) -> None:
-        thumbnail(self.blocks, folder / self.pictures[0])
-        if self.mask.canvas:
-            found = fs.kept_keys(self.mask, query_of(self.mask.canvas), heads=2, h=1)
-            small(found.show(folder / self.pictures[1]))
+        if self.blocks is not None:
+            thumbnail(self.blocks, folder / self.pictures[0])
+        if self.pictures[1:]:
+            keys = fs.kept_keys(self.mask, query_of(self.mask.canvas), heads=2, h=1)
+            small(keys.show(folder / self.pictures[1]))
 
     def densities(self) -> str:
-        text = f"Keeps {self.blocks.token_density:.1%} of the pairs, in {self.blocks.density:.1%} of the blocks"
-        return text + (f" ({block_map(self.code, None).density:.1%} in row-major order)" if self.order else "")
+        if self.blocks is None:
+            return ""
+        text = f" Keeps {self.blocks.token_density:.1%} of the pairs, in {self.blocks.density:.1%} of the blocks"
+        return text + (f" ({block_map(self.mask, '').density:.1%} in row-major order)." if self.order else ".")
 
     def section(self) -> str:
-        name, meaning, source = self.entry.name, self.entry.meaning, source_of(self.entry)
-        widths = (256, 540)
+        name, meaning, source = self.entry.name, self.entry.meaning, said(self.entry, "Source")
         images = [
             f'<img src="pictures/{picture}" width="{width}" alt="{name}">'
-            for picture, width in zip(self.pictures, widths, strict=False)
+            for picture, width in zip(self.pictures, (256, 540), strict=False)
         ]
-        code = f"order = {self.order}\n{self.code}" if self.order else self.code
-        wrapped = textwrap.wrap(str(self.mask.expr), 110, **WHOLE_WORDS)
-        text = f"{meaning[0].upper()}{meaning[1:]}. {self.densities()}."
+        text = f"{meaning[0].upper()}{meaning[1:]}.{self.densities()}"
         text += f" Source: {source}." if source else ""
-        lines = [
-            f"### {name}",
-            "",
-            " ".join(images),
-            "",
-            *textwrap.wrap(text, 118, break_long_words=False, break_on_hyphens=False),
-        ]
-        lines += ["", "```python", code, "```", "", "```text", *wrapped, "```", ""]
+        lines = [f"### {name}", "", *([" ".join(images), ""] if images else [])]
+        lines += [*textwrap.wrap(text, 118, **WHOLE_WORDS), ""]
+        if self.mask is not None:
+            code = f"order = {self.order}\n{self.code}" if self.order else self.code
+            wrapped = textwrap.wrap(str(self.mask.expr), 110, **WHOLE_WORDS)
+            lines += ["```python", code, "```", "", "```text", *wrapped, "```", ""]
         return "\n".join(lines)
 
     def row(self) -> str:
@@ -228,8 +180,6 @@ class Shown:
 def gallery() -> dict[str, Shown]:
     """Every mask of the catalog, in reading order."""
     entries = [entry for entry in fs.CATALOG.values() if entry.kind == "mask"]
-    missing = {entry.name for entry in entries} ^ SAMPLES.keys()
-    assert not missing, missing
     return {entry.name: Shown(entry) for entry in track(entries, transient=True)}
 
 
@@ -237,12 +187,14 @@ def page(shown: dict[str, Shown]) -> str:
     """docs/patterns.md."""
     parts = [INTRODUCTION]
     for family, some in groupby(shown.values(), key=lambda one: one.entry.family):
-        parts += [f"## {FAMILIES.get(family, family)}\n", *(one.section() for one in some)]
+        parts += [f"## {heading(family)}\n", *(one.section() for one in some)]
     lines = ["## Scores", "", "| score mod | does |", "| --- | --- |"]
     lines += [f"| `{e.name}` | {e.meaning} |" for e in fs.CATALOG.values() if e.kind == "score"]
     lines += ["", "## Weights", "", *WEIGHTS, "", "| weight | is | lse |", "| --- | --- | --- |"]
-    lines += [f"| `{e.name}` | {e.meaning} | {LSE[e.name]} |" for e in fs.CATALOG.values() if e.kind == "weight"]
-    return "\n".join([*parts, ORDERS, *lines, "", (DOCS / "windows.md").read_text()])
+    lines += [
+        f"| `{e.name}` | {e.meaning} | {said(e, 'lse', '.;')} |" for e in fs.CATALOG.values() if e.kind == "weight"
+    ]
+    return "\n".join([*parts, AT_RUN_TIME, ORDERS, *lines, "", (DOCS / "windows.md").read_text()])
 
 
 def write_table(shown: dict[str, Shown], path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The block maps of one compiled attention, kept as long as they are used."""
+"""What one compiled attention has lowered, kept as long as it is used."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -15,74 +14,70 @@ from flexspec.attention import Attention
 from flexspec.inputs import Bound, Sizes
 from flexspec.order import Order, bound_in_memory
 
-from .blocks.block_map import BlockMap
 from .blocks.grid import BlockSize
-from .blocks.on_device import DeviceMap, map_on_device
-from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of
-from .pipeline import Stages, map_of
+from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of, state_of
+from .pipeline import Lowered, Stages, lower
 
-MAPS_KEPT = 32
-"""Block maps that one compiled attention keeps, the latest used."""
-
-
-class Maps:
-    """Values bound and classified, once for each sizes and values that the mask reads. Threads may share it."""
-
-    def __init__(self, spec: Attention, order: Order | None, block_size: BlockSize) -> None:
-        self.spec, self.order, self.block_size = spec, order, block_size
-        self._maps: OrderedDict[Any, tuple[Any, list[Any]]] = OrderedDict()
-        self._tables: tuple[Any, TensorRanges] | None = None
-        self._lock = threading.Lock()
-
-    def of(
-        self,
-        sizes: Sizes,
-        values: Mapping[str, Any],
-        device: torch.device,
-        stages: Stages | None = None,
-        exact: bool = True,
-    ) -> tuple[Bound, Any]:
-        """The bound values, and the BlockMap or DeviceMap, kept per sizes and values that the mask reads."""
-        bound = self.spec.formula.bind(sizes, values)  # this call's own tensors, with their gradients
-        bound = bound_in_memory(bound, self.order, device)
-        kept = self.spec.kept
-        tensors = {name: x for name, x in bound.tensors.items() if name in kept.expr.names}
-        numbers = sorted((name, repr(x)) for name, x in bound.numbers.items() if name in kept.expr.names)
-        given = {**self.spec.formula.tensors, **values}
-        states = tuple((name, _state(given[name])) for name in tensors)
-        key = (exact, bound.sizes, device, states, tuple(numbers))
-        with self._lock:
-            if key in self._maps and stages is None:
-                self._maps.move_to_end(key)
-                return bound, self._maps[key][0]
-        own = replace(bound, tensors={name: _frozen(x) for name, x in tensors.items()})
-        own = bound_in_memory(own, self.order, device)
-        made: BlockMap | DeviceMap
-        if exact:
-            latest = self._tables
-            tables = latest[1] if latest and latest[0] == states else ranges_of(own)
-            made = map_of(kept, own, self.block_size, self.order, device, stages or Stages(), tables=tables)
-            self._tables = states, tables
-        else:
-            made = map_on_device(kept, own, self.block_size, self.order, device)
-        with self._lock:
-            self._maps[key] = made, [given[name] for name in tensors]  # while a tensor lives, no other has its id
-            while len(self._maps) > MAPS_KEPT:
-                self._maps.popitem(last=False)
-        return bound, made
+KEPT = 32
+"""Lowered attentions that one compiled attention keeps, the latest used."""
 
 
-def _state(tensor: torch.Tensor) -> Any:
-    """What a tensor holds, for the cache: its content on the CPU, where anyone may write to its memory unseen by torch.
+class MapCache:
+    """Values bound and lowered, once for each sizes and values that count. Threads may share it.
 
-    On a device it is the tensor and torch's count of its changes: reading it would wait for the device.
+    What counts: all numbers, the tensors that the mask reads, and integer tensors of the scores, whose range says how
+    wide a kernel's integers are. Float tensors of the scores may be others at each call.
     """
-    if not by_content(tensor):
-        return id(tensor), tensor._version, tensor.data_ptr()
-    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()
+
+    def __init__(self, spec: Attention, order: Order | None, block_size: BlockSize, exact: bool = True) -> None:
+        self.spec, self.order, self.block_size, self.exact = spec, order, block_size, exact
+        self._lowered: OrderedDict[Any, tuple[Lowered, list[torch.Tensor]]] = OrderedDict()
+        self._ranges: tuple[Any, TensorRanges] | None = None
+        self._lock = threading.Lock()
+        mask, inputs = spec.parts.mask.expr, spec.parts.inputs
+        self._counting = tuple(
+            name for name, node in inputs.items() if name in mask.names or not node.type.torch.is_floating_point
+        )
+
+    def of(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered]:
+        """The bound values of a call, with their gradients, and what it shares with calls alike."""
+        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
+        given = {**self.spec.parts.tensors, **values}
+        counting = {name: given[name] for name in self._counting}
+        states = tuple([(name, state_of(tensor)) for name, tensor in counting.items()])
+        key = (bound.sizes, device, states, tuple([(name, repr(value)) for name, value in bound.numbers.items()]))
+        with self._lock:
+            if key in self._lowered:
+                self._lowered.move_to_end(key)
+                return bound, self._lowered[key][0]
+        lowered = self._lower(bound, device, states, Stages())
+        with self._lock:
+            self._lowered[key] = lowered, list(counting.values())  # while a tensor lives, no other has its id
+            while len(self._lowered) > KEPT:
+                self._lowered.popitem(last=False)
+        return bound, lowered
+
+    def staged(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered, Stages]:
+        """As `of`, made anew and always exact, with what each stage made."""
+        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
+        stages = Stages()
+        return bound, self._lower(bound, device, None, stages, exact=True), stages
+
+    def _lower(
+        self, bound: Bound, device: torch.device, states: Any, stages: Stages, exact: bool | None = None
+    ) -> Lowered:
+        tensors = {name: _frozen(bound.tensors[name]) for name in self._counting}
+        own = bound_in_memory(replace(bound, tensors=tensors), self.order, device)
+        exact = self.exact if exact is None else exact
+        ranges = None
+        if exact:
+            held = (states, tuple(tensor.shape for tensor in own.tensors.values()))
+            latest = self._ranges
+            ranges = latest[1] if latest and states is not None and latest[0] == held else ranges_of(own)
+            self._ranges = held, ranges
+        return lower(self.spec, own, self.block_size, self.order, device, stages, ranges=ranges, exact=exact)
 
 
 def _frozen(tensor: torch.Tensor) -> torch.Tensor:
-    """What a map keeps of a tensor that is told by its content: a copy, which nobody writes to."""
+    """A copy, which nobody writes to, of a tensor that is told by its content."""
     return tensor.detach().clone() if by_content(tensor) else tensor

@@ -1,12 +1,16 @@
-"""The way through: spec, expression, simplified expression, blocks, kernel. Read this file first.
+"""The way through: from a predicate to blocks and a kernel. Read this file first.
 
-predicate --trace--> Expr --in_memory--> Expr --specialise--> Expr --classify--> BlockMap --lower--> kernel
+predicate --trace--> Expr --lower--> Expr over memory --specialise--> one a head --classify--> BlockMap --> kernel
+
+`trace` is `fs.mask` (`flexspec.trace` runs the predicate on symbols). `lower` writes positions by the order, `map_of`
+classifies blocks, `Lowered` holds both; the kernel is what a backend makes of a `Lowered` (`backends`), and it is kept
+there. A call of a compiled attention (`attend`) is that value, bound numbers, and q, k, v.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,15 +19,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from flexspec.attention import Attention
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.order import Order, bound_in_memory, in_memory
+from flexspec.order import Order, bound_in_memory, in_memory, relocate
+from flexspec.weight import Weight
 
 from .blocks.block_map import BlockMap
 from .blocks.classify import Trail, classify
-from .blocks.grid import BlockSize, make_grid
+from .blocks.derived import Derives
+from .blocks.flex_lists import to_flex
+from .blocks.grid import BlockSize, Grid, make_grid
+from .blocks.indices import check_indices
 from .blocks.integer_range import check_range
+from .blocks.on_device import DeviceMap, kinds_on_device
 from .blocks.tensor_ranges import TensorRanges, ranges_of
 from .printers.python import function_of
 from .simplify.specialise import specialise_each
@@ -37,10 +47,32 @@ class Stages:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def timed(self, name: str) -> Any:
+    def timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered(Derives):
+    """An attention over memory positions with its block map: all that calls with these sizes and values share.
+
+    mask, score: as the predicates say it; a weight's number is in `weight`. values: numbers and sizes, and the tensors
+    that the mask reads or that hold integers, by name, as they were when the map was made: nobody writes to them.
+    What a backend makes of it, such as printed functions and lists, is derived from it once.
+    """
+
+    attention: Attention
+    order: Order | None
+    mask: Expr
+    score: Expr
+    weight: Weight | None
+    block_map: BlockMap | DeviceMap
+    values: Mapping[str, Any]
+
+    @property
+    def grid(self) -> Grid:
+        return self.block_map.grid
 
 
 def block_map(
@@ -82,24 +114,25 @@ def map_of(
     device: torch.device,
     stages: Stages,
     *,
-    tables: TensorRanges | None = None,
+    ranges: TensorRanges | None = None,
     exact: bool = True,
 ) -> BlockMap:
     """The pipeline from a mask and its values to its block map; every stage's result is kept in `stages`.
 
-    tables: of the same tensors, if a caller keeps them.
+    ranges: of the same tensors, if a caller keeps them.
     """
     grid = make_grid(bound.sizes, block_size, order)
     with stages.timed("EXPR"):
         expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
     with stages.timed("SIMPLIFIED"):
-        tables = tables or ranges_of(bound)
-        check_range(expr, tables.tensors)
-        exprs = specialise_each(expr, bound, tables.tensors)
+        ranges = ranges or ranges_of(bound)
+        check_range(expr, ranges.tensors)
+        check_indices([mask.flat], bound, ranges)
+        exprs = specialise_each(expr, bound, ranges.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
         unique = list(dict.fromkeys(exprs.reshape(-1)))
-        maps = [classify(each, grid, tables, trail, exact=exact) for each in unique]
+        maps = [classify(each, grid, ranges, trail, exact=exact) for each in unique]
         index = np.array([unique.index(each) for each in exprs.reshape(-1)]).reshape(exprs.shape)
     stages.results |= {"EXPR": expr, "SIMPLIFIED": unique, "BLOCKS": trail}
     return BlockMap(
@@ -108,7 +141,7 @@ def map_of(
         tuple(maps),
         tuple(unique),
         index,
-        tables.tensors,
+        ranges.tensors,
         order,
         mask_mod_of(expr, bound, device),
         device,
@@ -118,6 +151,49 @@ def map_of(
 def mask_mod_of(expr: Expr, bound: Bound, device: torch.device) -> Callable[[], Any]:
     """Prints an expression as a FlexAttention mask_mod, when asked."""
     return partial(function_of, expr, {**bound.all_numbers(), **bound.tensors}, kind="mask_mod", device=device)
+
+
+def map_on_device(
+    mask: Mask, bound: Bound, block_size: BlockSize, order: Order | None, device: torch.device
+) -> DeviceMap:
+    """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
+    grid = make_grid(bound.sizes, block_size, order)
+    check_indices([mask.flat], bound, None)
+    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+    return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
+
+
+def lower(
+    attention: Attention,
+    bound: Bound,
+    block_size: BlockSize,
+    order: Order | None,
+    device: torch.device,
+    stages: Stages,
+    *,
+    ranges: TensorRanges | None = None,
+    exact: bool = True,
+) -> Lowered:
+    """An attention with the values that its mask reads, as what its calls share.
+
+    exact: False bounds the blocks on the device and waits for nothing. Raises what `map_of` raises, FS026, FS033.
+    """
+    mask = attention.parts.mask
+    block_map: BlockMap | DeviceMap
+    if exact:
+        block_map = map_of(mask, bound, block_size, order, device, stages, ranges=ranges)
+    else:
+        block_map = map_on_device(mask, bound, block_size, order, device)
+    exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len)
+    values = {**bound.all_numbers(), **bound.tensors}
+    return Lowered(attention, order, *exprs, attention.parts.weight, block_map, values)
+
+
+def expressions(attention: Attention, order: Order | None, q_len: int, kv_len: int) -> tuple[Expr, Expr]:
+    """Mask and score over memory positions."""
+    parts = attention.parts
+    where = (order, parts.canvas, q_len, kv_len)
+    return in_memory(parts.mask.expr, *where), relocate(parts.score.expr, *where)
 
 
 def create_block_mask(
@@ -141,15 +217,12 @@ def create_block_mask(
     leave open are listed as partial. write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
     Raises what `from_mask_mod` and `block_map` raise.
     """
-    from .blocks.flex_lists import to_flex  # torch's flex_attention is slow to import and only needed from here on
-    from .blocks.on_device import DeviceMap, map_on_device
-
     mask = from_mask_mod(mask_mod)
     target = torch.device(device or torch.accelerator.current_accelerator() or "cpu")
-    made: BlockMap | DeviceMap
+    blocks: BlockMap | DeviceMap
     if exact:
-        made = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
+        blocks = block_map(mask, Q_LEN, KV_LEN, batch=B, heads=H, block_size=BLOCK_SIZE, device=target)
     else:
-        made = map_on_device(mask, mask.bind(make_sizes(Q_LEN, KV_LEN, B, H), {}), BLOCK_SIZE, None, target)
-    own = made.mask_mod if isinstance(mask_mod, Mask) else mask_mod
-    return to_flex(made, own, B or 1, H or 1, separate_full_blocks=separate_full_blocks, **write_order)
+        blocks = map_on_device(mask, mask.bind(make_sizes(Q_LEN, KV_LEN, B, H), {}), BLOCK_SIZE, None, target)
+    own = blocks.mask_mod if isinstance(mask_mod, Mask) else mask_mod
+    return to_flex(blocks, own, B or 1, H or 1, separate_full_blocks=separate_full_blocks, **write_order)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .listing import listing as _listing
+from .patterns.listing import listing as _listing
 
 if not (Path(__file__).parent / "compiler").is_dir():  # in a checkout, compiler/ lies beside this package
     __path__.append(str(Path(__file__).parent.parent))
@@ -27,17 +27,18 @@ _TOP = {
     "inputs": "Input Param",
     "mask": "Mask from_mask_mod mask",
     "orders": "Order axes row_major striped tiled",
-    "patterns": "alibi sink_logit softcap",
+    "patterns": "alibi last_global sink_logit softcap",
     "score": "ScoreMod from_score_mod score",
     "spec": "load",
     "syntax": "parse",
     "text": "parse_pattern",
     "weight": "Weight",
-    "compiler.attend": "CompiledAttention compile",
+    "compiler.compile": "compile",
+    "compiler.compiled": "CompiledAttention",
     "compiler.backends.reference": "reference_attention",
     "compiler.blocks.block_map": "BlockMap",
     "compiler.blocks.runs": "BlockKind",
-    "compiler.draw.keys": "KeptKeys kept_keys",
+    "compiler.kept_keys": "KeptKeys kept_keys",
     "compiler.draw.orders": "show_orders",
     "compiler.fitting.families": "Family",
     "compiler.fitting.fit": "Fit Fits fit",

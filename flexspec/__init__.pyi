@@ -16,11 +16,12 @@ from .syntax import parse as parse
 from .text import parse_pattern as parse_pattern
 from .weight import Weight as Weight
 
-from .compiler.attend import CompiledAttention as CompiledAttention, compile as compile
+from .compiler.compile import compile as compile
+from .compiler.compiled import CompiledAttention as CompiledAttention
 from .compiler.backends.reference import reference_attention as reference_attention
 from .compiler.blocks.block_map import BlockMap as BlockMap
 from .compiler.blocks.runs import BlockKind as BlockKind
-from .compiler.draw.keys import KeptKeys as KeptKeys, kept_keys as kept_keys
+from .compiler.kept_keys import KeptKeys as KeptKeys, kept_keys as kept_keys
 from .compiler.draw.orders import show_orders as show_orders
 from .compiler.fitting.families import Family as Family
 from .compiler.fitting.fit import Fit as Fit, Fits as Fits, fit as fit

@@ -55,7 +55,14 @@ class Canvas:
         return prod(length for _, length in self.axes)
 
     def per_axis(self, value: Any, what: str, default: Any = None) -> dict[str, Any]:
-        """One value for all axes, or a mapping by axis name, as a dict over all axes. FS011, FS025."""
+        """What is given for the axes, as a dict over all of them.
+
+        value: one for all axes, or a mapping by axis name.
+        what: its name in an error.
+        default: for axes that a mapping leaves out; None: it may leave out none.
+
+        Raises FS011 (a sequence, an unknown axis, a missing one).
+        """
         if isinstance(value, (tuple, list)):
             fix = f"give one value for all axes, or by name: dict({', '.join(f'{name}=...' for name in self.names)})"
             raise FlexSpecError("FS011", f"{what} is {value!r}", fix=fix, where=user_caret())
@@ -72,12 +79,12 @@ class Canvas:
 
     def coordinates(self, position: Expr) -> dict[str, Expr]:
         """Each axis' coordinate of a row-major position."""
-        found, stride = {}, self.size
+        by_axis, stride = {}, self.size
         for name, length in self.axes:
             outer, stride = stride, stride // length
             inside = position if outer == self.size else apply("mod", position, const(outer))
-            found[name] = inside if stride == 1 else apply("floordiv", inside, const(stride))
-        return found
+            by_axis[name] = inside if stride == 1 else apply("floordiv", inside, const(stride))
+        return by_axis
 
     def position(self, coordinates: Mapping[str, Expr]) -> Expr:
         """The row-major position of a point."""

@@ -66,7 +66,11 @@ def _load(node: Load, index: list[torch.Tensor], values: Mapping[str, Value], ch
     for axis, part in enumerate(index if checked else []):
         size = tensor.shape[axis]
         if part.numel() and (int(part.min()) < -size or int(part.max()) >= size):
-            seen = f"{int(part.min())} to {int(part.max())}"
-            message = f"index {axis} of `{node.input.name}` goes from {seen}, its size is {size}"
-            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor", where=user_caret())
+            raise leaves_its_tensor(node.input.name, axis, size, f"goes from {int(part.min())} to {int(part.max())}")
     return tensor[tuple(part.to(tensor.device, torch.int64) for part in index)].to(index[0].device)
+
+
+def leaves_its_tensor(name: str, axis: int, size: int, seen: str) -> FlexSpecError:
+    """FS024; `seen` is what the index along `axis` does, such as "goes from 0 to 7"."""
+    message = f"index {axis} of `{name}` {seen}, its size is {size}"
+    return FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor", where=user_caret())

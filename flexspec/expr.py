@@ -6,6 +6,7 @@ Six kinds: `Const`, `Var` (a position, an axis coordinate, a size or the score),
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from .errors import FlexSpecError
-from .ops import OPS, Type
+from .ops import ATOM, COMPARE, OPS, Type
 
 POSITIONS = ("b", "h", "q", "kv")
 SIZES = ("batch", "heads", "q_len", "kv_len")
@@ -39,16 +40,20 @@ class Expr:
         return ()
 
     def __str__(self) -> str:
-        from .syntax import to_text  # the printer needs the nodes, so it is met here and not above
-
+        """Declarations, then the formula; `syntax.parse` reads it back."""
         return to_text(self)
 
     __repr__ = __str__
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from .syntax import parse
+    def __copy__(self) -> Expr:
+        return self
 
-        return parse, (str(self),)
+    def __deepcopy__(self, memo: Any) -> Expr:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as one row for each distinct node: what is shared stays shared, and depth needs no recursion."""
+        return _from_rows, (_rows_of(self),)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -108,7 +113,7 @@ def _intern(cls: type[N], key: tuple[Any, ...], make: Callable[[], N]) -> N:
 
 
 def const(value: bool | int | float, kind: Type | None = None) -> Const:
-    """A constant, of the value's own type unless `kind` is DOUBLE. Integers must fit 64 bits (FS034)."""
+    """A constant, of the value's own type unless `kind` is DOUBLE. FS034 (an integer past 64 bits)."""
     kind = kind if kind is Type.DOUBLE else Type.of_value(value)
     if kind is Type.INT and not -(2**63) <= value < 2**63:
         raise FlexSpecError("FS034", f"the integer {value} does not fit 64 bits")
@@ -141,7 +146,13 @@ def _grown(children: tuple[Expr, ...]) -> tuple[int, frozenset[str]]:
 
 
 def load(source: Input, index: tuple[Expr, ...]) -> Load:
-    """An element of `source`; one integer index for each dim, else FS010."""
+    """An element of `source`.
+
+    source: the tensor.
+    index: an integer expression for each of its dims.
+
+    Raises FS010 (too few or too many, or a float) and FS053 (deeper than `MAX_DEPTH`).
+    """
     if len(index) != len(source.dims):
         seen = f"{source.name} has {len(source.dims)} dims {source.dims}, indexed by {len(index)}"
         raise FlexSpecError("FS010", seen, fix="give one index for each dim")
@@ -153,7 +164,13 @@ def load(source: Input, index: tuple[Expr, ...]) -> Load:
 
 
 def apply(op: str, *args: Expr) -> Apply:
-    """The operator `op` on `args`, typed by the table; nothing is simplified. FS010 on wrong types."""
+    """An operator on expressions, typed by the table; nothing is simplified.
+
+    op: a key of `OPS`.
+    args: as many as it takes.
+
+    Raises FS010 (operands that it does not take) and FS053 (deeper than `MAX_DEPTH`).
+    """
     entry = OPS[op]
     if len(args) != entry.arity:
         raise FlexSpecError("FS010", f"{op} takes {entry.arity} operands, got {len(args)}")
@@ -217,3 +234,89 @@ def inputs_of(root: Expr) -> Mapping[str, Input]:
 def params_of(root: Expr) -> Mapping[str, Param]:
     """The run-time numbers below `root`, in reading order."""
     return {node.name: node for node in walk(root) if isinstance(node, Param)}
+
+
+def _rows_of(root: Expr) -> list[tuple[Any, ...]]:
+    """A row for each distinct node, children first: its constructor, its own values, the numbers of its parts' rows."""
+    rows: list[tuple[Any, ...]] = []
+    numbers: dict[Expr, int] = {}
+
+    def add(node: Expr, make: Callable[..., Expr], values: tuple[Any, ...], parts: tuple[Expr, ...] = ()) -> None:
+        numbers[node] = len(rows)
+        rows.append((make, values, tuple(numbers[part] for part in parts)))
+
+    for node in walk(root):
+        match node:
+            case Const():
+                add(node, const, (node.value, node.type))
+            case Var():
+                add(node, var, (node.name,))
+            case Param():
+                add(node, param, (node.name, node.type))
+            case Input():
+                add(node, input_, (node.name, node.dims, node.type))
+            case Load():
+                if node.input not in numbers:
+                    add(node.input, input_, (node.input.name, node.input.dims, node.input.type))
+                add(node, _load_from, (), (node.input, *node.index))
+            case Apply():
+                add(node, apply, (node.op,), node.args)
+    return rows
+
+
+def _load_from(source: Input, *index: Expr) -> Load:
+    return load(source, index)
+
+
+def _from_rows(rows: list[tuple[Any, ...]]) -> Expr:
+    """The expression that `_rows_of` wrote down: its constructors give the node that equal expressions share."""
+    nodes: list[Expr] = []
+    for make, values, parts in rows:
+        nodes.append(make(*values, *(nodes[number] for number in parts)))
+    return nodes[-1]
+
+
+def to_text(expr: Expr) -> str:
+    """The full text: declarations, then the formula."""
+    lines = [f"{node.name}: {node.type.text}; " for node in params_of(expr).values()]
+    for node in [expr] if isinstance(expr, Input) else inputs_of(expr).values():
+        lines.append(f"{node.name}: {node.type.text}[{', '.join(node.dims)}]; ")
+    return "".join(lines) + infix_text(expr)
+
+
+def infix_text(expr: Expr) -> str:
+    """The formula alone, without declarations, as Python would write it."""
+    return _infix(expr)[0]
+
+
+def _infix(expr: Expr) -> tuple[str, int]:
+    """Text and precedence of its outermost operator."""
+    if isinstance(expr, Const):
+        return _constant(expr)
+    if isinstance(expr, (Var, Param, Input)):
+        return expr.name, ATOM
+    if isinstance(expr, Load):
+        return f"{expr.input.name}[{', '.join(infix_text(part) for part in expr.index)}]", ATOM
+    assert isinstance(expr, Apply)
+    op = OPS[expr.op]
+    if op.symbol is None:
+        return f"{op.name}({', '.join(infix_text(arg) for arg in expr.args)})", ATOM
+    if op.arity == 1:
+        text, inner = _infix(expr.args[0])
+        bare = inner >= op.precedence and not isinstance(expr.args[0], Const)
+        return op.symbol + (text if bare else f"({text})"), op.precedence
+    (left, a), (right, b) = _infix(expr.args[0]), _infix(expr.args[1])
+    if a < op.precedence or (a == op.precedence == COMPARE):
+        left = f"({left})"
+    if b <= op.precedence or (b == COMPARE):
+        right = f"({right})"
+    if a == COMPARE and left[0] != "(":
+        left = f"({left})"
+    return f"{left} {op.symbol} {right}", op.precedence
+
+
+def _constant(expr: Const) -> tuple[str, int]:
+    value = expr.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return ("nan" if math.isnan(value) else "inf" if value > 0 else "-inf"), ATOM
+    return repr(value), ATOM

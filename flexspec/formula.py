@@ -2,75 +2,40 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from .canvas import Canvas
 from .errors import FlexSpecError, choices
 from .expr import (
-    SIZES,
     Expr,
     Input,
     Load,
     Param,
     const,
-    input_,
     inputs_of,
-    load,
     param,
     params_of,
     substitute,
-    transform,
     var,
     walk,
 )
+from .files import write_document
 from .inputs import Bound, Sizes, bind, check_tensor, number_for
-from .ops import Type
 from .order import flatten
+from .predicate import NAMES, Parameter, Predicate
 from .trace import Traced, run
-from .user_line import function_place, user_caret
+from .user_line import user_caret
 
-NAMES = {"b": "b", "h": "h", "q": "q", "kv": "kv", "q_idx": "q", "kv_idx": "kv"} | {name: name for name in SIZES}
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A pattern's own number: its default (None: must be given) and the check of its annotation."""
-
-    default: Any = None
-    adapter: TypeAdapter[Any] | None = None
-    type: Type = Type.INT
-
-    def check(self, name: str, value: Any) -> Any:
-        """The value, validated by the annotation; FS025 with pydantic's reason."""
-        if self.adapter is None or isinstance(value, (Traced, torch.Tensor)):
-            return value
-        try:
-            return self.adapter.validate_python(value, strict=True)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise FlexSpecError("FS025", f"{name} is {value!r}: {reason}", where=user_caret()) from None
-
-
-@dataclass(frozen=True)
-class Predicate:
-    """The Python function behind a formula, its parameters, and those bound so far."""
-
-    fn: Callable[..., Any]
-    positions: tuple[str, ...]
-    parameters: dict[str, Parameter]
-    bound: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        name = getattr(self.fn, "__name__", type(self.fn).__name__)
-        return "predicate" if name == "<lambda>" else name
+VERSION = 1
+"""Of the documents that formulas and attentions are written as."""
+MAX_ELEMENTS = 65_536
+"""Most elements of a held tensor in a document (FS053)."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,14 +48,15 @@ class Formula:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     canvas: Canvas | None = None
     predicate: Predicate | None = None
+    noun: ClassVar[str] = "a formula"
+    """What it is, for people."""
+    argument: ClassVar[str] = ""
+    """Where `fs.Attention` takes it."""
+    document_kind: ClassVar[str | None] = None
+    """What a file of such a formula says that it holds; None: no file holds one alone."""
 
     def __post_init__(self) -> None:
-        named: dict[str, Input | Param] = {}
-        for node in walk(self.expr):
-            leaf = node.input if isinstance(node, Load) else node
-            if isinstance(leaf, (Input, Param)) and named.setdefault(leaf.name, leaf) is not leaf:
-                message = f"`{leaf.name}` is both {_kind(named[leaf.name])} and {_kind(leaf)}"
-                raise FlexSpecError("FS026", message, fix="rename one of them", where=user_caret())
+        one_meaning_each([self.expr])
         if self.predicate is not None and self.predicate.fn.__doc__:
             object.__setattr__(self, "__doc__", self.predicate.fn.__doc__)
 
@@ -113,10 +79,42 @@ class Formula:
         return self.label
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as YAML or JSON (see `spec.save`). FS053, FS054."""
-        from .spec import save  # files are built on masks, so they are met here and not above
+        """Write it as YAML (.yaml, .yml) or JSON (.json), whole or not at all; `fs.load` reads it.
 
-        save(self, path)  # type: ignore[arg-type]
+        path: where to write it.
+
+        Raises FS023 (a weight, which is saved in its attention), FS053 (a tensor of more than 65,536 elements, a file
+        of more than 16 MiB) and FS054 (another suffix, or a place that cannot be written).
+        """
+        if self.document_kind is None:
+            message = f"a spec is a Mask, a ScoreMod or an Attention, got {type(self).__name__}"
+            raise FlexSpecError("FS023", message, where=user_caret())
+        write_document({"version": VERSION, "kind": self.document_kind, **self.stored()}, path)
+
+    def stored(self) -> dict[str, Any]:
+        """The formula as plain data, its tensors with their values. FS053 (a tensor of too many elements)."""
+        nodes = inputs_of(self.expr)
+        held = {name: check_tensor(nodes[name], t) for name, t in self.tensors.items() if name in nodes}
+        for name, tensor in held.items():
+            if tensor.numel() > MAX_ELEMENTS:
+                message = f"`{name}` has {tensor.numel():,} elements; a spec holds up to {MAX_ELEMENTS:,}"
+                fix = f'make it a run-time input: fs.Input("{name}", dims=...)'
+                raise FlexSpecError("FS053", message, fix=fix, where=user_caret())
+        tensors = {
+            name: {
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "shape": list(tensor.shape),
+                "values": [_portable(value) for value in tensor.detach().cpu().reshape(-1).tolist()],
+            }
+            for name, tensor in held.items()
+        }
+        stored: dict[str, Any] = {"expr": str(self.expr), "label": self.label}
+        optional = {
+            "canvas": self.canvas.lengths if self.canvas else None,
+            "parameters": self.defaults,
+            "tensors": tensors,
+        }
+        return stored | {key: value for key, value in optional.items() if value}
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -129,7 +127,22 @@ class Formula:
         return flatten(self.expr, self.canvas)
 
     def bind(self, sizes: Sizes, given: Mapping[str, Any], *, assume_one: bool = False) -> Bound:
-        """All values that one call needs (see `inputs.bind`). FS020 to FS025, FS031, FS032."""
+        """All values that one call needs (see `bind_all`)."""
+        return self.bind_all([self.expr], sizes, given, assume_one=assume_one)
+
+    def bind_all(
+        self, exprs: Sequence[Expr], sizes: Sizes, given: Mapping[str, Any], *, assume_one: bool = False
+    ) -> Bound:
+        """All values that these expressions need in one call, of those that this formula holds and the given ones.
+
+        exprs: this formula's, or of several that `together` made to hold the same.
+        sizes: of the call.
+        given: run-time values by name.
+        assume_one: one batch entry and one head where nothing says how many.
+
+        Raises FS032 (a canvas of another length), FS025 (a number that its annotation refuses), and what
+        `inputs.bind` raises.
+        """
         if self.canvas is not None and {self.canvas.size} != {sizes.q_len, sizes.kv_len}:
             lengths = f"q_len {sizes.q_len:,} and kv_len {sizes.kv_len:,}"
             message = f"{self.canvas} has {self.canvas.size:,} tokens; the call has {lengths}"
@@ -137,10 +150,17 @@ class Formula:
             raise FlexSpecError("FS032", message, fix=fix, where=user_caret())
         for name in given.keys() & self.parameters.keys():
             self.parameters[name].check(name, given[name])
-        return bind(self.expr, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
+        return bind(exprs, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
 
-    def given(self, *args: Any, **values: Any) -> Self:
-        """The same formula with parameters (and inputs) bound. FS021, FS023, FS025."""
+    def given(self, /, *args: Any, **values: Any) -> Self:
+        """The same formula with parameters and inputs bound.
+
+        args: parameters in the order of their definition.
+        values: parameters and inputs by name.
+
+        Raises FS021 (an unknown name, one given twice, too many), FS022 and FS023 (a tensor or a number of another
+        shape or type) and FS025 (a number that its annotation refuses).
+        """
         own = self.predicate.parameters if self.predicate else self.parameters
         names = list(own)
         if len(args) > len(names):
@@ -165,8 +185,8 @@ class Formula:
     def _rebound(self, values: Mapping[str, Any]) -> Self:
         if self.predicate is not None:
             bound = self.predicate.bound | dict(values)
-            made = type(self).from_predicate(replace(self.predicate, bound=bound), self.canvas)
-            return replace(made, tensors={**self.tensors, **made.tensors})
+            traced = type(self).from_predicate(replace(self.predicate, bound=bound), self.canvas)
+            return replace(traced, tensors={**self.tensors, **traced.tensors})
         kinds = {name: node.type for name, node in params_of(self.expr).items()}
         exprs = {
             name: value.expr if isinstance(value, Traced) else const(number_for(name, kinds[name], value))
@@ -220,114 +240,17 @@ def _show(value: Any) -> str:
     return f"<{value.expr.names and next(iter(value.expr.names))}>" if isinstance(value, Traced) else repr(value)
 
 
-def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predicate:
-    """The positions and parameters that a predicate takes, by name. FS001 lists every wrong one."""
-    legal = [*extra, *NAMES]
-    errors: list[FlexSpecError] = []
-    positions: list[str] = []
-    parameters: dict[str, Parameter] = {}
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError) as error:
-        raise FlexSpecError("FS001", f"the signature cannot be read: {error}") from None
-    try:
-        hints = get_type_hints(fn, include_extras=True)
-    except (TypeError, NameError):  # annotations that only a type checker can read check nothing here
-        hints = {}
-    for name, item in signature.parameters.items():
-        if item.kind is item.KEYWORD_ONLY and name not in legal:
-            default = None if item.default is item.empty else item.default
-            adapter = TypeAdapter(hints[name]) if name in hints else None
-            parameters[name] = Parameter(default, adapter, _number_type(default, hints.get(name)))
-        elif item.kind in (item.POSITIONAL_ONLY, item.VAR_POSITIONAL, item.VAR_KEYWORD) or name not in legal:
-            what = ("*" if item.kind is item.VAR_POSITIONAL else "**" if item.kind is item.VAR_KEYWORD else "") + name
-            fix = f"positions are named {choices(legal[: len(extra) + 6])}; put the pattern's own after `*`"
-            message = f"parameter `{what}` is no position"
-            errors.append(FlexSpecError("FS001", message, fix=fix, where=function_place(fn)))
-        else:
-            positions.append(name)
-    for short, long in (("q", "q_idx"), ("kv", "kv_idx")):
-        if short in positions and long in positions:
-            message = f"`{short}` and `{long}` are the same position"
-            errors.append(FlexSpecError("FS001", message, fix="take one", where=function_place(fn)))
-    if "score" in extra and "score" not in positions and not errors:
-        errors.append(FlexSpecError("FS001", "a score mod takes `score`", where=function_place(fn)))
-    if errors:
-        raise FlexSpecError.collect(errors)
-    return Predicate(fn, tuple(positions), parameters)
+def one_meaning_each(exprs: Iterable[Expr]) -> None:
+    """FS026 where a name is two of an input and parameters in these expressions."""
+    meanings: dict[str, Input | Param] = {}
+    for expr in exprs:
+        for node in walk(expr):
+            leaf = node.input if isinstance(node, Load) else node
+            if isinstance(leaf, (Input, Param)) and meanings.setdefault(leaf.name, leaf) is not leaf:
+                message = f"`{leaf.name}` is both {_kind(meanings[leaf.name])} and {_kind(leaf)}"
+                raise FlexSpecError("FS026", message, fix="rename one of them", where=user_caret())
 
 
-def _number_type(default: Any, hint: Any) -> Type:
-    """The type of a run-time parameter: of its annotation, else of its default, else int."""
-    base = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-    if base in (bool, int, float):
-        return {bool: Type.BOOL, int: Type.INT, float: Type.FLOAT}[base]
-    return Type.of_value(default) if isinstance(default, (int, float)) else Type.INT
-
-
-def operand(label: str) -> str:
-    """A label as an operand: in parentheses where it is a combination itself."""
-    depth = 0
-    for character in label:
-        depth += (character in "([{<") - (character in ")]}>")
-        if character == " " and not depth:
-            return f"({label})"
-    return label
-
-
-def joined(a: Formula, symbol: str, b: Formula) -> str:
-    """The label of two formulas combined; a chain of one associative operator needs no parentheses."""
-    left = a.label if symbol in "&|^+" and f" {symbol} " in a.label and _only(a.label, symbol) else operand(a.label)
-    return f"{left} {symbol} {operand(b.label)}"
-
-
-def _only(label: str, symbol: str) -> bool:
-    return not any(f" {other} " in label for other in "&|^-+" if other != symbol)
-
-
-def merged(cls: type[Any], expr_of: Callable[[Expr, Expr], Expr], a: Any, b: Any, label: str) -> Any:
-    """Two formulas as one: names shared, captured tensors kept apart, canvases equal. FS026, FS032."""
-    if a.canvas and b.canvas and a.canvas != b.canvas:
-        message = f"the two sides are on different canvases: {a.canvas} and {b.canvas}"
-        raise FlexSpecError("FS032", message, where=user_caret())
-    b = _apart(a, b)
-    a = _apart(b, a, held_only=True)
-    ours, theirs = inputs_of(a.expr), inputs_of(b.expr)
-    for name in ours.keys() & theirs.keys():
-        if ours[name] is not theirs[name]:
-            message = f"`{name}` is {ours[name]} on one side and {theirs[name]} on the other"
-            raise FlexSpecError("FS026", message, fix="rename one of the inputs", where=user_caret())
-    parameters = dict(a.parameters)
-    for name, item in b.parameters.items():
-        mine = parameters.get(name, item)
-        if None not in (mine.default, item.default) and mine.default != item.default:
-            message = f"`{name}` has the default {mine.default} on one side and {item.default} on the other"
-            fix = f"bind it on one side, e.g. pattern({name}={mine.default})"
-            raise FlexSpecError("FS026", message, fix=fix, where=user_caret())
-        parameters[name] = mine if mine.default is not None or mine.adapter else item
-    return cls(expr_of(a.expr, b.expr), label, {**a.tensors, **b.tensors}, parameters, a.canvas or b.canvas)
-
-
-def _apart(a: Any, b: Any, held_only: bool = False) -> Any:
-    """`b` with each held tensor renamed whose name means another tensor in `a`."""
-    taken = {**dict.fromkeys([*inputs_of(a.expr), *params_of(a.expr)]), **a.tensors}
-    new: dict[str, str] = {}
-    for name, tensor in b.tensors.items():
-        if name in taken and taken[name] is not tensor and not (held_only and taken[name] is not None):
-            number = 2
-            while f"{name}_{number}" in {*taken, *b.tensors, *new.values()}:
-                number += 1
-            new[name] = f"{name}_{number}"
-    return renamed(b, new) if new else b
-
-
-def renamed(formula: Any, new: Mapping[str, str]) -> Any:
-    """The formula with its inputs renamed."""
-
-    def visit(node: Expr) -> Expr:
-        if isinstance(node, Load) and node.input.name in new:
-            return load(input_(new[node.input.name], node.input.dims, node.input.type), node.index)
-        return node
-
-    tensors = {new.get(name, name): tensor for name, tensor in formula.tensors.items()}
-    return replace(formula, expr=transform(formula.expr, visit), tensors=tensors, predicate=None)
+def _portable(value: Any) -> Any:
+    """Infinities and nan as words: JSON has no numbers for them."""
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)

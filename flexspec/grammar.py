@@ -31,7 +31,10 @@ BY_AXIS = "write a value for each axis in braces: {t: 18, h: 24, w: 24}"
 class Node:
     """A piece of text understood. `kind` is number, string, name, call, index, unary, binary or dict.
 
-    `value`: the number, the (dotted) name, or the operator symbol; `parts`: operands; `keywords`: `name=value`.
+    value: the number, the (dotted) name, or the operator's name in `ops`.
+    at: the character at which it starts.
+    parts: operands.
+    keywords: `name=value` of a call, `name: value` of a dict.
     """
 
     kind: str
@@ -48,7 +51,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """`name: type[dims]`; no dims: a parameter."""
+    """`name: type[dims]`, from character `at` on; no dims: a parameter."""
 
     name: str
     type: str
@@ -91,7 +94,7 @@ class Reader:
         return seen
 
     def declarations(self) -> list[Declaration]:
-        found = []
+        declared = []
         while self.here[0] == "name" and self.tokens[self.position + 1][1] == ":":
             at = self.here[2]
             name = self.name()
@@ -100,17 +103,17 @@ class Reader:
             if self.take("["):
                 dims = tuple(self.names("]"))
             self.expect(";")
-            found.append(Declaration(name, kind, dims, at))
-        return found
+            declared.append(Declaration(name, kind, dims, at))
+        return declared
 
     def names(self, end: str) -> list[str]:
-        found: list[str] = []
+        names: list[str] = []
         while not self.take(end):
-            found.append(self.name())
+            names.append(self.name())
             if not self.take(","):
                 self.expect(end)
                 break
-        return found
+        return names
 
     def expression(self, least: int = COMPARE) -> Node:
         self.depth += 1
@@ -212,21 +215,25 @@ class Reader:
         return Node("call", node.value, node.at, tuple(parts))
 
     def pairs(self, end: str, middle: str) -> tuple[tuple[str, Node], ...]:
-        found: dict[str, Node] = {}
+        values: dict[str, Node] = {}
         while not self.take(end):
             at, name = self.here[2], self.name()
-            if name in found:
+            if name in values:
                 raise self.fail(f"`{name}` is given twice", at)
             self.expect(middle)
-            found[name] = self.expression()
+            values[name] = self.expression()
             if not self.take(","):
                 self.expect(end)
                 break
-        return tuple(found.items())
+        return tuple(values.items())
 
 
 def read(text: str) -> tuple[list[Declaration], Node]:
-    """Text to its declarations and its tree. Raises FS050 with a caret, FS005, FS034 or FS053."""
+    """Text to its declarations and its tree.
+
+    Raises, with a caret into the text, FS050 (what does not continue it), FS005 (a chained comparison), FS034 (an
+    integer past 64 bits) and FS053 (longer than `MAX_TEXT`, or deeper than `MAX_DEPTH`).
+    """
     if not isinstance(text, str):
         raise FlexSpecError("FS050", f"a text is needed, got {type(text).__name__}")
     if len(text) > MAX_TEXT:
@@ -254,7 +261,14 @@ def read(text: str) -> tuple[list[Declaration], Node]:
 
 
 def text_error(text: str, at: int, message: str, fix: str | None = None, code: str = "FS050") -> FlexSpecError:
-    """An error with a caret under character `at` of `text`."""
+    """An error with a caret into a text, to be raised.
+
+    text: all of it.
+    at: the character under which the caret stands.
+    message: what was seen.
+    fix: what to write instead.
+    code: of `errors.CODES`.
+    """
     start = text.rfind("\n", 0, at) + 1
     end = text.find("\n", at)
     line = text[start : end if end >= 0 else len(text)]

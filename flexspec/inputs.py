@@ -41,8 +41,25 @@ def _identifier(name: object) -> str:
     return name
 
 
+def _dim_name(dim: object) -> str | None:
+    """A dim as an expression names it, `_257` where it is a number; None for what is neither."""
+    if type(dim) is int and dim > 0:
+        return f"_{dim}"
+    return dim if isinstance(dim, str) and dim.isidentifier() else None
+
+
+def fixed_size(dim: str) -> int | None:
+    """The size that a dim such as `_257` has, or None."""
+    return int(dim[1:]) if dim[0] == "_" and dim[1:].isdecimal() else None
+
+
 class Param(Traced):
     """A number that is given when the pattern runs, and costs no recompile when it changes.
+
+    name: an identifier that no operator, position or size has.
+    dtype: bool, int, float or double.
+
+    Raises FS021 (name), FS023 (dtype).
 
     >>> import flexspec as fs
     >>> window = fs.Param("window")
@@ -60,8 +77,13 @@ class Param(Traced):
 class Input(TracedTensor):
     """A tensor that is given when the pattern runs: `Input("document_id", dims=("batch", "sequence"))`.
 
-    dims are names. `batch` (or size 1), `heads`, `q_len`, `kv_len` and `sequence` (the longer of the two lengths) are
-    compared with the call; `_` may have any size; other names must agree with each other. dtype: bool, int or float.
+    name: an identifier that no operator, position or size has.
+    dims: names. `batch` and `heads` (or size 1, which serves all), `q_len`, `kv_len` and `sequence` (the longer of the
+        two lengths) are compared with the call; `_` may have any size; other names must agree with each other. A number
+        is a dim of that size, which text writes `_257`.
+    dtype: bool, int, float or double.
+
+    Raises FS021 (name), FS022 (dims), FS023 (dtype); a call checks the tensor.
 
     >>> import flexspec as fs, torch
     >>> ids = fs.Input("document_id", dims=("batch", "sequence"))
@@ -70,12 +92,12 @@ class Input(TracedTensor):
     [[[[1, 1, 0], [1, 1, 0], [0, 0, 1]]]]
     """
 
-    def __init__(self, name: str, dims: Iterable[str], dtype: object = "int") -> None:
-        names = tuple(dims)
-        if isinstance(dims, str) or not all(isinstance(dim, str) and dim.isidentifier() for dim in names):
+    def __init__(self, name: str, dims: Iterable[str | int], dtype: object = "int") -> None:
+        names = [_dim_name(dim) for dim in dims]
+        if isinstance(dims, str) or None in names:
             message = f"dims of {name} are {dims!r}"
             raise FlexSpecError("FS022", message, fix='give names: ("batch", "sequence")', where=user_caret())
-        super().__init__(input_node(_identifier(name), names, _kind(dtype)), (), None)
+        super().__init__(input_node(_identifier(name), tuple(filter(None, names)), _kind(dtype)), (), None)
 
     def __repr__(self) -> str:
         return str(self.source)
@@ -131,7 +153,7 @@ class Bound:
 
 
 def bind(
-    expr: Expr,
+    exprs: Iterable[Expr],
     held: Mapping[str, Any],
     defaults: Mapping[str, Any],
     given: Mapping[str, Any],
@@ -139,13 +161,15 @@ def bind(
     *,
     assume_one: bool = False,
 ) -> Bound:
-    """Find a value for each name in `expr`: from the call, else held by the pattern, else a default.
+    """Find a value for each name in `exprs`: from the call, else held by the pattern, else a default.
 
     Batch and heads that nobody gives are read off the tensors; else they are 1 if `assume_one`, or FS031 where needed.
 
     All mistakes are reported together: FS020 missing, FS021 unknown, FS022 shape, FS023 type, FS031 sizes.
     """
-    tensors, numbers = inputs_of(expr), params_of(expr)
+    exprs = list(exprs)
+    tensors = {name: node for expr in exprs for name, node in inputs_of(expr).items()}
+    numbers = {name: node for expr in exprs for name, node in params_of(expr).items()}
     open_names = (tensors.keys() | numbers.keys() | defaults.keys()) - held.keys()
     errors = [_unknown(name, open_names) for name in given if name not in open_names]
     values = {**defaults, **held, **given}
@@ -163,7 +187,7 @@ def bind(
             errors.append(error)
     if errors:
         raise FlexSpecError.collect(errors)
-    sizes = _infer(expr, tensors, bound, sizes, assume_one)
+    sizes = _infer(exprs, tensors, bound, sizes, assume_one)
     return Bound(_fit(tensors, bound, sizes), plain, sizes)
 
 
@@ -177,10 +201,15 @@ def _unknown(name: str, known: Iterable[str]) -> FlexSpecError:
 def _missing(node: Expr) -> FlexSpecError:
     name = node.name  # type: ignore[attr-defined]
     if isinstance(node, InputNode):
-        fix = f"give {name}=<{node.type.text} tensor [{', '.join(node.dims)}]>"
+        dims = _shown_dims(node)
+        fix = f"give {name}=<{node.type.text} tensor [{dims}]>"
     else:
         fix = f"give {name}=<{node.type.text}>"
     return FlexSpecError("FS020", f"`{name}` has no value", fix=fix, where=user_caret())
+
+
+def _shown_dims(node: InputNode) -> str:
+    return ", ".join(dim if fixed_size(dim) is None else dim[1:] for dim in node.dims)
 
 
 def check_tensor(node: InputNode, value: Any) -> torch.Tensor:
@@ -196,7 +225,8 @@ def check_tensor(node: InputNode, value: Any) -> torch.Tensor:
         message = f"`{node.name}` has dtype {value.dtype}; the pattern reads {node.type.text}"
         raise FlexSpecError("FS023", message, fix="convert it before the call", where=user_caret())
     if value.dim() != len(node.dims):
-        message = f"`{node.name}` has shape {tuple(value.shape)}; its dims are [{', '.join(node.dims)}]"
+        dims = _shown_dims(node)
+        message = f"`{node.name}` has shape {tuple(value.shape)}; its dims are [{dims}]"
         raise FlexSpecError("FS022", message, where=user_caret())
     if 0 in value.shape:
         raise FlexSpecError("FS022", f"`{node.name}` is empty: shape {tuple(value.shape)}", where=user_caret())
@@ -217,36 +247,48 @@ def number_for(name: str, kind: Type, value: Any) -> Any:
 
 
 def _infer(
-    expr: Expr, nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes, assume_one: bool
+    exprs: Iterable[Expr],
+    nodes: Mapping[str, InputNode],
+    tensors: Mapping[str, torch.Tensor],
+    sizes: Sizes,
+    assume_one: bool,
 ) -> Sizes:
-    """Fill in batch and heads from the tensors that name them, where the expression reads them."""
-    found = {"batch": sizes.batch, "heads": sizes.heads}
-    for dim in found:
-        if found[dim] is None:
-            seen = {tensors[n].shape[node.dims.index(dim)] for n, node in nodes.items() if dim in node.dims}
-            found[dim] = max(seen, default=1 if assume_one else None)
+    """Fill in batch and heads from the tensors that name them, where the expressions read them."""
+    counts = {"batch": sizes.batch, "heads": sizes.heads}
+    for dim in counts:
+        if counts[dim] is None:
+            sides = {tensors[n].shape[node.dims.index(dim)] for n, node in nodes.items() if dim in node.dims}
+            counts[dim] = max(sides, default=1 if assume_one else None)
     for dim, position in (("batch", "b"), ("heads", "h")):
-        if found[dim] is None and {position, dim} & {n.name for n in walk(expr) if isinstance(n, Var)}:
+        if counts[dim] is None and any({position, dim} & _variables(expr) for expr in exprs):
             message = f"the pattern depends on `{position}`, and nothing says how many there are"
             raise FlexSpecError("FS031", message, fix=f"give {dim}=<count>", where=user_caret())
-    return Sizes(sizes.q_len, sizes.kv_len, found["batch"], found["heads"])
+    return Sizes(sizes.q_len, sizes.kv_len, counts["batch"], counts["heads"])
+
+
+def _variables(expr: Expr) -> set[str]:
+    return {node.name for node in walk(expr) if isinstance(node, Var)}
 
 
 def _fit(nodes: Mapping[str, InputNode], tensors: Mapping[str, torch.Tensor], sizes: Sizes) -> dict[str, torch.Tensor]:
+    """The tensors at the sizes of the call: one batch entry or one head is expanded to all. FS022."""
     fitted: dict[str, torch.Tensor] = {}
-    seen: dict[str, tuple[int, str]] = {}
+    first_uses: dict[str, tuple[int, str]] = {}
     for name, tensor in tensors.items():
         shape = list(tensor.shape)
         for axis, dim in enumerate(nodes[name].dims):
             wanted, owner = sizes.of(dim), "the call"
-            if wanted is None and dim != "_":
-                wanted, owner = seen.setdefault(dim, (shape[axis], name))
+            if fixed_size(dim) is not None:
+                wanted, owner = fixed_size(dim), "the pattern"
+            elif wanted is None and dim != "_":
+                wanted, owner = first_uses.setdefault(dim, (shape[axis], name))
             if wanted is None or shape[axis] == wanted:
                 continue
-            if dim == "batch" and shape[axis] == 1:
+            if dim in ("batch", "heads") and shape[axis] == 1:
                 shape[axis] = wanted
                 continue
-            message = f"dim `{dim}` of `{name}` has size {shape[axis]}, {owner} has {wanted}"
-            raise FlexSpecError("FS022", message, fix=f"give `{name}` with {dim} = {wanted}", where=user_caret())
+            seen, fix = (f"`{dim}`", dim) if fixed_size(dim) is None else (str(axis), f"shape[{axis}]")
+            message = f"dim {seen} of `{name}` has size {shape[axis]}, {owner} has {wanted}"
+            raise FlexSpecError("FS022", message, fix=f"give `{name}` with {fix} = {wanted}", where=user_caret())
         fitted[name] = tensor.expand(shape)
     return fitted

@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Self, overload
+from typing import Any, ClassVar, Self, overload
 
 import torch
 
 from .canvas import Canvas
+from .combine import joined, merged, operand, renamed
 from .errors import FlexSpecError
 from .evaluate import evaluate
 from .expr import POSITIONS, Expr, apply, const, inputs_of, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, joined, merged, operand, read_signature, renamed
+from .formula import Formula
 from .inputs import make_sizes
 from .ops import Type
+from .predicate import Parameter, Predicate, read_signature
 from .questions import Questions
 from .trace import Session, Traced, run
 from .user_line import function_place, user_caret
@@ -31,6 +33,10 @@ class Mask(Questions, Formula):
     [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     """
 
+    noun: ClassVar[str] = "a mask"
+    argument: ClassVar[str] = "mask=..."
+    document_kind = "mask"
+
     def __post_init__(self) -> None:
         super().__post_init__()  # torch tells a mask_mod by its four parameters
         object.__setattr__(self, "__signature__", inspect.signature(lambda b, h, q_idx, kv_idx: None))
@@ -42,7 +48,7 @@ class Mask(Questions, Formula):
             raise FlexSpecError("FS007", message, fix="return a comparison, e.g. `x != 0`", where=function_place(fn))
         return expr
 
-    def __call__(self, *args: Any, **values: Any) -> Any:
+    def __call__(self, /, *args: Any, **values: Any) -> Any:
         """Bind parameters: `sink_window(window=512)`; positional ones in the order of their definition.
 
         With four positions (b, h, q_idx, kv_idx), as FlexAttention calls a mask_mod, it is the mask there instead.
@@ -77,10 +83,9 @@ class Mask(Questions, Formula):
         return renamed(self, new)
 
     def _with(self, op: str, other: object, *, swapped: bool = False) -> Mask:
-        if not isinstance(other, Mask):
-            if not callable(other):
-                return NotImplemented
-            other = from_mask_mod(other)
+        if not callable(other):
+            return NotImplemented
+        other = from_mask_mod(refuse_other_kinds(other, Mask, "FS010"))
         a, b = (other, self) if swapped else (self, other)
         if op == "sub":
             return merged(Mask, lambda x, y: apply("and", x, apply("not", y)), a, b, joined(a, "-", b))
@@ -121,6 +126,7 @@ class Mask(Questions, Formula):
 
     def dense(
         self,
+        /,
         q_len: int,
         kv_len: int | None = None,
         *,
@@ -130,17 +136,23 @@ class Mask(Questions, Formula):
     ) -> torch.Tensor:
         """The mask on every pair: bool [batch, heads, q_len, kv_len], from the predicate itself.
 
-        q_len, kv_len: tokens (kv_len defaults to q_len). batch and heads are read off the inputs, else 1. inputs:
-        run-time parameters and tensors by name. Raises FS020 to FS025, FS030, FS032.
+        q_len: tokens.
+        kv_len: tokens, default q_len.
+        batch, heads: read off the inputs where they are left out, else 1.
+        inputs: run-time parameters and tensors by name.
+
+        Raises FS020 (a value is missing), FS021 (an unknown one), FS022, FS023, FS025 (their shapes, types, ranges),
+        FS024 (an index leaves its tensor), FS030 (a size), FS032 (the canvas has another length), FS034, FS035
+        (arithmetic).
         """
         bound = self.bind(make_sizes(q_len, kv_len, batch, heads), inputs, assume_one=True)
         sizes = bound.sizes
         shape = (sizes.batch or 1, sizes.heads or 1, sizes.q_len, sizes.kv_len)
-        at = {}
+        positions = {}
         for axis, (name, size) in enumerate(zip(POSITIONS, shape, strict=True)):
-            at[name] = torch.arange(size).view([size if axis == i else 1 for i in range(4)])
+            positions[name] = torch.arange(size).view([size if axis == i else 1 for i in range(4)])
         tensors = {name: tensor.cpu() for name, tensor in bound.tensors.items()}
-        return evaluate(self.flat, {**bound.all_numbers(), **tensors, **at}).expand(shape).clone()
+        return evaluate(self.flat, {**bound.all_numbers(), **tensors, **positions}).expand(shape).clone()
 
     @classmethod
     def constant(cls, keep: bool) -> Self:
@@ -155,9 +167,13 @@ def mask(*, canvas: Canvas | None = None) -> Callable[[Callable[..., Any]], Mask
 def mask(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) -> Any:
     """Make a `Mask` of a predicate: `@fs.mask`, or `@fs.mask(canvas=video)` for `q.t`, `kv.w`.
 
-    The predicate takes any of `b, h, q, kv` (also `q_idx, kv_idx`, and the sizes `batch, heads, q_len, kv_len`) by
-    name and returns a boolean expression. Keyword-only parameters are the pattern's own: bound by calling
-    the mask, or given when it runs; an annotation is checked by pydantic. Raises FS001 to FS011.
+    fn: a predicate. It takes any of `b, h, q, kv` (also `q_idx, kv_idx`, and the sizes `batch, heads, q_len, kv_len`)
+        by name and returns a boolean expression. Keyword-only parameters are the pattern's own: bound by calling
+        the mask, or given when it runs; an annotation is checked by pydantic.
+    canvas: what gives `q` and `kv` named coordinates.
+
+    Raises FS001 (parameters), FS023 (a score mod or a weight); of the traced lines FS002 to FS006 (Python's own words
+    for logic and numbers), FS007 (no boolean is returned), FS008, FS009 (calls), FS010 (operands), FS011 (an axis).
 
     >>> import flexspec as fs
     >>> @fs.mask
@@ -168,6 +184,7 @@ def mask(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) 
     """
     if fn is None:
         return lambda inner: Mask.from_predicate(read_signature(inner), canvas)
+    refuse_other_kinds(fn, Mask)
     if isinstance(fn, Mask):
         return fn
     if not callable(fn):
@@ -178,13 +195,17 @@ def mask(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) 
 def from_mask_mod(fn: Callable[..., Any]) -> Mask:
     """A FlexAttention `mask_mod(b, h, q_idx, kv_idx)` as it is, captured tensors and numbers included.
 
-    Raises FS001 (not four positional parameters), FS007 to FS009 (what cannot be traced, at its line).
+    fn: a function of four positions, or a Mask, which is returned.
+
+    Raises FS001 (not four positional parameters), FS023 (a score mod or a weight), and what tracing raises, at its
+    line (see `fs.mask`).
 
     >>> import torch
     >>> ids = torch.tensor([0, 0, 1])
     >>> from_mask_mod(lambda b, h, q_idx, kv_idx: ids[q_idx] == ids[kv_idx]).dense(3).int().tolist()[0][0]
     [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
     """
+    refuse_other_kinds(fn, Mask)
     if isinstance(fn, Mask):
         return fn
     _four_positions(fn, POSITIONS, "mask_mod(b, h, q_idx, kv_idx)")
@@ -194,6 +215,15 @@ def from_mask_mod(fn: Callable[..., Any]) -> Mask:
     parameters = {name: Parameter() for name in params_of(expr)}
     label = Predicate(fn, POSITIONS, {}).name
     return Mask(Mask.check_result(expr, fn), label, tensors, parameters)
+
+
+def refuse_other_kinds(value: Any, wanted: type[Formula], code: str = "FS023") -> Any:
+    """The value, unless it is a formula of another kind than `wanted`, such as a score mod where a mask is needed."""
+    if isinstance(value, Formula) and not isinstance(value, wanted):
+        message = f"`{value.label}` is {value.noun}, and {wanted.noun} is needed here"
+        both = ", ".join(sorted({wanted.argument, value.argument}))
+        raise FlexSpecError(code, message, fix=f"keep them apart: fs.Attention({both})", where=user_caret())
+    return value
 
 
 def _four_positions(fn: Callable[..., Any], names: tuple[str, ...], form: str) -> None:

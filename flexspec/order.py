@@ -50,27 +50,38 @@ __all__ = [
 
 
 def in_memory(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
-    """A mask's expression over memory positions; padding is not kept."""
+    """A mask's expression over memory positions; padding is not kept.
+
+    expr: over logical positions and the canvas' coordinates.
+    order: None leaves positions as they are.
+    canvas: the mask's own, or None.
+    q_len, kv_len: tokens, without padding.
+
+    Raises what `relocate` raises.
+    """
     valid = [] if order is None else [order.place(var(s), n).valid for s, n in (("q", q_len), ("kv", kv_len))]
     parts = [*(part for part in valid if part is not None), relocate(expr, order, canvas, q_len, kv_len)]
     return reduce(lambda a, b: apply("and", a, b), parts)
 
 
 def relocate(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
-    """An expression over memory positions: logical positions and coordinates written by the order. FS026, FS033."""
+    """An expression over memory positions: logical positions and coordinates written by the order (see `in_memory`).
+
+    Raises FS026 (a value of the pattern has the name of the order's table) and FS033 (an order of another length).
+    """
     if order is None:
         return flatten(expr, canvas)
     if isinstance(order, Table) and TOKEN_AT in expr.names:
         message = f"`{TOKEN_AT}` is a value of the pattern, and the table of {order}"
         raise FlexSpecError("FS026", message, fix="rename the pattern's", where=user_caret())
     values: dict[str, Expr] = {}
+    order.check(q_len, kv_len)
     for side, length in (("q", q_len), ("kv", kv_len)):
-        order.check(length)
-        found = order.place(var(side), length)
-        at = found.coordinates if canvas == order.canvas else {}
-        if canvas and not at:
-            at = canvas.coordinates(found.logical)
-        values |= {side: found.logical} | {f"{side}.{name}": part for name, part in at.items()}
+        place = order.place(var(side), length)
+        coordinates = place.coordinates if canvas == order.canvas else {}
+        if canvas and not coordinates:
+            coordinates = canvas.coordinates(place.logical)
+        values |= {side: place.logical} | {f"{side}.{name}": part for name, part in coordinates.items()}
     return substitute(expr, values)
 
 
@@ -83,7 +94,10 @@ def flatten(expr: Expr, canvas: Canvas | None) -> Expr:
 
 
 def bound_in_memory(bound: Bound, order: Order | None, device: torch.device | str) -> Bound:
-    """The values of a mask together with the table that it loads from in memory, if the order has one. FS022."""
+    """The values of a mask together with the table that it loads from in memory, if the order has one.
+
+    Raises FS022 where the order is of another number of sequences than the call.
+    """
     tables = {} if order is None else order.tensors(device)
     if TOKEN_AT not in tables:
         return bound

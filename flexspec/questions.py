@@ -14,9 +14,15 @@ if TYPE_CHECKING:
 class Questions:
     """What may be asked of a mask: each answer is exact for the lengths given.
 
-    length (or q_len), kv_len: tokens; a canvas' own size where left out, and kv_len defaults to length. given: batch
-    and heads, where a mask depends on them, and run-time values by name. other: a mask or FlexAttention mask_mod. A
-    `Proof` is true when it holds, and has the first counterexample (b, h, q, kv) otherwise. Raises FS020 to FS035.
+    length (or q_len), kv_len: tokens; a canvas' own size where left out, and kv_len defaults to length.
+    given: batch and heads, where a mask depends on them, and run-time values by name.
+    other: a mask or FlexAttention mask_mod.
+
+    A `Proof` is true when it holds, and has the first counterexample (b, h, q, kv) otherwise.
+
+    Raises FS020 (a value is missing), FS021, FS022, FS023, FS025 (one is unknown or does not fit), FS026 (names
+    of the two masks disagree), FS030, FS031, FS032 (lengths, batch and heads, a canvas), FS024 (an index leaves its
+    tensor), FS034 (integers past 64 bits), FS035 (a division by zero), and what `from_mask_mod` raises for `other`.
     """
 
     __slots__ = ()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from .canvas import Canvas
+from .combine import joined, merged
 from .errors import FlexSpecError
 from .expr import POSITIONS, Expr, apply, params_of, substitute, var
-from .formula import Formula, Parameter, Predicate, joined, merged, read_signature
-from .mask import _four_positions
+from .formula import Formula
+from .mask import _four_positions, refuse_other_kinds
 from .ops import Type
+from .predicate import Parameter, Predicate, read_signature
 from .trace import run
 from .user_line import function_place, user_caret
 
@@ -25,6 +27,10 @@ class ScoreMod(Formula):
     softcap(cap=50.0) + alibi()
     """
 
+    noun: ClassVar[str] = "a score mod"
+    argument: ClassVar[str] = "scores=[...]"
+    document_kind = "score"
+
     @staticmethod
     def check_result(expr: Expr, fn: object) -> Expr:
         if expr.type is Type.BOOL:
@@ -32,15 +38,21 @@ class ScoreMod(Formula):
             raise FlexSpecError("FS007", message, fix="for keeping pairs, use @fs.mask", where=function_place(fn))
         return expr if expr.type > Type.INT else apply("float", expr)
 
-    def __call__(self, *args: Any, **values: Any) -> ScoreMod:
+    def __call__(self, /, *args: Any, **values: Any) -> ScoreMod:
         """Bind parameters, positional ones in the order of their definition."""
         return self.given(*args, **values)
 
     def __add__(self, other: object) -> ScoreMod:
+        refuse_other_kinds(other, ScoreMod, "FS010")
         if not isinstance(other, ScoreMod):
             return NotImplemented
         both = joined(self, "+", other)
         return merged(ScoreMod, lambda x, y: substitute(y, {"score": x}), self, other, both)
+
+    def __radd__(self, other: object) -> ScoreMod:
+        """Only what is no score mod comes here: a mask or a weight gets an error of its own."""
+        refuse_other_kinds(other, ScoreMod, "FS010")
+        return NotImplemented
 
 
 @overload
@@ -49,6 +61,12 @@ def score(fn: Callable[..., Any]) -> ScoreMod: ...
 def score(*, canvas: Canvas | None = None) -> Callable[[Callable[..., Any]], ScoreMod]: ...
 def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) -> Any:
     """Make a `ScoreMod` of a function of `score` and any of `b, h, q, kv` by name; else as `fs.mask`.
+
+    fn: a function that returns a number, the new score.
+    canvas: what gives `q` and `kv` named coordinates.
+
+    Raises FS001 (parameters), FS023 (a mask or a weight), FS007 (no number is returned), and what tracing raises
+    (see `fs.mask`).
 
     >>> import flexspec as fs
     >>> @fs.score
@@ -59,6 +77,7 @@ def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None)
     """
     if fn is None:
         return lambda inner: ScoreMod.from_predicate(read_signature(inner, ("score",)), canvas)
+    refuse_other_kinds(fn, ScoreMod)
     if isinstance(fn, ScoreMod):
         return fn
     if not callable(fn):
@@ -67,7 +86,14 @@ def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None)
 
 
 def from_score_mod(fn: Callable[..., Any]) -> ScoreMod:
-    """A FlexAttention `score_mod(score, b, h, q_idx, kv_idx)` as it is. Raises FS001, FS007 to FS009."""
+    """A FlexAttention `score_mod(score, b, h, q_idx, kv_idx)` as it is.
+
+    fn: a function of a score and four positions, or a ScoreMod, which is returned.
+
+    Raises FS001 (not five positional parameters), FS023 (a mask or a weight), FS007 (no number is returned), and what
+    tracing raises, at its line (see `fs.mask`).
+    """
+    refuse_other_kinds(fn, ScoreMod)
     if isinstance(fn, ScoreMod):
         return fn
     names = ("score", *POSITIONS)

@@ -1,4 +1,4 @@
-"""Expressions as text, both ways: `parse(to_text(e)) is e`.
+"""Text to expressions: `parse(str(e)) is e`.
 
 Positions, sizes and operators need no declaration; tensors and parameters are declared in front:
 `document_id: int[batch, sequence]; document_id[b, q] == document_id[b, kv]`.
@@ -12,80 +12,30 @@ from .errors import FlexSpecError, choices
 from .expr import (
     POSITIONS,
     SIZES,
-    Apply,
-    Const,
     Expr,
     Input,
-    Load,
-    Param,
-    Var,
     apply,
     const,
     input_,
-    inputs_of,
     load,
     param,
-    params_of,
     var,
 )
 from .grammar import Declaration, Node, read, text_error
-from .ops import ATOM, COMPARE, OPS, Type
+from .ops import OPS, Type
 
 TYPES = {kind.text: kind for kind in Type}
 CONSTANTS = {"True": True, "False": False, "inf": math.inf, "nan": math.nan}
 
 
-def to_text(expr: Expr) -> str:
-    """The full text: declarations, then the formula."""
-    lines = [f"{node.name}: {node.type.text}; " for node in params_of(expr).values()]
-    for node in [expr] if isinstance(expr, Input) else inputs_of(expr).values():
-        lines.append(f"{node.name}: {node.type.text}[{', '.join(node.dims)}]; ")
-    return "".join(lines) + formula(expr)
-
-
-def formula(expr: Expr) -> str:
-    """The formula alone, as Python would write it."""
-    return _print(expr)[0]
-
-
-def _print(expr: Expr) -> tuple[str, int]:
-    """Text and precedence of its outermost operator."""
-    if isinstance(expr, Const):
-        return _constant(expr)
-    if isinstance(expr, (Var, Param, Input)):
-        return expr.name, ATOM
-    if isinstance(expr, Load):
-        return f"{expr.input.name}[{', '.join(formula(part) for part in expr.index)}]", ATOM
-    assert isinstance(expr, Apply)
-    op = OPS[expr.op]
-    if op.symbol is None:
-        return f"{op.name}({', '.join(formula(arg) for arg in expr.args)})", ATOM
-    if op.arity == 1:
-        text, inner = _print(expr.args[0])
-        bare = inner >= op.precedence and not isinstance(expr.args[0], Const)
-        return op.symbol + (text if bare else f"({text})"), op.precedence
-    (left, a), (right, b) = _print(expr.args[0]), _print(expr.args[1])
-    if a < op.precedence or (a == op.precedence == COMPARE):
-        left = f"({left})"
-    if b <= op.precedence or (b == COMPARE):
-        right = f"({right})"
-    if a == COMPARE and left[0] != "(":
-        left = f"({left})"
-    return f"{left} {op.symbol} {right}", op.precedence
-
-
-def _constant(expr: Const) -> tuple[str, int]:
-    value = expr.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return ("nan" if math.isnan(value) else "inf" if value > 0 else "-inf"), ATOM
-    return repr(value), ATOM
-
-
 def parse(text: str) -> Expr:
     """The expression that `text` writes; `parse(str(e)) is e`.
 
-    A name that is neither a position, a size nor declared is an integer parameter. Raises FlexSpecError
-    FS050 (with a caret), FS010 (types), FS053 (size, depth).
+    text: declarations such as `ids: int[batch, sequence];`, then a formula in Python's syntax. A name that is neither a
+        position, a size nor declared is an integer parameter.
+
+    Raises FS050 (what has no meaning, with a caret), FS005 (a chained comparison), FS010 (operands of wrong types),
+    FS034 (an integer past 64 bits) and FS053 (too long, or too deep).
 
     >>> str(parse("(q >= kv) & (q - kv < window)"))
     'window: int; (q >= kv) & (q - kv < window)'
@@ -111,6 +61,8 @@ def declared_names(text: str, declared: list[Declaration]) -> dict[str, Expr]:
 def _declared(text: str, item: Declaration) -> Expr:
     if item.type not in TYPES:
         raise text_error(text, item.at, f"`{item.type}` is no type: {choices(TYPES)}")
+    if leaf(item.name):
+        raise text_error(text, item.at, f"`{item.name}` already has a meaning", "take another name")
     kind = TYPES[item.type]
     return param(item.name, kind) if item.dims is None else input_(item.name, item.dims, kind)
 
@@ -131,10 +83,10 @@ def _build(text: str, node: Node, names: dict[str, Expr]) -> Expr:
 
     name = str(node.value)
     if node.kind == "name":
-        found = names.get(name) or leaf(name)
-        if found is None and "." in name:
+        meaning = names.get(name) or leaf(name)
+        if meaning is None and "." in name:
             raise text_error(text, node.at, f"`{name}` is no coordinate: only q and kv have axes")
-        return found or param(name)
+        return meaning or param(name)
     try:
         if node.kind == "number":
             assert not isinstance(node.value, str)

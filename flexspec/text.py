@@ -16,15 +16,16 @@ from typing import Any
 from . import order as orders
 from .canvas import Canvas
 from .errors import FlexSpecError, choices
-from .expr import Const, Expr, Input, Load, apply, const, load, param, params_of
-from .formula import Formula, Parameter
+from .expr import Const, Expr, Input, Load, apply, const, infix_text, load, param, params_of
+from .formula import Formula
 from .grammar import BY_AXIS, Node, read, text_error
 from .mask import Mask
 from .ops import OPS, Type
 from .order import Order
 from .patterns import CATALOG
+from .predicate import Parameter
 from .score import ScoreMod
-from .syntax import declared_names, formula, leaf
+from .syntax import declared_names, leaf
 from .trace import Traced
 from .weight import Weight
 
@@ -36,9 +37,12 @@ _LIST = "flexspec.patterns.CATALOG lists all"
 def parse_pattern(text: str, catalog: Mapping[str, Any] = CATALOG) -> Mask | ScoreMod:
     """The mask or score mod that `text` writes, labelled by it.
 
-    catalog: patterns by name, each with a `make`: a pattern, or a function that returns one. Raises FS050,
-    FS051 (an unknown pattern), FS053 (too long or too deep), and what the patterns themselves raise; each
-    has a caret into the text.
+    text: as in Python, without `fs.`.
+    catalog: patterns by name, each with a `make`: a pattern, or a function that returns one.
+
+    Raises FS050 (no syntax), FS051 (an unknown pattern), FS053 (too long or too deep), FS007, FS010 (what does not
+    join), FS011 (a coordinate that no canvas has), FS020, FS021, FS023 (values of a pattern), and what the patterns
+    themselves raise; each has a caret into the text.
 
     >>> parse_pattern("causal & (q - kv < 2)").dense(3).int().tolist()[0][0]
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
@@ -54,9 +58,14 @@ def parse_pattern(text: str, catalog: Mapping[str, Any] = CATALOG) -> Mask | Sco
 def parse_order(text: str, canvas: Canvas | None = None) -> Order:
     """The order that `text` writes, as in Python without the canvas: `axes(h, w, t)`, `tiled(t=6, h=8, w=8)`.
 
-    Tiles of tiles are `tiled({t: 6, h: 8, w: 8}, {h: 4, w: 4})`, segments `concatenated(77, tiled(h=8, w=8))`. canvas:
-    what it orders where the text names none, as `hilbert(canvas(h=48, w=80))` does; orders over ranks need none. Raises
-    FS033, FS050, FS051, FS053.
+    Tiles of tiles are `tiled({t: 6, h: 8, w: 8}, {h: 4, w: 4})`, segments `concatenated(77, tiled(h=8, w=8))`.
+
+    text: the order.
+    canvas: what it orders where the text names none, as `hilbert(canvas(h=48, w=80))` does; orders over ranks need
+        none.
+
+    Raises FS011, FS033 (what the order does not take), FS020, FS021, FS023 (its values), FS050 (no syntax), FS051 (an
+    unknown order), FS053 (too long or too deep).
 
     >>> parse_order("tiled(h=2, w=2)", Canvas(h=4, w=6))
     tiled(h=2, w=2)
@@ -102,7 +111,7 @@ def _order(reading: _Reading, node: Node, canvas: Canvas | None) -> Order:
         if wrong is not None:
             raise text_error(reading.text, wrong.at, "an axis is named here")
         args = [canvas, *(part.value if name == "axes" else reading.value(part) for part in parts)]
-    order: Order = reading.made(node, makers[name], args, given)
+    order: Order = reading.construct(node, makers[name], args, given)
     return order
 
 
@@ -164,13 +173,13 @@ class _Reading:
             return None
         if name in self.catalog:
             make = self.catalog[name].make
-            return make if isinstance(make, Formula) else self.made(node, make, [], {})
-        found = leaf(name)
-        if found is None and "." in name:
+            return make if isinstance(make, Formula) else self.construct(node, make, [], {})
+        meaning = leaf(name)
+        if meaning is None and "." in name:
             raise text_error(self.text, node.at, f"`{name}` is no coordinate: only q and kv have axes")
-        if isinstance(found, Const):
-            return found.value
-        return found or param(name)
+        if isinstance(meaning, Const):
+            return meaning.value
+        return meaning or param(name)
 
     def is_unknown(self, node: Node) -> bool:
         """Is it a name that means nothing but an undeclared integer parameter?"""
@@ -188,8 +197,8 @@ class _Reading:
             fix = "declare it in front: `ids: int[batch, sequence]; ...`"
             raise text_error(self.text, node.at, "only a declared tensor is indexed", fix)
         parts = tuple(self.expr(part, self.value(part)) for part in node.parts[1:])
-        found: Expr = self.located(node, load, tensor, parts)
-        return found
+        entry: Expr = self.located(node, load, tensor, parts)
+        return entry
 
     def call(self, node: Node, name: str) -> Any:
         known = name == "canvas" or name in self.catalog
@@ -201,7 +210,7 @@ class _Reading:
         given = {key: self.value(part) for key, part in node.keywords}
         if known:
             make = Canvas if name == "canvas" else self.catalog[name].make
-            return self.made(node, make, args, given)
+            return self.construct(node, make, args, given)
         if given:
             raise text_error(self.text, node.keywords[0][1].at, f"`{name}` takes no named values")
         lifted = [self.expr(part, arg) for part, arg in zip(node.parts, args, strict=True)]
@@ -239,16 +248,16 @@ class _Reading:
         """Two patterns, or a pattern and a raw expression, as one pattern."""
         a, b = (self.as_formula(part, side) for part, side in zip(node.parts, sides, strict=True))
         if type(a) is not type(b):
-            fix = "keep them apart: fs.Attention(mask=..., scores=[...])"
-            raise text_error(self.text, node.at, "a mask and a score mod do not join", fix, "FS010")
+            fix = f"keep them apart: fs.Attention({', '.join(sorted({a.argument, b.argument}))})"
+            raise text_error(self.text, node.at, f"{a.noun} and {b.noun} do not join", fix, "FS010")
         join = _JOIN.get(op) if isinstance(a, Mask) else {"add": operator.add}.get(op)
         if join is None:
             way = "masks join with `&`, `|`, `^` and `-`, score mods with `+`"
             message = f"`{OPS[op].symbol}` does not join patterns: {way}"
             fix = "if a number is meant, declare it in front: `sink: int; ...`"
             raise text_error(self.text, node.at, message, fix, "FS010")
-        found: Formula = self.located(node, join, a, b)
-        return found
+        both: Formula = self.located(node, join, a, b)
+        return both
 
     def as_formula(self, node: Node, value: Any) -> Formula:
         """A raw expression as a mask or a score mod."""
@@ -261,8 +270,8 @@ class _Reading:
             fix = "write a comparison; a number named like a pattern is declared in front: `sink: int; ...`"
             raise text_error(self.text, node.at, message, fix, "FS007")
         parameters = {name: Parameter() for name in params_of(expr)}
-        made: Formula = self.located(node, kind, expr, formula(expr), parameters=parameters)
-        return made
+        raw: Formula = self.located(node, kind, expr, infix_text(expr), parameters=parameters)
+        return raw
 
     def expr(self, node: Node, value: Any) -> Expr:
         """A value as an expression, else FS010."""
@@ -275,7 +284,7 @@ class _Reading:
             fix = f"if a number is meant, declare it in front: `{node.value}: int; ...`"
         raise text_error(self.text, node.at, f"a {_kind(value)} stands where a number is needed", fix, "FS010")
 
-    def made(self, node: Node, make: Callable[..., Any], args: list[Any], given: dict[str, Any]) -> Any:
+    def construct(self, node: Node, make: Callable[..., Any], args: list[Any], given: dict[str, Any]) -> Any:
         """What a constructor makes of values; its errors get a caret into the text."""
         args = [Traced(arg) if isinstance(arg, Expr) else arg for arg in args]
         given = {key: Traced(arg) if isinstance(arg, Expr) else arg for key, arg in given.items()}

@@ -58,7 +58,7 @@ class Session:
             if self._known is None:
                 self._known = tensor_names(self.fn)
             base = self._known.get(id(tensor), "tensor")
-            name = self.free_name(base if base.isascii() else "tensor")
+            name = self.free_name(base if base.isascii() and base.isidentifier() else "tensor")
             self.tensors[name] = tensor
         return input_(name, ("_",) * tensor.dim(), _tensor_type(tensor))
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import FlexSpecError
-from .expr import Expr, apply
+from .expr import Expr, apply, infix_text
 from .formula import Formula
 from .ops import Type
-from .syntax import formula
 from .user_line import function_place
 
 KINDS = {
@@ -38,6 +37,8 @@ class Weight(Formula):
     """
 
     kind: str = ""
+    noun: ClassVar[str] = "a weight"
+    argument: ClassVar[str] = "weight=..."
 
     def _key(self) -> tuple[Any, ...]:
         return *super()._key(), self.kind
@@ -45,7 +46,7 @@ class Weight(Formula):
     @property
     def definition(self) -> str:
         """The weight as people write it."""
-        return KINDS[self.kind].format(formula(self.expr))
+        return KINDS[self.kind].format(infix_text(self.expr))
 
     @property
     def normalised(self) -> bool:

@@ -232,3 +232,24 @@ def test_a_map_of_equal_values_keeps_none_of_them():
     for each in zeros:
         attend(q, q, q, bias=each).pow(2).sum().backward()
     assert torch.equal(zeros[0].grad, zeros[1].grad)
+
+
+PAST_64_BITS = {
+    "a shifted bit, in blocks that are alike": lambda q, kv: (
+        (1 << torch.where(q % 32 == 19, 63, 0)) + q - 600 > kv + 999
+    ),
+    "a large constant": lambda q, kv: torch.where(q % 32 == 9, 2**62, 0) + (2**62 - 600) + q > kv + 99,
+    "a multiple of a shifted bit": lambda q, kv: ((1 << (q % 64)) * 3 + kv) // 3 == (1 << (q % 64)),
+}
+
+
+@pytest.mark.parametrize("name", PAST_64_BITS)
+def test_sums_that_start_again(name):
+    """What wraps follows no rule of sums: neither may blocks be taken for alike, nor multiples leave a division."""
+    judged(fs.mask(PAST_64_BITS[name]), 1024, (8, 8))
+
+
+@pytest.mark.parametrize("fn", [lambda q, kv: (q << 3) * 2**57 // 2**57 < kv, lambda q, kv: q * 2**60 // 2**60 < kv])
+def test_products_that_wrap_are_refused_before_they_are_simplified(fn):
+    with pytest.raises(fs.FlexSpecError, match="FS034"):
+        fs.block_map(fs.mask(fn), 64)

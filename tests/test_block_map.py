@@ -255,3 +255,29 @@ def test_mask_mod_of_a_map_is_the_mask():
     spec = fs.mask(lambda h, q, kv, *, window: (q - kv < window) & (q >= kv) & (h % 2 == 0))
     made = fs.block_map(spec, 90, heads=4, window=20)
     assert torch.equal(create_mask(made.mask_mod, 1, 4, 90, 90, device="cpu"), spec.dense(90, heads=4, window=20))
+
+
+PHASE, BY_HEAD = fs.Param("phase", "double"), torch.tensor([0.33, 0.37, -0.02], dtype=torch.float64)
+OF_NO_SIDE = {
+    "a remainder": fs.mask(lambda: PHASE % 0.1 > 0.05),
+    "a wave": fs.mask(lambda: torch.sin(20 * PHASE) > 0.05),
+    "a table by head": fs.mask(lambda h: torch.cos(BY_HEAD[h] * 40) > BY_HEAD[h] % 0.1),
+    "and positions": fs.mask(lambda h, q, kv: (torch.sin(BY_HEAD[h] * 9) > 0.1) & (q >= kv) | (PHASE % 0.1 > 0.05)),
+    "a factor": fs.mask(lambda q, kv: torch.sin(PHASE * 9) * q > (PHASE % 0.1) * kv * 20),
+    "nan": fs.mask(lambda h, q: (torch.log(BY_HEAD[h]) < 1) | (q < 40)),
+}
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+@pytest.mark.parametrize("q_len, kv_len, block", [(1, 1, (1, 1)), (64, 64, (128, 128)), (512, 700, (128, 64))])
+@pytest.mark.parametrize("name", OF_NO_SIDE)
+def test_conditions_of_neither_side(name, q_len, kv_len, block, bounded, monkeypatch):
+    if not bounded:
+        unknown = lambda self, level, q, kv: np.broadcast_arrays(False, True, q + kv)[:2]  # noqa: E731
+        monkeypatch.setattr(classify.Bounds, "over", unknown)
+    mask = OF_NO_SIDE[name]
+    for values in [{"phase": 0.33}, {"phase": 0.37}] if "phase" in mask.expr.names else [{}]:
+        kept = mask.dense(q_len, kv_len, heads=3, **values)
+        same_as_truth(mask, kept, q_len, kv_len, block, heads=3, **values)
+        assert fs.is_empty(mask, q_len, kv_len, heads=3, **values).holds == (not kept.any())
+        assert fs.every_query_attends(mask, q_len, kv_len, heads=3, **values).holds == bool(kept.any(-1).all())

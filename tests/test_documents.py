@@ -139,6 +139,86 @@ def test_token_types_against_the_oracle(window, length):
     per_sequence(make, lambda q, kv, row: oracle.token_types(q, kv, row, window), data)
 
 
+def by_head(data, keep):
+    """For [batch, heads, sequence] numbers, the matrix of each batch entry and head."""
+    return [[oracle.matrix(lambda q, kv, row=row: keep(q, kv, row), len(row)) for row in heads] for heads in data]
+
+
+def test_token_types_by_head_and_at_run_time():
+    data = [numbers(seed, 3, 9, 0, 2) for seed in range(2)]
+    wanted = by_head(data, lambda q, kv, row: oracle.token_types(q, kv, row, 3))
+    types = torch.tensor(data)
+    assert p.token_types(types, window=3).dense(9).tolist() == wanted
+    values = {"types": types[:, 1], "last_global": p.last_global(types[:, 1])}
+    open_types = p.token_types(window=3)
+    assert repr(open_types) == "token_types(window=3)"
+    assert open_types.dense(9, **values)[:, 0].tolist() == [heads[1] for heads in wanted]
+    one = {name: value[:1] for name, value in values.items()}
+    assert open_types.dense(9, batch=2, **one)[1, 0].tolist() == wanted[0][1]
+    source = fs.Input("kinds", ("batch", "heads", "sequence"))
+    given = p.token_types(source, window=3).dense(9, kinds=types, last_global=p.last_global(types))
+    assert given.tolist() == wanted
+    source = fs.Input("kinds", ("heads", "sequence"))
+    given = p.token_types(source, window=3).dense(9, kinds=types[1], last_global=p.last_global(types[1]))
+    assert given[0].tolist() == wanted[1]
+
+
+def test_one_head_serves_all_and_is_not_read_by_head():
+    types = torch.tensor(numbers(4, 1, 8, 0, 2))[None]
+    mask = p.token_types(types, window=2)
+    assert not {"b", "h"} & mask.expr.names
+    assert mask.dense(8, heads=3)[0, 2].tolist() == oracle.matrix(
+        lambda q, kv: oracle.token_types(q, kv, types[0, 0].tolist(), 2), 8
+    )
+
+
+def test_last_global():
+    assert p.last_global(torch.tensor([[1, 0, 2, 1], [0, 1, 0, 2]])).tolist() == [[-1, 1, 1, 1], [0, 0, 2, 2]]
+
+
+def test_bridge_by_head_and_at_run_time():
+    data = [[[value == 0 for value in row] for row in numbers(seed, 3, 10, 0, 3)] for seed in range(2)]
+    wanted = by_head(data, lambda q, kv, row: oracle.bridge(q, kv, 4, row, 2))
+    memory = torch.tensor(data)
+    assert p.bridge(4, memory, 2).dense(10).tolist() == wanted
+    assert repr(p.bridge(4, window=2)) == "bridge(chunk=4, window=2)"
+    given = p.bridge(4, window=2).dense(10, memory_ids=memory[:, 2])
+    assert given[:, 0].tolist() == [heads[2] for heads in wanted]
+    source = fs.Input("mine", ("batch", "heads", "sequence"), bool)
+    assert p.bridge(4, source, 2).dense(10, mine=memory).tolist() == wanted
+
+
+@pytest.mark.parametrize("backend", ["reference", "flex", "triton"])
+def test_one_length_for_a_batch_in_a_call(backend):
+    q, k, v = (torch.randn(3, 2, 40, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    keep = torch.arange(40) < 30
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep[None]) * keep[:, None]
+    out = fs.compile(p.padding(), backend=backend, block_size=16)(q, k, v, lengths=torch.tensor([30]))
+    torch.testing.assert_close(out, wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_an_input_stands_for_a_tensor():
+    ids = fs.Input("ids", ("sequence",))
+    assert rows(p.document(ids), 6, ids=IDS) == DOCUMENTS
+    assert repr(p.document(ids)) == "document(ids=<ids>)"
+    labels = fs.Input("ids", ("heads", "sequence"))
+    both = torch.stack([IDS, IDS.flip(0)])
+    wanted = [oracle.matrix(lambda q, kv, row=row: oracle.same_label(q, kv, row), 6) for row in both.tolist()]
+    assert p.same_label(labels).dense(6, ids=both)[0].tolist() == wanted
+    assert rows(p.shared_prefix(2), 6, branch_ids=IDS[None]) == rows(p.shared_prefix(2, IDS), 6)
+
+
+@pytest.mark.parametrize("backend", ["reference", "flex", "triton"])
+def test_types_at_run_time_in_a_call(backend):
+    types = torch.tensor(numbers(7, 2, 40, 0, 2))
+    q, k, v = (torch.randn(2, 2, 40, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    keep = p.token_types(types, window=5).dense(40)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+    attend = fs.compile(p.token_types(window=5), backend=backend, block_size=16)
+    out = attend(q, k, v, types=types, last_global=p.last_global(types))
+    torch.testing.assert_close(out, wanted, atol=2e-5, rtol=2e-5)
+
+
 def test_numbers_may_be_run_time_parameters():
     types = numbers(0, 1, 9, 0, 2)[0]
     mask = p.token_types(types, window=fs.Param("reach")) & p.shared_prefix(fs.Param("n"), [1] * 5 + [2] * 4)
@@ -374,6 +454,17 @@ WRONG = [
     (lambda: p.token_types([0, 3], window=1), "FS025"),
     (lambda: p.token_types([0, -1], window=1), "FS025"),
     (lambda: p.token_types([0, 1], window=0), "FS025"),
+    (lambda: p.token_types([0, 1]), "FS025"),
+    (lambda: p.token_types(window=2).dense(3, types=torch.zeros(1, 3).long()), "FS020"),
+    (lambda: p.token_types(fs.Input("last_global", ("sequence",)), window=2), "FS026"),
+    (lambda: p.token_types(fs.Input("types", ("sequence", "batch")), window=2), "FS022"),
+    (lambda: p.token_types(fs.Input("types", ("sequence",), float), window=2), "FS023"),
+    (lambda: p.token_types(torch.zeros(1, 1, 1, 3).long(), window=2), "FS022"),
+    (lambda: p.document(fs.Input("ids", ("batch", "heads", "sequence"))), "FS022"),
+    (lambda: p.document(fs.Input("ids", ("batch", "sequence"))[0]), "FS022"),
+    (lambda: p.bridge(2), "FS025"),
+    (lambda: p.bridge(2, fs.Input("memory", ("sequence",)), 1), "FS023"),
+    (lambda: p.last_global([0.5]), "FS023"),
     (lambda: p.shared_prefix(-1, [0]), "FS025"),
     (lambda: p.tree([0]), "FS025"),
     (lambda: p.tree([-1, 2, 1]), "FS025"),

@@ -26,6 +26,7 @@ VIDEO = fs.Canvas(t=2, h=2)
 IMAGE = fs.Canvas(h=4)
 DOCUMENT = fs.Input("document_id", dims=("batch", "sequence"))
 STATE = {"calls": 0}
+BOTH = "fix: keep them apart: fs.Attention(mask=..., scores=[...])"
 
 
 def caught(call: Callable[[], object]) -> FlexSpecError:
@@ -265,6 +266,41 @@ VALUES = [
     (lambda: fs.concatenated(3, fs.zigzag(2)), "FS033", ["zigzag(2) is of any number"]),
     (lambda: fs.Attention(mask=fs.score(lambda score: score)), "FS023", ["scores=[...]"]),
     (lambda: fs.Attention(scores=[near]), "FS023", ["mask=..."]),
+    (lambda: fs.causal() & fs.alibi(), "FS010", ["`alibi()` is a score mod, and a mask is needed", BOTH]),
+    (lambda: fs.alibi() | fs.causal(), "FS010", ["`alibi()` is a score mod, and a mask is needed", BOTH]),
+    (lambda: fs.causal() - fs.alibi(), "FS010", ["`alibi()` is a score mod, and a mask is needed", BOTH]),
+    (lambda: fs.causal() & fs.sink_logit(), "FS010", ["is a weight, and a mask", "fs.Attention(mask=..., weight=...)"]),
+    (lambda: fs.relu_weight() ^ fs.causal(), "FS010", ["`relu_weight()` is a weight, and a mask is needed"]),
+    (lambda: fs.alibi() + fs.causal(), "FS010", ["`causal()` is a mask, and a score mod is needed here", BOTH]),
+    (lambda: fs.causal() + fs.alibi(), "FS010", ["`causal()` is a mask, and a score mod is needed here", BOTH]),
+    (lambda: fs.alibi() + fs.relu_weight(), "FS010", ["`relu_weight()` is a weight", "scores=[...], weight=..."]),
+    (lambda: fs.relu_weight() + fs.alibi(), "FS010", ["`relu_weight()` is a weight, and a score mod is needed"]),
+    (lambda: fs.segments({"a": 2}, {("a", "a"): fs.alibi()}), "FS023", ["`alibi()` is a score mod, and a mask", BOTH]),
+    (lambda: fs.per_head([fs.causal(), fs.alibi()]), "FS023", ["`alibi()` is a score mod, and a mask", BOTH]),
+    (lambda: fs.with_text(fs.alibi(), 3), "FS023", ["`alibi()` is a score mod, and a mask", BOTH]),
+    (lambda: fs.reordered(fs.sink_logit(), fs.striped(2), 4), "FS023", ["is a weight, and a mask"]),
+    (lambda: fs.from_mask_mod(fs.alibi()), "FS023", ["`alibi()` is a score mod, and a mask", BOTH]),
+    (lambda: fs.from_mask_mod(fs.relu_weight()), "FS023", ["`relu_weight()` is a weight, and a mask"]),
+    (lambda: fs.from_score_mod(fs.causal()), "FS023", ["`causal()` is a mask, and a score mod", BOTH]),
+    (lambda: fs.from_score_mod(fs.relu_weight()), "FS023", ["`relu_weight()` is a weight, and a score mod"]),
+    (lambda: fs.mask(fs.alibi()), "FS023", ["`alibi()` is a score mod, and a mask", BOTH]),
+    (lambda: fs.score(fs.causal()), "FS023", ["`causal()` is a mask, and a score mod", BOTH]),
+    (lambda: fs.Attention(mask=fs.relu_weight()), "FS023", ["`relu_weight()` is a weight, and a mask"]),
+    (lambda: fs.Attention(scores=[fs.relu_weight()]), "FS023", ["`relu_weight()` is a weight, and a score mod"]),
+    (lambda: fs.compile(fs.relu_weight()), "FS023", ["`relu_weight()` is a weight, and a mask"]),
+    (lambda: fs.neighborhood(VIDEO, 3, causal="x"), "FS011", ["no axis 'x'", 'it has t or h: causal="t"']),
+    (lambda: fs.neighborhood(VIDEO, 3, causal=""), "FS023", ["causal is ''", 'give names: causal="t h"']),
+    (lambda: fs.neighborhood(VIDEO, 3, causal=(True, False)), "FS011", ["no axis True"]),
+    (lambda: fs.neighborhood(VIDEO, 3, causal=3), "FS025", ["causal on `t` is 3", 'causal="t"']),
+    (
+        lambda: fs.block_map(fs.causal, 4, 6, order=fs.morton(VIDEO)),
+        "FS033",
+        ["morton orders 4 tokens, both q and kv; q_len is 4 and kv_len 6", "give q and k of 4 tokens, or leave"],
+    ),
+    (lambda: fs.block_map(fs.causal, 6, order=fs.morton(VIDEO)), "FS033", ["the length is 6", "give an order of 6"]),
+    (lambda: fs.tiled(VIDEO, t=2, h=2).undo(torch.zeros(5, 2)), "FS033", ["take 4 places", "give x of 4 places"]),
+    (lambda: fs.Input("table", (0, "heads")), "FS022", ["dims of table are (0, 'heads')"]),
+    (lambda: fs.Input("table", (True,)), "FS022", ["dims of table are"]),
     (lambda: fs.Attention(scale="1"), "FS023", ["it must be a number"]),
     (lambda: fs.Attention(scale=float("nan")), "FS023", ["it must be a number"]),
     (lambda: fs.plan(fs.causal, 64, orders=fs.striped(2)), "FS033", ["orders is striped(2)", "orders=["]),

@@ -78,6 +78,21 @@ def test_a_causal_neighborhood_is_a_causal_window():
         . . . x x x""")
 
 
+@pytest.mark.parametrize(
+    "given, axes",
+    [("h", {"h"}), (["h"], {"h"}), ("h w", {"h", "w"}), (("w", "h"), {"h", "w"}), ({"w": True}, {"w"}), (False, set())],
+)
+def test_the_causal_axes_of_a_neighborhood_are_named(given, axes):
+    sides = {"h": 4, "w": 5}
+    mask = p.neighborhood(Canvas(**sides), window=3, causal=given)
+
+    def keep(q, kv, name):
+        return oracle.neighborhood(q, kv, sides[name], 3, causal=name in axes)
+
+    assert rows(mask, Canvas(**sides)) == oracle.canvas_matrix(keep, sides)
+    assert repr(mask) == f"neighborhood(canvas=canvas(h=4, w=5), window=3{f', causal={given!r}' if given else ''})"
+
+
 def test_sliding_tile_with_an_odd_number_of_tiles():
     canvas = Canvas(w=8)
     assert rows(p.sliding_tile(canvas, window=6, tile=2), canvas)[::2] == table("""

@@ -220,6 +220,64 @@ def test_batch_and_heads_are_read_off_the_inputs() -> None:
     assert causal.dense(3, batch=2, heads=4).shape == (2, 4, 3, 3)
 
 
+SPANS = fs.Input("spans", dims=("batch", "heads"))
+near_by_head = fs.mask(lambda b, h, q, kv: abs(q - kv) <= SPANS[b, h])
+
+
+def span_matrix(spans: list[list[int]], length: int) -> list[list[list[list[bool]]]]:
+    tokens = range(length)
+    return [[[[abs(q - kv) <= span for kv in tokens] for q in tokens] for span in heads] for heads in spans]
+
+
+@pytest.mark.parametrize("spans", [[[2]], [[2], [5]], [[1, 3, 2, 6]], [[1, 3, 2, 6], [0, 2, 9, 4]]])
+def test_one_head_or_one_batch_entry_serves_all(spans: list[list[int]]) -> None:
+    whole = [heads * (4 // len(heads)) for heads in spans] * (2 // len(spans))
+    wanted = span_matrix(whole, 20)
+    given = torch.tensor(spans)
+    assert near_by_head.dense(20, batch=2, heads=4, spans=given).tolist() == wanted
+    assert near_by_head(spans=given).dense(20, batch=2, heads=4).tolist() == wanted
+    blocks = fs.block_map(near_by_head, 20, batch=2, heads=4, block_size=4, spans=given)
+    by_block = torch.tensor(wanted).view(2, 4, 5, 4, 5, 4).transpose(3, 4).flatten(-2)
+    kinds = by_block.any(-1).int() + by_block.all(-1).int()
+    assert torch.equal(blocks.kinds().expand(2, 4, 5, 5).int(), kinds)
+
+
+@pytest.mark.parametrize(
+    "backend, exact", [("reference", True), ("reference", False), ("flex", True), ("flex", False), ("triton", True)]
+)
+def test_one_head_serves_all_in_a_call(backend: str, exact: bool) -> None:
+    q, k, v = (torch.randn(2, 4, 40, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    gain = fs.Input("gain", dims=("heads",), dtype="float")
+    scaled = fs.score(lambda score, h: score * gain[h])
+    attend = fs.compile(fs.Attention(near_by_head, [scaled]), backend=backend, block_size=16, exact=exact)
+    for spans, gains in (([[3]], [2.0]), ([[7], [2]], [0.5]), ([[7, 1, 30, 0]], [0.5, 1.0, 2.0, 3.0])):
+        out = attend(q, k, v, spans=torch.tensor(spans), gain=torch.tensor(gains))
+        whole = [heads * (4 // len(heads)) for heads in spans] * (2 // len(spans))
+        scaled_q = q * torch.tensor(gains * (4 // len(gains))).view(1, 4, 1, 1)
+        keep = torch.tensor(span_matrix(whole, 40))
+        wanted = torch.nn.functional.scaled_dot_product_attention(scaled_q, k, v, attn_mask=keep)
+        torch.testing.assert_close(out, wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_heads_that_do_not_fit_are_an_error() -> None:
+    for spans in ([[1, 2]], [[1, 2, 3]]):
+        with pytest.raises(fs.FlexSpecError, match="dim `heads` of `spans` has size"):
+            near_by_head.dense(6, batch=1, heads=4, spans=torch.tensor(spans))
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_the_gradient_of_one_head_is_the_sum_over_all(backend: str) -> None:
+    slopes = torch.tensor([0.3], requires_grad=True)
+    q, k, v = (torch.randn(1, 4, 20, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    fs.compile(fs.Attention(scores=[fs.alibi(slopes)]), backend=backend)(q, k, v).square().sum().backward()
+    plain = torch.tensor([0.3], requires_grad=True)
+    at = torch.arange(20)
+    bias = -plain * (at[:, None] - at).abs()
+    scores = q @ k.transpose(-1, -2) / 4 + bias
+    (torch.softmax(scores, -1) @ v).square().sum().backward()
+    torch.testing.assert_close(slopes.grad, plain.grad, atol=1e-4, rtol=1e-4)
+
+
 ATOMS = {
     "causal": (causal, lambda q, kv: q >= kv),
     "diagonal": (diagonal, lambda q, kv: q == kv),
@@ -258,3 +316,13 @@ PAIRS = st.recursive(
 def test_any_composition_is_pythons(pair, q_len, kv_len) -> None:
     mask, fn = pair
     assert mask.dense(q_len, kv_len)[0, 0].tolist() == [[fn(q, kv) for kv in range(kv_len)] for q in range(q_len)]
+
+
+def test_a_tensor_renamed_takes_no_name_that_is_read() -> None:
+    """The second `ids` must not be called `ids_2`: its own mask reads an input of that name."""
+    ours, theirs, given = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 1, 1, 0]), torch.tensor([5, 6, 6, 6])
+    first = fs.Mask(fs.parse("ids: int[sequence]; ids[q] == ids[kv]"), "first", {"ids": ours})
+    text = "ids: int[sequence]; ids_2: int[sequence]; (ids[q] == ids[kv]) & (ids_2[q] == ids_2[kv])"
+    second = fs.Mask(fs.parse(text), "second", {"ids": theirs})
+    wanted = [[all(ids[i] == ids[j] for ids in (ours, theirs, given)) for j in range(4)] for i in range(4)]
+    assert (first & second).dense(4, ids_2=given)[0, 0].tolist() == wanted

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from flexspec.compiler.blocks.on_device import map_on_device
+from flexspec.compiler.pipeline import map_on_device
 from random_masks import block_kinds
 
 import flexspec as fs

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import flexspec as fs
-from flexspec.listing import listing
+from flexspec.patterns.listing import listing
 
 ROOT = Path(__file__).parent.parent
 NAMESPACES = ["orders", "patterns", "proofs", "scores", "weights"]

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from flexspec.compiler.blocks.on_device import map_on_device
+from flexspec.compiler.blocks.on_device import report_lines
+from flexspec.compiler.pipeline import map_on_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import block_kinds, make_mask, masks, tables
@@ -12,9 +13,13 @@ import flexspec as fs
 from flexspec.inputs import make_sizes
 
 
-def kinds_of(mask, q_len, kv_len, block, device="cpu", order=None, batch=None, heads=None, **values):
+def device_map(mask, q_len, kv_len, block, device="cpu", order=None, batch=None, heads=None, **values):
     bound = mask.bind(make_sizes(q_len, kv_len, batch, heads), values)
-    return map_on_device(mask, bound, block, order, torch.device(device)).kinds()
+    return map_on_device(mask, bound, block, order, torch.device(device))
+
+
+def kinds_of(*args, **options):
+    return device_map(*args, **options).kinds()
 
 
 def sound(found, wanted):
@@ -110,6 +115,36 @@ def test_compiled_attention_with_bounded_lists():
     assert attend.block_map(300, document_id=ids).kept_pairs > 0
 
 
+CHOSEN = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 1, 1]]).bool()
+
+
+def test_a_report_says_what_a_call_computes():
+    """A load that depends on both sides is bounded by nothing: all of its blocks are computed."""
+    fn = lambda b, h, q, kv: CHOSEN[q // 16, kv // 16]  # noqa: E731
+    mask = fs.from_mask_mod(fn)
+    bounded, exact = device_map(mask, 64, 64, 16), fs.block_map(mask, 64, block_size=16)
+    assert bounded.counts() == {0: 0, 1: 16, 2: 0} and bounded.density == 1.0
+    assert exact.counts() == {0: 8, 1: 0, 2: 8}
+    assert report_lines(bounded, exact) == [
+        "by bounds on the device: 0 full, 16 partial, 0 empty, density 100.00%",
+        "exact: 8 full, 0 partial, 8 empty, density 50.00%",
+    ]
+    wanted = "64 x 64 in blocks of 16 x 16, by bounds: 0 full, 16 partial, 0 empty, density 100.00%"
+    assert repr(bounded) == f"DeviceMap({wanted})"
+    ids = torch.tensor([0] * 100 + [1] * 92)[None].expand(2, -1)
+    packed = device_map(fs.document() & fs.causal(), 192, 192, 64, document_id=ids)
+    assert packed.counts() == {kind: int((packed.kinds() == kind).sum()) for kind in fs.BlockKind}
+    assert sum(packed.counts().values()) == 2 * 9 and packed.density == 1 - packed.counts()[0] / 18
+    by_batch = torch.stack([CHOSEN, ~CHOSEN])
+    mask = fs.from_mask_mod(lambda b, h, q, kv: by_batch[b, q // 16, kv // 16])
+    bounded, exact = device_map(mask, 64, 64, 16, batch=2), fs.block_map(mask, 64, batch=2, block_size=16)
+    assert (bounded.batch, exact.batch) == (1, 2)  # the counts of both are of two all the same
+    assert [line.partition(": ")[2] for line in report_lines(bounded, exact)] == [
+        "0 full, 32 partial, 0 empty, density 100.00%",
+        "16 full, 0 partial, 16 empty, density 50.00%",
+    ]
+
+
 SPEC = fs.document() & fs.causal_window(300) | fs.sink(4)
 
 
@@ -141,3 +176,17 @@ def test_no_synchronisation_on_the_device():
         torch.cuda.set_sync_debug_mode("default")
     sound(found.cpu(), fs.block_map(SPEC, 4096, document_id=ids.cpu()).kinds())
     assert torch.equal(lists.kv_indices, fs.create_block_mask(fn, 2, 4, 4096, 4096, device="cuda").kv_indices)
+
+
+def test_reports_tell_what_runs():
+    """A table that depends on both sides is not bounded on the device: every block runs, and every report says so."""
+    chosen = torch.zeros(8, 8, dtype=torch.bool)
+    chosen[torch.arange(8), torch.arange(8)] = True
+    spec = fs.mask(lambda q, kv: chosen[q // 16, kv // 16])
+    exact, bounded = (fs.compile(spec, exact=value, block_size=16, backend="flex") for value in (True, False))
+    assert exact.block_map(128).density == 1 / 8
+    assert bounded.block_map(128).density == 1.0 and bounded.block_map(128).kept_pairs == 8 * 16 * 16
+    facts = bounded.facts(128)
+    assert facts["computed_density"] == 1.0 == facts["fraction_of_dense"] and facts["block_density"] == 1 / 8
+    assert "by bounds on the device: 0 full, 64 partial, 0 empty" in bounded.explain(128)
+    assert "on the device" not in exact.explain(128)

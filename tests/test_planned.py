@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from flexspec.compiler.planning import planned
+from flexspec.compiler import planned
 
 import flexspec as fs
 

@@ -191,6 +191,71 @@ def test_score_mods_chain_in_reading_order_and_keep_their_tables_apart():
     same(chain, plain)
 
 
+CANVAS = Canvas(h=3, w=4)
+SWIN = 5 * 7
+GIVEN = {
+    "alibi": (p.alibi, ("heads",), (HEADS,)),
+    "relative_bias": (p.relative_bias, ("heads", 5), (HEADS, 5)),
+    "t5_bias": (lambda table: p.t5_bias(table, max_distance=9), (8, "heads"), (8, HEADS)),
+    "swin_bias": (lambda table: p.swin_bias(CANVAS, table), (SWIN, "heads"), (SWIN, HEADS)),
+    "key_gain": (p.key_gain, ("heads", "kv_len"), (HEADS, 12)),
+    "key_gain of keys": (p.key_gain, ("kv_len",), (12,)),
+    "key_gain of batch entries": (p.key_gain, ("batch", "heads", "kv_len"), (2, HEADS, 12)),
+}
+
+
+def given_and_held(name):
+    """A score mod of an input and one of a tensor, and the tensor."""
+    make, dims, shape = GIVEN[name]
+    table = rounded(*shape).abs()
+    return make(fs.Input("table", dims, "float")), make(table), table
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_table_given_at_run_time_scores_as_a_held_one(name):
+    given, held, table = given_and_held(name)
+    sizes = {"q_len": 12, "kv_len": 12}
+    before, after = scores_of(given, **sizes, table=table)
+    assert torch.equal(after, scores_of(held, **sizes)[1]) and not torch.equal(before, after)
+    assert repr(given).endswith("=<table>)") or "table=<table>" in repr(given)
+    assert not given.tensors.keys() - {"t5_buckets"}
+
+
+@pytest.mark.parametrize("backend", ["reference", "flex", "triton"])
+@pytest.mark.parametrize("name", GIVEN)
+def test_a_table_given_at_run_time_in_a_call(name, backend):
+    given, held, table = given_and_held(name)
+    q, k, v = (torch.randn(2, HEADS, 12, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    biased = scores_of(held, q_len=12, kv_len=12)
+    bias = (biased[1] - biased[0]).float()
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    out = fs.compile(fs.Attention(scores=[given]), backend=backend)(q, k, v, table=table)
+    torch.testing.assert_close(out, wanted, atol=2e-5, rtol=2e-5)
+
+
+def test_a_table_given_at_run_time_has_the_size_that_it_says():
+    attend = fs.compile(fs.Attention(scores=[p.relative_bias(fs.Input("table", ("heads", 5), float))]))
+    q = torch.zeros(1, 2, 12, 16)
+    for distances in (3, 7):
+        with pytest.raises(fs.FlexSpecError) as caught:
+            attend(q, q, q, table=torch.zeros(2, distances))
+        assert caught.value.code == "FS022" and f"has size {distances}, the pattern has 5" in str(caught.value)
+    with pytest.raises(fs.FlexSpecError, match=r"give table=<float tensor \[heads, 5\]>"):
+        attend(q, q, q)
+
+
+def test_the_size_of_a_dim_is_text_that_is_read_back():
+    expr = p.relative_bias(fs.Input("table", ("heads", 5), float)).expr
+    assert str(expr).startswith("table: float[heads, _5]; ") and fs.parse(str(expr)) is expr
+
+
+def test_one_slope_for_all_heads():
+    half = fs.Param("slope", float)
+    same(p.alibi(0.5), lambda s, b, h, q, kv: oracle.alibi(s, q, kv, 0.5))
+    same(p.alibi(half), lambda s, b, h, q, kv: oracle.alibi(s, q, kv, 0.5), slope=0.5)
+    assert repr(p.alibi(0.5)) == "alibi(slopes=0.5)" and repr(p.alibi(half)) == "alibi(slopes=<slope>)"
+
+
 def test_tables_are_held_as_they_are():
     table = torch.nn.Parameter(torch.zeros(HEADS, 5))
     assert any(held is table for held in p.relative_bias(table).tensors.values())
@@ -201,6 +266,17 @@ def test_tables_are_held_as_they_are():
 WRONG = [
     (lambda: p.alibi([[0.5]]), "FS022"),
     (lambda: p.alibi(torch.tensor([1, 2])), "FS023"),
+    (lambda: p.alibi(True), "FS023"),
+    (lambda: p.alibi(math.nan), "FS023"),
+    (lambda: p.alibi(fs.Input("slopes", ("batch",), float)), "FS022"),
+    (lambda: p.alibi(fs.Input("slopes", ("heads",))), "FS023"),
+    (lambda: p.relative_bias(fs.Input("table", ("heads", "_"), float)), "FS022"),
+    (lambda: p.relative_bias(fs.Input("table", ("heads", 4), float)), "FS022"),
+    (lambda: p.relative_bias(fs.Input("table", ("heads", "kv_len"), float)), "FS022"),
+    (lambda: p.t5_bias(fs.Input("table", (7, "heads"), float)), "FS022"),
+    (lambda: p.t5_bias(fs.Input("table", ("heads", 32), float)), "FS022"),
+    (lambda: p.swin_bias(Canvas(h=2, w=2), fs.Input("table", (8, "heads"), float)), "FS022"),
+    (lambda: p.key_gain(fs.Input("gain", ("sequence",), float)), "FS022"),
     (lambda: p.softcap(0.0), "FS025"),
     (lambda: p.softcap(-3), "FS025"),
     (lambda: p.softcap("50"), "FS025"),

@@ -1,9 +1,9 @@
-"""Masks as the Triton kernels ask them: intervals, integers past 32 bits, floats rounded as torch rounds them."""
+"""Masks as the Triton kernels ask them: spans, integers past 32 bits, floats rounded as torch rounds them."""
 
 import pytest
 import torch
-from flexspec.compiler.backends.triton.source import may_fuse
-from flexspec.compiler.simplify.rules.spans import interval
+from flexspec.compiler.printers.triton import may_fuse
+from flexspec.compiler.simplify.spans import span_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import comparisons, make_mask, masks, tables, truth
@@ -15,7 +15,7 @@ from flexspec.inputs import make_sizes
 from flexspec.syntax import parse
 
 
-def by_interval(mask, side, q_len, kv_len, batch=1, heads=1):
+def by_span(mask, side, q_len, kv_len, batch=1, heads=1):
     """bool [batch, heads, q_len, kv_len]: `first <= position < end` and the rest, evaluated as they stand."""
     shape = (batch, heads, q_len, kv_len)
     at = {
@@ -24,7 +24,7 @@ def by_interval(mask, side, q_len, kv_len, batch=1, heads=1):
     }
     bound = mask.bind(make_sizes(q_len, kv_len, batch, heads), {})
     values = {**at, **bound.all_numbers(), **bound.tensors}
-    first, end, rest = interval(mask.expr, side)
+    first, end, rest = span_of(mask.expr, side)
     kept = torch.ones(shape, dtype=torch.bool)
     for part, limit in ((first, at[side].__ge__), (end, at[side].__lt__)):
         if part is not None:
@@ -38,13 +38,13 @@ conjunctions = st.lists(masks | comparisons, min_size=1, max_size=3)
 
 @settings(max_examples=150, deadline=None)
 @given(conjunctions, st.integers(1, 30), st.integers(1, 30), st.integers(0, 9), st.sampled_from(["q", "kv"]))
-def test_random_masks_are_their_interval_and_rest(parts, q_len, kv_len, seed, side):
+def test_random_masks_are_their_span_and_rest(parts, q_len, kv_len, seed, side):
     held = tables(max(q_len, kv_len, 4), 2, 2, seed)
     kept, whole = torch.tensor(True), fs.everything()
     for part in parts:
         whole = whole & make_mask(part, held)
         kept = kept & truth(part, held, (2, 2, q_len, kv_len))
-    assert torch.equal(by_interval(whole, side, q_len, kv_len, 2, 2), kept)
+    assert torch.equal(by_span(whole, side, q_len, kv_len, 2, 2), kept)
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_random_masks_are_their_interval_and_rest(parts, q_len, kv_len, seed, si
         ("kv != q", "kv", None, None, "kv - q != 0"),
     ],
 )
-def test_what_becomes_an_interval(text, side, first, end, rest):
-    found = interval(parse(text), side)
+def test_what_becomes_a_span(text, side, first, end, rest):
+    span = span_of(parse(text), side)
     wanted = [part and parse(part) for part in (first, end, rest)]
-    assert [part and str(part) for part in found] == [part and str(part) for part in wanted]
+    assert [part and str(part) for part in span] == [part and str(part) for part in wanted]
 
 
 LIMITS = torch.tensor([2**63 - 1, -(2**63), 2**31, 2**31 - 1, 2**31 - 2, -1, -3, 0, 1, 5, 8])
@@ -77,9 +77,9 @@ def test_tensors_may_hold_any_integer(keep):
     """A sentinel such as the largest integer must not wrap."""
     mask = fs.mask(lambda q, kv: eval(keep, {"kv": kv, "x": LIMITS[q]}))
     wanted = [[eval(keep, {"kv": kv, "x": x}) for kv in range(8)] for x in LIMITS.tolist()]
-    assert by_interval(mask, "kv", len(LIMITS), 8)[0, 0].tolist() == wanted
+    assert by_span(mask, "kv", len(LIMITS), 8)[0, 0].tolist() == wanted
     if keep == "kv <= x":
-        assert interval(mask.expr, "kv").rest is None
+        assert span_of(mask.expr, "kv").rest is None
         same_as_reference(mask, *qkv(len(LIMITS), 8, heads=1, kv_heads=1, batch=1), block_size=16)
 
 

@@ -9,7 +9,7 @@ import torch
 import triton
 from flexspec.compiler.backends.triton import forward, launch, tuning
 from flexspec.compiler.backends.triton.configs import Config, config_of
-from flexspec.compiler.backends.triton.source import write
+from flexspec.compiler.backends.triton.functions import write
 from flexspec.compiler.blocks.grid import Grid
 from test_triton import DEVICE, qkv, same_as_reference
 from test_triton_backward import same_gradients
@@ -44,7 +44,7 @@ def choice(timer, mask=None, dtype=torch.float32, q_len=300):
     """The forward kernel's configuration for a call that no one made before."""
     q, k, v = qkv(q_len, 200, heads=4, kv_heads=2, dtype=dtype)
     attend = fs.compile(fs.causal() if mask is None else mask, backend="triton", autotune=True)
-    plan = launch.plan_of(attend.call_of(q, k, v, False, "logical", {}))
+    plan = launch.launch_of(attend.call_of(q, k, v, False, "logical", {}))
     assert plan.autotune
     functions = plan.functions[:2]
     return tuning.chosen(timer.launch, forward.forward, plan, q, v, functions, timer)

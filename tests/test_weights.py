@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from flexspec.compiler.backends import flex, reference
-from flexspec.compiler.backends.base import Call
+from flexspec.compiler.backends import flex
+from flexspec.compiler.backends.base import Backend, Call
 from flexspec.compiler.backends.reference import by_rows
 from flexspec.compiler.backends.weights import by_softmax
 
@@ -82,16 +82,12 @@ MASKS = {
 def by_identity(spec, q, k, v, return_lse):
     """The identities over a softmax in float64: what flex does on a GPU, without its rounding."""
 
-    class Identity(reference.ReferenceBackend):
-        def run(self, call: Call):
-            def whole(call):
-                return by_rows(call.mask, call.score, call.attention.scale, call.bound, call.q, call.k, call.v)
+    def softmax(call: Call):
+        lowered = call.lowered
+        return by_rows(lowered.mask, call.score, lowered.attention.scale, call.bound, call.q, call.k, call.v)
 
-            return by_softmax(call, whole)
-
-    attend = fs.compile(spec, backend="reference")
-    attend._backend = lambda call: Identity()
-    return attend(q, k, v, return_lse=return_lse)
+    identity = Backend("identity", lambda call: [], lambda call: by_softmax(call, softmax))
+    return fs.compile(spec, backend=identity)(q, k, v, return_lse=return_lse)
 
 
 def run(way, spec, q, k, v, return_lse=False):
@@ -262,15 +258,12 @@ def test_orders(way):
 def test_flexs_own_identities(name, monkeypatch):
     """What flex does on a GPU, with torch's eager flex_attention, which gives an lse everywhere."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    flex._function.cache_clear()
-    backend = flex.FlexBackend()
-    backend._softmax = lambda call: backend._compiled(call, call.q, call.block_map, call.mask)
+    flex._functions.cache_clear()
+    eager = Backend("eager", lambda call: [], lambda call: by_softmax(call, lambda part: flex._compiled(part, part.q)))
     q, k, v = (x.float() for x in qkv(40, dim=16, v_dim=16))
     spec = fs.Attention(mask=MASKS["late"], scores=[fs.softcap(2.0)], weight=CASES[name][0])
-    attend = fs.compile(spec, backend="flex")
-    attend._backend = lambda call: backend
-    out, wanted = attend(q, k, v), fs.reference_attention(spec, q, k, v)
-    flex._function.cache_clear()
+    out, wanted = fs.compile(spec, backend=eager)(q, k, v), fs.reference_attention(spec, q, k, v)
+    flex._functions.cache_clear()
     torch.testing.assert_close(out.double(), wanted, atol=3e-5, rtol=3e-5)
 
 
@@ -333,6 +326,8 @@ WRONG = [
     (lambda: fs.Attention(weight=fs.softcap(3.0)), "FS023"),
     (lambda: fs.Attention(weight=fs.sigmoid_weight), "FS023"),
     (lambda: fs.sigmoid_weight("low"), "FS023"),
+    (lambda: fs.sink_logit(fs.Input("logit", ("batch",), float)), "FS022"),
+    (lambda: fs.sink_logit(fs.Input("logit", ("heads",))), "FS023"),
     (lambda: fs.sink_logit(True), "FS023"),
     (lambda: fs.sink_logit(math.nan), "FS023"),
     (lambda: fs.sink_logit(torch.zeros(2, 2)), "FS022"),

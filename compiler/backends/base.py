@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -13,69 +14,26 @@ from flexspec.expr import Expr
 from flexspec.inputs import Bound, Sizes
 from flexspec.user_line import user_caret
 
-from ..blocks.block_map import BlockMap
-from ..blocks.on_device import DeviceMap
+from ..pipeline import Lowered
 from .pages import gathered
 
-
-def check_qkv(q: Any, k: Any, v: Any) -> None:
-    """FS040 where q, k and v do not fit each other; FS023 where they are not floating tensors."""
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            seen = f"dtype {x.dtype}" if isinstance(x, torch.Tensor) else type(x).__name__
-            raise FlexSpecError("FS023", f"{name} is no floating tensor: {seen}", where=user_caret())
-    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-    problem = None
-    if not q.dim() == k.dim() == v.dim() == 4:
-        problem = "they are [batch, heads, length, head_dim]"
-    elif 0 in (*q.shape, *k.shape, *v.shape):
-        problem = "a size is 0"
-    elif not q.shape[0] == k.shape[0] == v.shape[0]:
-        problem = "their batch sizes differ"
-    elif k.shape[1:3] != v.shape[1:3]:
-        problem = "k and v differ in heads or length"
-    elif q.shape[1] % k.shape[1]:
-        problem = f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key heads"
-    elif q.shape[3] != k.shape[3]:
-        problem = "q and k differ in head_dim"
-    elif not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
-        problem = "their dtypes or devices differ"
-    if problem:
-        raise FlexSpecError("FS040", f"{shapes}: {problem}", where=user_caret())
+Result = tuple[torch.Tensor, torch.Tensor | None]
+"""The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse float32 [batch, heads, q_len] if asked for."""
 
 
-def check_weight(attention: Attention, sizes: Sizes, return_lse: bool) -> None:
-    """FS040 where an identity mix finds no own value; FS042 where a weight without a sum is asked for its lse."""
-    weight = attention.weight
-    if weight is None:
-        return
-    if weight.kind == "identity_mix" and sizes.q_len != sizes.kv_len:
-        message = (
-            f"q_len is {sizes.q_len} and kv_len {sizes.kv_len}; {weight} mixes in the value of the query's own token"
-        )
-        raise FlexSpecError("FS040", message, fix="give as many queries as keys", where=user_caret())
-    if return_lse and not weight.normalised:
-        message = f"{weight} is not divided by a sum, so there is no lse"
-        raise FlexSpecError(
-            "FS042", message, fix="leave return_lse out; parts over keys simply add", where=user_caret()
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One attention call, in memory order.
 
+    lowered: what all calls with these sizes and values of the mask share. score: the scores that the softmax takes;
+    `lowered.score`, or what a weight makes of it. bound: this call's own values, with their gradients.
     q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or [pages, page_size, kv_heads,
     head_dim] with a `page_table` [batch, pages of a sequence].
-
-    `mask` and `score` are over memory positions; `values` holds their parameters, sizes and tensors by name.
     """
 
-    attention: Attention
-    bound: Bound
-    mask: Expr
+    lowered: Lowered
     score: Expr
-    block_map: BlockMap | DeviceMap
+    bound: Bound
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
@@ -87,24 +45,114 @@ class Call:
         """The same call with keys and values copied out of their pages, if they are in pages."""
         if self.page_table is None:
             return self
-        k, v = (gathered(x, self.page_table, self.block_map.grid.kv_len) for x in (self.k, self.v))
+        k, v = (gathered(pages, self.page_table, self.lowered.grid.kv_len) for pages in (self.k, self.v))
         return replace(self, k=k, v=v, page_table=None)
 
     @property
     def wants_gradients(self) -> bool:
+        if not torch.is_grad_enabled():
+            return False
         tensors = (self.q, self.k, self.v, *self.bound.tensors.values())
-        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        return any(tensor.requires_grad for tensor in tensors)
 
 
-class Backend(Protocol):
-    """A way to run a call."""
+class BackendFailed(Exception):
+    """A backend could not run a call that it had no reason against: `auto` takes the next one."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a backend makes of a spec, as `explain` shows it.
+
+    source: the functions of the mask and the scores, as lines. options: what kernels are told. proofs: why they may be.
+    relied_on: the same as data; taken wrongly, results would be wrong.
+    """
+
+    source: list[str] = field(default_factory=list)
+    options: list[str] = field(default_factory=list)
+    proofs: list[str] = field(default_factory=list)
+    relied_on: dict[str, bool] = field(default_factory=dict)
+
+
+def _nothing(lowered: Lowered) -> Description:
+    return Description()
+
+
+@dataclass(frozen=True, eq=False)
+class Backend:
+    """A way to run calls, as one value: `fs.compile(spec, backend=mine)`.
+
+    name: as `repr`, warnings and errors show it.
+    reasons_against: why it cannot run a call; empty when it can.
+    run: the output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse float32 [batch, heads, q_len] where
+        `call.return_lse` asks for it. A query that keeps nothing has output 0 and lse -inf.
+    describe: what it makes of a spec, for `explain`.
+    backward: the gradients of q, k, v, then of the tensors `read` by name, from the call, output, lse and their
+        gradients. A backend that has it is one operator inside `torch.compile`, else it is a graph break.
+    build: its kernels compiled for a GPU that need not be there (`attend.aot`).
+    paged: it takes keys and values in pages; else they are copied out of them first.
+    tunes: it times configurations where `autotune` asks for it.
+    """
 
     name: str
+    reasons_against: Callable[[Call], list[str]]
+    run: Callable[[Call], Result]
+    describe: Callable[[Lowered], Description] = _nothing
+    backward: Callable[..., list[torch.Tensor]] | None = None
+    build: Callable[[Call, str, bool], Any] | None = None
+    paged: bool = False
+    tunes: bool = False
 
-    def reasons_against(self, call: Call) -> list[str]:
-        """Why this backend cannot run the call; empty when it can."""
-        ...
+    def __repr__(self) -> str:
+        return self.name
 
-    def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] if asked for."""
-        ...
+
+def able(backends: Sequence[Backend], call: Call) -> list[str]:
+    """The names of those that can run a call."""
+    return [backend.name for backend in backends if not backend.reasons_against(call)]
+
+
+def check_qkv(q: Any, k: Any, v: Any) -> None:
+    """FS040 where q, k and v do not fit each other; FS023 where they are not floating tensors."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            seen = f"dtype {tensor.dtype}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise FlexSpecError("FS023", f"{name} is no floating tensor: {seen}", where=user_caret())
+    problem = _misfit(q, k, v)
+    if problem:
+        shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+        raise FlexSpecError("FS040", f"{shapes}: {problem}", where=user_caret())
+
+
+def _misfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str | None:
+    of_q, of_k, of_v = q.shape, k.shape, v.shape
+    if not len(of_q) == len(of_k) == len(of_v) == 4:
+        return "they are [batch, heads, length, head_dim]"
+    if 0 in of_q or 0 in of_k or 0 in of_v:
+        return "a size is 0"
+    if not of_q[0] == of_k[0] == of_v[0]:
+        return "their batch sizes differ"
+    if of_k[1:3] != of_v[1:3]:
+        return "k and v differ in heads or length"
+    if of_q[1] % of_k[1]:
+        return f"{of_q[1]} query heads are no multiple of {of_k[1]} key heads"
+    if of_q[3] != of_k[3]:
+        return "q and k differ in head_dim"
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+        return "their dtypes or devices differ"
+    return None
+
+
+def check_weight(attention: Attention, sizes: Sizes, return_lse: bool) -> None:
+    """FS040 where an identity mix finds no own value; FS042 where a weight without a sum is asked for its lse."""
+    weight = attention.weight
+    if weight is None:
+        return
+    if weight.kind == "identity_mix" and sizes.q_len != sizes.kv_len:
+        lengths = f"q_len is {sizes.q_len} and kv_len {sizes.kv_len}"
+        message = f"{lengths}; {weight} mixes in the value of the query's own token"
+        raise FlexSpecError("FS040", message, fix="give as many queries as keys", where=user_caret())
+    if return_lse and not weight.normalised:
+        message = f"{weight} is not divided by a sum, so there is no lse"
+        fix = "leave return_lse out; parts over keys simply add"
+        raise FlexSpecError("FS042", message, fix=fix, where=user_caret())

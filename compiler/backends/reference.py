@@ -9,12 +9,12 @@ import torch
 
 from flexspec.attention import as_attention
 from flexspec.evaluate import evaluate
-from flexspec.expr import Apply, Expr
+from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
-from flexspec.order import flatten
 from flexspec.weight import Weight
 
-from .base import Call, check_qkv, check_weight
+from .base import Backend, Call, Description, Result, check_qkv, check_weight
+from .weights import printed
 
 CHUNK = 1 << 22
 """Pairs times heads that are held at once."""
@@ -37,12 +37,10 @@ def reference_attention(
     attention = as_attention(spec)
     check_qkv(q, k, v)
     sizes = make_sizes(q.shape[2], k.shape[2], q.shape[0], q.shape[1])
-    bound = attention.formula.bind(sizes, inputs)
-    whole = attention.formula
-    assert isinstance(whole.expr, Apply)
-    mask, score = (flatten(part, whole.canvas) for part in whole.expr.args[:2])
+    parts = attention.parts
+    bound = parts.bind(sizes, inputs)
     check_weight(attention, sizes, return_lse)
-    out, lse = by_rows(mask, score, attention.scale, bound, q, k, v, attention.weighing)
+    out, lse = by_rows(parts.mask.flat, parts.score.flat, attention.scale, bound, q, k, v, parts.weight)
     return (out, lse) if return_lse else out
 
 
@@ -135,18 +133,13 @@ DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 """What a positive weight makes of a score and the weight's own number."""
 
 
-class ReferenceBackend:
-    """Runs everything that has a meaning."""
+def run(call: Call) -> Result:
+    """Any call that has a meaning; slow, and right."""
+    lowered = call.lowered
+    out, lse = by_rows(
+        lowered.mask, lowered.score, lowered.attention.scale, call.bound, call.q, call.k, call.v, lowered.weight
+    )
+    return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None
 
-    name = "reference"
 
-    def reasons_against(self, call: Call) -> list[str]:
-        return []
-
-    def run(self, call: Call) -> tuple[torch.Tensor, torch.Tensor | None]:
-        call = call.unpaged()
-        attention = call.attention
-        out, lse = by_rows(
-            call.mask, call.score, attention.scale, call.bound, call.q, call.k, call.v, attention.weighing
-        )
-        return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None
+REFERENCE = Backend("reference", lambda call: [], run, lambda lowered: Description(printed(lowered)))

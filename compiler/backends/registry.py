@@ -1,32 +1,40 @@
-"""The backends that come with flexspec."""
+"""The backends that come with flexspec, in the order in which `auto` asks them."""
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import Any
 
 from flexspec.errors import FlexSpecError, choices
 from flexspec.user_line import user_caret
 
 from .base import Backend
+from .flex import FLEX
+from .reference import REFERENCE
+from .triton import TRITON
+
+BACKENDS: tuple[Backend, ...] = (FLEX, REFERENCE, TRITON)
+"""`auto` takes the first that can run a call. No GPU has run the Triton kernels yet, so they are asked last, where the
+reference, which runs everything, has been asked before: they are chosen by name."""
 
 
-@lru_cache(1)
-def backends() -> dict[str, Backend]:
-    """All backends by name, best first."""
-    from .flex import FlexBackend  # each backend's library loads when one is needed, not with the package
-    from .reference import ReferenceBackend
-    from .triton import TritonBackend
+def chosen(backend: str | Backend) -> tuple[Backend, ...]:
+    """The backends to choose from: all for "auto", else the named one, or one of the user's own. FS041."""
+    if isinstance(backend, Backend):
+        return (backend,)
+    if backend == "auto":
+        return BACKENDS
+    named = tuple(each for each in BACKENDS if each.name == backend)
+    if not named:
+        names = ("auto", *(each.name for each in BACKENDS))
+        fix = f"choose {choices(names)}, or give a Backend of your own"
+        raise FlexSpecError("FS041", f"there is no backend {backend!r}", fix=fix, where=user_caret())
+    return named
 
-    found: list[Backend] = [FlexBackend(), ReferenceBackend(), TritonBackend()]
-    return {backend.name: backend for backend in found}
 
-
-NAMES = ("auto", "flex", "triton", "reference")
-
-
-def check_backend(name: str) -> str:
-    """FS041 for a name that is no backend."""
-    if name not in NAMES:
-        message = f"there is no backend {name!r}"
-        raise FlexSpecError("FS041", message, fix=f"choose {choices(NAMES)}", where=user_caret())
-    return name
+def check_tuning(backends: tuple[Backend, ...], autotune: Any) -> None:
+    """FS042 where tuning is asked of backends that have nothing to tune."""
+    if autotune and not (len(backends) == 1 and backends[0].tunes):
+        names = choices(repr(each.name) for each in BACKENDS if each.tunes)
+        shown = backends[0].name if len(backends) == 1 else "auto"
+        message = f"autotune times kernels, and the backend is {shown!r}"
+        raise FlexSpecError("FS042", message, fix=f"give backend={names}", where=user_caret())

@@ -13,13 +13,13 @@ from functools import lru_cache
 import torch
 
 from flexspec.evaluate import evaluate
-from flexspec.expr import Expr, substitute
+from flexspec.expr import Expr, substitute, var
 from flexspec.syntax import parse
 from flexspec.weight import Weight
 
-from .base import Call
-
-Result = tuple[torch.Tensor, torch.Tensor | None]
+from ..pipeline import Lowered
+from ..printers.python import source_of
+from .base import Call, Result
 
 # log w(s), and log of the negative part's size where there is one; -inf drops a pair. A score of 0 has the signed
 # weight 0 and counts one in the sum: half of it on each side.
@@ -49,9 +49,21 @@ def softmax_scores(weight: Weight | None, score: Expr) -> tuple[Expr, ...]:
 _parsed = lru_cache(parse)
 
 
+def _scores(lowered: Lowered) -> tuple[Expr, ...]:
+    return softmax_scores(lowered.weight, lowered.score)
+
+
+def printed(lowered: Lowered) -> list[str]:
+    """The mask_mod, and the score_mods of the softmax calls, as lines."""
+    lines = source_of(lowered.mask, kind="mask_mod").splitlines()
+    for score in softmax_scores(lowered.weight, lowered.score):
+        lines += [] if score is var("score") else source_of(score, kind="score_mod").splitlines()
+    return lines
+
+
 def number_of(call: Call) -> torch.Tensor:
     """The weight's own number, float32 [1, heads, 1]."""
-    weight = call.attention.weighing
+    weight = call.lowered.weight
     assert weight is not None
     heads = torch.arange(call.q.shape[1], device=call.q.device).view(1, -1, 1)
     tensors = {name: tensor.to(call.q.device) for name, tensor in call.bound.tensors.items()}
@@ -60,8 +72,8 @@ def number_of(call: Call) -> torch.Tensor:
 
 def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
     """Run a call whose weight may be another than the softmax, with `softmax`, which takes it for one."""
-    weight = call.attention.weight
-    scores = softmax_scores(call.attention.weighing, call.score)
+    weight = call.lowered.weight
+    scores = call.lowered.derive(_scores)
     if weight is None or weight.kind == "taylor":  # one normalised weight is a softmax itself
         return softmax(call if weight is None else replace(call, score=scores[0]))
     parts = [softmax(replace(call, score=score, return_lse=True)) for score in scores]

@@ -1,7 +1,20 @@
 """Which blocks are alike: the same function of the places inside the block, hence of one kind.
 
-Only what bounds leave open in a block counts. There `(q - kv) % 1000 == 0` depends on the block by the remainder of its
-corner alone, so that a million blocks of a strided mask are a few hundred kinds of block.
+Say that a block's first positions are its corner, and that a pair lies at a place inside the block. Every node is read
+as `f(place) + c`, where `f` is one function for all blocks that agree in the features noted so far, and `c` is a number
+of the block:
+
+    q                  the place, plus the corner
+    a + b, a - b       f's and c's added; so are -a and a * constant
+    a // n             with r = c % n:  (f + c) // n = (f + r) // n + c // n,  so r is noted and c // n is left
+    a % n              (f + c) % n = (f + r) % n,  so r is noted and nothing is left
+    a < b              only the difference of the two c's decides: it is noted, and nothing is left
+    any other          every operand's c is noted, and nothing is left
+
+`(q - kv) % 1000 == 0` depends on the block by the remainder of its corner alone, so that a million blocks of a strided
+mask are a few hundred kinds of block. A condition that bounds decide in a block is a constant there: it is noted, and
+nothing below it counts. What may pass 64 bits starts again there, which no `f + c` follows: then every operand's own
+number is noted.
 """
 
 from __future__ import annotations
@@ -11,10 +24,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flexspec.expr import Apply, Const, Expr, Load, Var
+from flexspec.expr import Apply, Const, Expr, Var
 from flexspec.ops import NEGATED, Type
 
 from ..evaluation.points import Array
+from ..simplify.limits import endless
 from .intervals import Interval
 
 
@@ -51,8 +65,9 @@ class Alike:
             return 0
         if isinstance(node, Var):
             return self.corner[node.name]
-        parts = [self._read(part, open_) for part in (node.args if isinstance(node, Apply) else node.children)]
-        if isinstance(node, Apply) and node.type is Type.INT:
+        parts = [self._read(part, open_) for part in node.children]
+        sums = isinstance(node, Apply) and not endless(node)
+        if isinstance(node, Apply) and sums and node.type is Type.INT:
             if node.op in ("add", "sub"):
                 return parts[0] + parts[1] if node.op == "add" else parts[0] - parts[1]
             if node.op == "neg":
@@ -63,9 +78,8 @@ class Alike:
             if isinstance(right, Const) and right.value > 0 and node.op in ("floordiv", "mod"):
                 self._note(parts[0] % int(right.value), open_)
                 return parts[0] // int(right.value) if node.op == "floordiv" else 0
-        if isinstance(node, Apply) and node.op in NEGATED and max(part.type for part in node.args) <= Type.INT:
+        if isinstance(node, Apply) and sums and node.op in NEGATED and max(part.type for part in node.args) <= Type.INT:
             parts = [parts[0] - parts[1]]  # a comparison of integers: their difference
-        assert isinstance(node, (Apply, Load))
         for part in parts:
             self._note(part, open_)
         return 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +13,17 @@ import numpy as np
 import torch
 
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Expr
+from flexspec.expr import Expr, apply, const, substitute, var
 from flexspec.order import Order
 from flexspec.user_line import user_caret
 
 from ..evaluation.points import Array, evaluate_at
+from .derived import Derives
+from .flex_lists import Lists, compact_lists, dense_lists, to_flex
 from .grid import Grid
 from .leaves import CHUNK
 from .runs import BlockKind, Runs
+from .slices import checked_part, cut_runs, shifted
 
 
 class BSR(NamedTuple):
@@ -31,7 +35,7 @@ class BSR(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class BlockMap:
+class BlockMap(Derives):
     """The blocks of a mask at given lengths. Made by `fs.block_map`.
 
     `index` int64 [batch, heads] says which of `maps` each (batch, head) has; both sizes are 1 where the mask does
@@ -48,8 +52,6 @@ class BlockMap:
     order: Order | None
     print_mask_mod: Callable[[], Any]
     device: torch.device
-    lists: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """torch's index lists, once they are made."""
 
     @cached_property
     def mask_mod(self) -> Any:
@@ -182,6 +184,17 @@ class BlockMap:
         where["kv"] = np.minimum(at_kv, self.kv_len - 1)[:, None, :]
         return evaluate_at(self.exprs[which], where, self.tensors) & inside
 
+    def kinds_of(self, which: int, row: Array, column: Array) -> Array:
+        """The kinds of single blocks of one map, uint8 [n], by their pairs; row, column: int64 [n]."""
+        sides = ((row, self.block_q, self.q_len), (column, self.block_kv, self.kv_len))
+        q, kv = (np.stack([block * size, np.minimum((block + 1) * size, length)], 1) for block, size, length in sides)
+        kinds = np.empty(len(row), np.uint8)
+        for some in self.chunks(len(row)):
+            kept = self.pairs(which, q[some], kv[some]).sum((1, 2))
+            every = kept == (q[some, 1] - q[some, 0]) * (kv[some, 1] - kv[some, 0])
+            kinds[some] = np.where(every, BlockKind.FULL, np.where(kept > 0, BlockKind.PARTIAL, BlockKind.EMPTY))
+        return kinds
+
     def tokens(self, q_start: int, q_stop: int, kv_start: int, kv_stop: int, *, b: int = 0, h: int = 0) -> torch.Tensor:
         """The pairs of a region themselves: bool [q, kv]. FS030 for a region outside the lengths."""
         sides = ((q_start, q_stop, self.q_len), (kv_start, kv_stop, self.kv_len))
@@ -207,9 +220,19 @@ class BlockMap:
         >>> token.runs(0), token.kept_pairs
         ([(5, 6, <BlockKind.PARTIAL: 1>), (6, 8, <BlockKind.FULL: 2>)], 256)
         """
-        from .slices import slice_map
-
-        return slice_map(self, q, kv_len)
+        start, stop, keys = checked_part(self.grid, q, kv_len)
+        grid = Grid(stop - start, keys, self.block_q, self.block_kv)
+        shift = {"q": apply("add", var("q"), const(start))} if start else {}
+        part = replace(
+            self,
+            label=f"{self.label}[{start}:{stop}, :{keys}]",
+            grid=grid,
+            exprs=tuple(substitute(expr, shift) for expr in self.exprs),
+            print_mask_mod=partial(shifted, partial(attrgetter("mask_mod"), self), start, self.device),
+        )
+        kinds = [partial(part.kinds_of, which) for which in range(len(self.maps))]
+        maps = [cut_runs(*each, self.grid, grid, start) for each in zip(self.maps, kinds, strict=True)]
+        return replace(part, maps=tuple(maps))
 
     def to_bsr(self, *, b: int = 0, h: int = 0) -> BSR:
         """Block sparse rows of one (batch, head), as kernels take them."""
@@ -233,9 +256,13 @@ class BlockMap:
         >>> lists.kv_indices.shape[-1], lists.kv_indices.stride(), lists.kv_indices.untyped_storage().nbytes()
         (512, (3584, 3584, 7, 1), 16356)
         """
-        from .flex_lists import to_flex
-
         return to_flex(self, mask_mod or self.mask_mod, compact=compact)
+
+    def flex_lists(self, batch: int | None, heads: int | None, *, compact: bool, separate_full_blocks: bool) -> Lists:
+        """torch's index lists, kept (see `flex_lists.to_flex`)."""
+        if compact:
+            return self.derive(_compact_lists)
+        return self.derive(_dense_lists, batch, heads, separate_full_blocks)
 
     def show(
         self,
@@ -260,3 +287,11 @@ class BlockMap:
         drawn = terminal.draw(self, b=b, h=h)
         print(drawn)
         return drawn
+
+
+def _compact_lists(block_map: BlockMap) -> Lists:
+    return compact_lists(block_map.maps, block_map.index, block_map.grid, block_map.device)
+
+
+def _dense_lists(block_map: BlockMap, batch: int | None, heads: int | None, separate_full_blocks: bool) -> Lists:
+    return dense_lists(block_map.kinds(), block_map.grid, batch, heads, separate_full_blocks)

@@ -1,9 +1,9 @@
 """Bound an expression over many boxes of positions at once.
 
 A side's blocks are its cells; neighbouring blocks in which the expression is the same constant are one cell. A box
-spans `2**level` cells of queries and of keys. What depends on one side only is bounded once per row or column of boxes;
-where it loads from a tensor, by its minimum and maximum there. Any other load takes the range of a pyramid over its
-tensor.
+spans `2**level` cells of queries and of keys. What depends on neither side is its value. What depends on one side only
+is bounded once per row or column of boxes; where it loads from a tensor, by its minimum and maximum there. Any other
+load takes the range of a pyramid over its tensor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from flexspec.expr import Apply, Const, Expr, Load, Var, walk
 from flexspec.ops import Type
 
-from ..evaluation.points import Array, needed, one_sided
+from ..evaluation.points import Array, needed, of_no_side, one_sided
 from .grid import Grid
 from .intervals import Interval, bound
 from .tensor_ranges import TensorRanges, pairs
@@ -31,13 +31,16 @@ class Bounds:
     tables: TensorRanges
     starts: dict[str, Array] = field(init=False)
     """First block of each cell of `q` and of `kv`, and one past the last block: int64 [cells + 1]."""
+    values: dict[Expr, Interval] = field(init=False)
+    """What depends on neither side."""
     _order: list[Expr] = field(init=False)
     _side: dict[Expr, str] = field(init=False)
     _known: dict[tuple[Expr, int], Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._side = one_sided(self.expr)
-        self._order = needed(self.expr, self._side)
+        self.values = {node: (value, value) for node, value in of_no_side(self.expr, self.tables.tensors).items()}
+        self._order = needed(self.expr, self._side.keys() | self.values)
         self._side |= {node: node.name for node in self._order if isinstance(node, Var)}
         blocks = {"q": self.grid.q_blocks, "kv": self.grid.kv_blocks}
         self.starts = {name: np.arange(count + 1) for name, count in blocks.items()}
@@ -72,7 +75,7 @@ class Bounds:
     def all_over(self, level: int, q_box: Array, kv_box: Array) -> dict[Expr, Interval]:
         """As `over`, for every node that is bounded, in shapes that broadcast."""
         boxes = {"q": q_box, "kv": kv_box}
-        known = {}
+        known = dict(self.values)
         for node, name in self._side.items():
             lo, hi = self._of_side(node, level)
             known[node] = (lo[boxes[name]], hi[boxes[name]])
@@ -85,8 +88,8 @@ class Bounds:
         name = self._side[node]
         if not any(isinstance(part, Load) for part in walk(node)):
             places = self._positions(name, level)
-            inside: dict[Expr, Interval] = {part: places for part in walk(node) if isinstance(part, Var)}
-            found = spread(needed(node, {}), inside, self.tables.over)[node]
+            inside = self.values | {part: places for part in walk(node) if isinstance(part, Var)}
+            found = spread(needed(node, self.values), inside, self.tables.over)[node]
         elif level == 0:
             found = self.tables.by_block(node, name, *self.grid.side(name))
         else:

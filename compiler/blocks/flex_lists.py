@@ -6,7 +6,8 @@ every block, as torch makes them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,16 +18,36 @@ from flexspec.errors import FlexSpecError
 from flexspec.user_line import user_caret
 
 from ..evaluation.points import Array
-from .block_map import BlockMap
 from .grid import Grid
 from .runs import BlockKind, Runs
 
-if TYPE_CHECKING:
-    from .on_device import DeviceMap
+Lists = list[torch.Tensor | None]
+"""Counts and columns of partial, then of full blocks, of the kv side, then of the q side; None: no full blocks."""
+
+
+class Listed(Protocol):
+    """What gives index lists: a BlockMap or a DeviceMap."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+    def flex_lists(self, batch: int | None, heads: int | None, *, compact: bool, separate_full_blocks: bool) -> Lists:
+        """The lists, kept; batch, heads: expand dense ones to these sizes."""
+        ...
+
+
+class OfRuns(Protocol):
+    """What holds the runs of each (batch, head)."""
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def maps(self) -> Sequence[Runs]: ...
 
 
 def to_flex(
-    block_map: BlockMap | DeviceMap,
+    block_map: Listed,
     mask_mod: Any,
     batch: int | None = None,
     heads: int | None = None,
@@ -39,31 +60,26 @@ def to_flex(
     """torch's BlockMask: field by field as `create_block_mask` makes it, or the same lists in compact form.
 
     A ragged last block is partial even when all its positions are kept: torch's kernel tests only lengths that 128
-    divides, and reads past the end of a full block otherwise. batch, heads: expand dense lists to these sizes.
+    divides, and reads past the end of a full block otherwise. batch, heads: expand dense lists to these sizes. FS042
+    where this torch has no dq write order.
     """
-    key = "compact" if compact else (batch, heads, separate_full_blocks)
-    if key not in block_map.lists:
-        if compact and isinstance(block_map, BlockMap):
-            block_map.lists[key] = _compact_lists(block_map)
-        else:
-            block_map.lists[key] = _dense_lists(block_map, batch, heads, separate_full_blocks)
+    lists = block_map.flex_lists(batch, heads, compact=compact, separate_full_blocks=separate_full_blocks)
     grid = block_map.grid
     sizes, lengths = (grid.block_q, grid.block_kv), (grid.q_len, grid.kv_len)
-    made = BlockMask(lengths, *block_map.lists[key], BLOCK_SIZE=sizes, mask_mod=mask_mod)
+    block_mask = BlockMask(lengths, *lists, BLOCK_SIZE=sizes, mask_mod=mask_mod)
     if compute_dq_write_order:
         compute = getattr(flex_attention, "_compute_dq_write_order_from_block_mask", None)
         if compute is None:
             raise FlexSpecError("FS042", f"torch {torch.__version__} has no dq write order", where=user_caret())
-        made.dq_write_order, made.dq_write_order_full = compute(made, dq_kv_order=dq_kv_order)
-        made.dq_kv_order, made.dq_kv_order_spt = None, dq_kv_order
-    return made
+        block_mask.dq_write_order, block_mask.dq_write_order_full = compute(block_mask, dq_kv_order=dq_kv_order)
+        block_mask.dq_kv_order, block_mask.dq_kv_order_spt = None, dq_kv_order
+    return block_mask
 
 
-def _dense_lists(
-    block_map: BlockMap | DeviceMap, batch: int | None, heads: int | None, separate_full_blocks: bool
-) -> list[torch.Tensor | None]:
-    """Counts and columns of partial and full blocks of the kv side, then of the q side."""
-    kinds, grid = block_map.kinds(), block_map.grid
+def dense_lists(
+    kinds: torch.Tensor, grid: Grid, batch: int | None, heads: int | None, separate_full_blocks: bool
+) -> Lists:
+    """The lists of kinds uint8 [batch, heads, q_blocks, kv_blocks], which are overwritten."""
     if grid.q_len % grid.block_q:
         kinds[:, :, -1].clamp_(max=int(BlockKind.PARTIAL))
     if grid.kv_len % grid.block_kv:
@@ -100,17 +116,16 @@ class KindRuns(NamedTuple):
         return np.repeat(self.row, size), columns
 
 
-def _compact_lists(block_map: BlockMap) -> list[torch.Tensor]:
-    """As `_dense_lists`, with as few columns as the fullest row of either kind needs: one width for each side.
+def compact_lists(maps: Sequence[Runs], index: Array, grid: Grid, device: torch.device) -> Lists:
+    """As `dense_lists`, with as few columns as the fullest row of either kind needs: one width for each side.
 
-    Heads that share a map have copies of its lists: a kernel reads them by plain strides.
+    index: int64 [batch, heads], which of `maps` each has. Heads that share a map have copies of its lists: a kernel
+    reads them by plain strides.
     """
-    grid = block_map.grid
-    found = [by_kind(runs, grid) for runs in block_map.maps]
-    of_rows = [[rows.blocks() for rows in kinds] for kinds in found]
-    kv_side = _side(block_map, of_rows, grid.q_blocks, grid.kv_blocks)
+    of_rows = [[rows.blocks() for rows in by_kind(runs, grid)] for runs in maps]
     of_columns = [[transposed(*blocks, grid) for blocks in kinds] for kinds in of_rows]
-    return [*kv_side, *_side(block_map, of_columns, grid.kv_blocks, grid.q_blocks)]
+    kv_side = _side(of_rows, index, grid.q_blocks, grid.kv_blocks, device)
+    return [*kv_side, *_side(of_columns, index, grid.kv_blocks, grid.q_blocks, device)]
 
 
 def by_kind(runs: Runs, grid: Grid) -> list[KindRuns]:
@@ -127,7 +142,7 @@ def by_kind(runs: Runs, grid: Grid) -> list[KindRuns]:
     return [KindRuns(row[at], start[at], stop[at]) for at in (kind == BlockKind.PARTIAL, kind == BlockKind.FULL)]
 
 
-def contiguous_lists(block_map: BlockMap) -> dict[str, bool]:
+def contiguous_lists(block_map: OfRuns) -> dict[str, bool]:
     """What FlexAttention's CUDA kernels may take as true of these lists, by the names of their options.
 
     Forward (lists of a row) and backward (lists of a column): is each list of partial and of full blocks one run? A
@@ -150,25 +165,27 @@ def transposed(rows: Array, columns: Array, grid: Grid) -> tuple[Array, Array]:
     return columns[order], rows[order]
 
 
-def _side(block_map: BlockMap, found: list[list[tuple[Array, Array]]], rows: int, columns: int) -> list[torch.Tensor]:
-    """Counts and indices of partial, then of full blocks. found: of each map and kind, row and column of its blocks.
+def _side(
+    of_maps: list[list[tuple[Array, Array]]], index: Array, rows: int, columns: int, device: torch.device
+) -> list[torch.Tensor]:
+    """Counts and indices of partial, then of full blocks. of_maps: of each map and kind, row and column of its blocks.
 
     torch's CPU kernel wants as many columns as there are blocks, and reads no further than the counts: there the
     indices are a view of that shape, whose rows overlap in memory.
     """
-    batch, heads = block_map.index.shape
-    counts = [[np.bincount(row, minlength=rows) for row, _ in kinds] for kinds in found]
+    batch, heads = index.shape
+    counts = [[np.bincount(row, minlength=rows) for row, _ in kinds] for kinds in of_maps]
     width = max(1, *(int(count.max()) for kinds in counts for count in kinds))
-    shown = columns if block_map.device.type == "cpu" else width
+    shown = columns if device.type == "cpu" else width
     lists = []
     for kind in range(2):
         storage = np.zeros(batch * heads * rows * width + shown - width, np.int32)
-        for place, which in enumerate(block_map.index.flat):
-            count, (row, column) = counts[which][kind], found[which][kind]
+        for place, which in enumerate(index.flat):
+            count, (row, column) = counts[which][kind], of_maps[which][kind]
             shift = (place * rows + np.arange(rows)) * width - (np.cumsum(count) - count)
             storage[np.repeat(shift, count) + np.arange(len(row))] = column
-        count = np.stack([each[kind] for each in counts])[block_map.index].astype(np.int32)
+        count = np.stack([each[kind] for each in counts])[index].astype(np.int32)
         strides = (heads * rows * width, rows * width, width, 1)
         indices = torch.from_numpy(storage).as_strided((batch, heads, rows, shown), strides)
-        lists += [torch.from_numpy(count).to(block_map.device), indices.to(block_map.device)]
+        lists += [torch.from_numpy(count).to(device), indices.to(device)]
     return lists

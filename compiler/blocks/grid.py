@@ -55,8 +55,8 @@ def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
     lengths = [sizes.q_len, sizes.kv_len]
     if order is not None:
         check_orders([order])
+        order.check(*lengths)
         for side, length in enumerate(lengths):
-            order.check(length)
             lengths[side] = order.padded(length)
             if lengths[side] > MOST_TOKENS:
                 message = f"{order} pads {length:,} tokens to more than 2**62 places"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 
 from flexspec.errors import FlexSpecError, choices
 from flexspec.expr import Apply, Expr, Load, Param, Var, walk
-from flexspec.inputs import Bound
 from flexspec.ops import Type
 from flexspec.user_line import user_caret
 
@@ -17,8 +17,8 @@ from ..evaluation.points import Array
 from ..simplify.rules import simplify
 from .bounds import spread
 from .grid import Grid
-from .intervals import FAR
-from .tensor_ranges import ranges_of
+from .intervals import FAR, Interval
+from .tensor_ranges import TensorRanges, arrays_of
 
 
 def check_range(expr: Expr, tensors: Mapping[str, Array]) -> None:
@@ -42,19 +42,31 @@ def check_range(expr: Expr, tensors: Mapping[str, Array]) -> None:
 _WRAPPING = {"add", "sub", "mul", "neg", "abs", "lshift", "floordiv"}
 
 
-def needs_64_bits(expr: Expr, bound: Bound, grid: Grid) -> bool:
-    """May the expression compute an integer past 32 bits, which are a kernel's own? A kernel is given values: a sum is
-    as large as with them, though they may leave it once they are known.
+def needs_64_bits(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:
+    """May the expression compute an integer past 32 bits, which are a kernel's own?
+
+    values: numbers, sizes and tensors by name; a float tensor may be missing, and is any float. A kernel is given them
+    when it runs: a sum is as large as with them, though they may leave it once they are known. So the simplified
+    expression is bounded as it stands, every node of it.
     """
-    expr, sizes = simplify(expr), bound.sizes
-    sides = {"q": grid.q_len, "kv": grid.kv_len, "b": sizes.batch or 1, "h": sizes.heads or 1}
-    ends = {name: (value, value) for name, value in bound.all_numbers().items()}
-    ends |= {name: (0, length - 1) for name, length in sides.items()}
+    expr = simplify(expr)
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    lengths = {"q": grid.q_len, "kv": grid.kv_len, "b": values.get("batch", 1), "h": values.get("heads", 1)}
+    ends = {name: (value, value) for name, value in values.items() if name not in tensors}
+    ends |= {name: (0, length - 1) for name, length in lengths.items()}
     known: dict[Expr, Any] = {
-        node: (np.array([ends[node.name][0]], node.type.numpy), np.array([ends[node.name][1]], node.type.numpy))
+        node: tuple(np.array([end], node.type.numpy) for end in ends[node.name])
         for node in walk(expr)
         if isinstance(node, (Var, Param))
     }
-    found = spread(walk(expr), known, ranges_of(bound).over)
-    integers = [end for node, both in found.items() if node.type is Type.INT for end in both]
+    ranges = TensorRanges(arrays_of(tensors))
+
+    def load(node: Load, index: list[Interval]) -> Interval:
+        if node.type <= Type.INT:
+            return ranges.over(node, index)
+        unknown = np.array([np.nan], node.type.numpy)
+        return unknown, unknown
+
+    intervals = spread(walk(expr), known, load)
+    integers = [end for node, both in intervals.items() if node.type is Type.INT for end in both]
     return any(bool(((end <= -(2**31)) | (end >= 2**31)).any()) for end in integers)

@@ -1,4 +1,10 @@
-"""Settle single blocks that bounds leave open: by witnesses, then by boxes inside the block, last pair by pair."""
+"""Settle single blocks that bounds leave open: by witnesses, then by boxes inside the block, last pair by pair.
+
+The answer is exact, because only two things are believed: a pair that was evaluated, and a box that bounds decide.
+PARTIAL needs one pair kept and one dropped, and both are shown. FULL needs that nothing is dropped: every pair of the
+block then lay in a box that is surely kept, or was evaluated and kept; and EMPTY likewise. Witnesses and the order in
+which boxes are taken save work, and cannot change the answer.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +18,8 @@ from flexspec.expr import Expr, Var
 from ..evaluation.points import Array, Columns, along, evaluate_at, needed, one_sided
 from .alike import Alike
 from .bounds import Bounds, spread
-from .grid import Grid
 from .runs import BlockKind
-from .tensor_ranges import TensorRanges, pairs
+from .tensor_ranges import pairs
 
 CHUNK = 1 << 17
 """Pairs or boxes that are worked on at once: their arrays stay in the processor's cache."""
@@ -71,7 +76,7 @@ class Leaves:
         chosen = left[one]
         for at in chunks(len(chosen), CHUNK // _BLOCKS):
             some = chosen[at]
-            found = _Inside(self.expr, self.grid, self.tables, q_block[some], kv_block[some]).settle()
+            found = _Inside(self.bounds, q_block[some], kv_block[some]).settle()
             seen.kept[some], seen.dropped[some] = found.kept, found.dropped
         seen.kept[left], seen.dropped[left] = seen.kept[chosen[like]], seen.dropped[chosen[like]]
         return seen.kinds(), len(chosen)
@@ -138,18 +143,19 @@ class _Inside:
     """The boxes inside some blocks, each halved on both sides from level to level, down to `_LEAF`.
 
     What depends on one side only is known at every position there, and so are its least and greatest values in
-    every box. A block's positions are stretched to a power of two by repeating its last one.
+    every box. A block's positions are stretched to a power of two by repeating its last one: pairs are asked for
+    twice, and none is added or left out.
     """
 
-    def __init__(self, expr: Expr, grid: Grid, tables: TensorRanges, q_block: Array, kv_block: Array) -> None:
-        self.expr, self.tables = expr, tables
-        self.side = one_sided(expr)
-        self.order = needed(expr, self.side)
+    def __init__(self, bounds: Bounds, q_block: Array, kv_block: Array) -> None:
+        self.expr, self.tables, self.values = bounds.expr, bounds.tables, bounds.values
+        self.side = one_sided(self.expr)
+        self.order = needed(self.expr, self.side.keys() | self.values)
         self.side |= {node: node.name for node in self.order if isinstance(node, Var)}
         self.block, self.leaf, self.halvings = {}, {}, {}
         where = {}
         for name, blocks in (("q", q_block), ("kv", kv_block)):
-            length, size = grid.side(name)
+            length, size = bounds.grid.side(name)
             stretched = 1 << (size - 1).bit_length()
             self.leaf[name] = min(_LEAF, stretched)
             self.halvings[name] = (stretched // self.leaf[name]).bit_length() - 1
@@ -157,7 +163,7 @@ class _Inside:
             inside = np.minimum(np.arange(stretched), size - 1)
             where[name] = {name: np.minimum(unique[:, None] * size + inside, length - 1).reshape(-1)}
         self.columns: Columns = {
-            node: (name, evaluate_at(node, where[name], tables.tensors)) for node, name in self.side.items()
+            node: (name, evaluate_at(node, where[name], self.tables.tensors)) for node, name in self.side.items()
         }
 
     def settle(self) -> Settled:
@@ -167,7 +173,8 @@ class _Inside:
         seen = Settled(*np.zeros((2, len(owner)), bool))
         for level in range(top, -1, -1):
             known = {node: (lo[box[name]], hi[box[name]]) for node, name, lo, hi in extremes[level]}
-            surely, possibly = spread(self.order, known, self.tables.over)[self.expr]
+            ends = spread(self.order, self.values | known, self.tables.over)[self.expr]
+            surely, possibly = (np.broadcast_to(end, owner.shape) for end in ends)
             seen.kept[owner[surely]] = True
             seen.dropped[owner[~possibly]] = True
             left = np.flatnonzero(possibly & ~surely & seen.open()[owner])

@@ -7,42 +7,46 @@ bounds leave open stays PARTIAL: the attention is the same, and some blocks eval
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
+from flexspec.errors import FlexSpecError
 from flexspec.evaluate import evaluate
 from flexspec.expr import Apply, Expr, Var
 from flexspec.inputs import Bound
-from flexspec.mask import Mask
 from flexspec.ops import OPS, Type
-from flexspec.order import Order, in_memory
+from flexspec.user_line import user_caret
 
 from ..evaluation.points import needed, one_sided
-from ..pipeline import mask_mod_of
 from ..simplify.specialise import specialise_each
+from .block_map import BlockMap
 from .classify import classify
-from .grid import BlockSize, Grid, make_grid
+from .derived import Derives
+from .flex_lists import Lists, dense_lists
+from .grid import Grid
 from .intervals import FAR
-from .runs import Runs
+from .runs import BlockKind, Runs, of_table
 from .tensor_ranges import TensorRanges
 
 Interval = tuple[torch.Tensor, torch.Tensor]
 """Least and greatest value on each block, both ends included, broadcasting to [batch, heads, q_blocks, kv_blocks]."""
 
 
-@dataclass(frozen=True)
-class DeviceMap:
-    """As a `BlockMap`, for index lists only: kinds that were bounded on the device."""
+@dataclass(frozen=True, eq=False, repr=False)
+class DeviceMap(Derives):
+    """As a `BlockMap`, for index lists only: kinds that were bounded on the device.
+
+    Nothing is read back until somebody asks: `counts`, `density` and the repr wait for the device.
+    """
 
     grid: Grid
     found: torch.Tensor
+    """uint8 [batch | 1, heads | 1, q_blocks, kv_blocks] of `BlockKind`."""
     print_mask_mod: Callable[[], Any]
-    lists: dict[Any, Any] = field(default_factory=dict, repr=False)
-    """torch's index lists, once they are made."""
 
     @cached_property
     def mask_mod(self) -> Any:
@@ -57,24 +61,96 @@ class DeviceMap:
     def heads(self) -> int:
         return self.found.shape[1]
 
+    def __repr__(self) -> str:
+        grid = self.grid
+        shape = f"{grid.q_len:,} x {grid.kv_len:,} in blocks of {grid.block_q} x {grid.block_kv}"
+        return f"DeviceMap({shape}, by bounds: {counted(self)})"
+
     def kinds(self) -> torch.Tensor:
         """uint8 [batch | 1, heads | 1, q_blocks, kv_blocks] of `BlockKind`; PARTIAL where undecided."""
         return self.found.clone()
 
+    def counts(self) -> dict[BlockKind, int]:
+        """Blocks of each kind over all (batch, head) of the map; a block that bounds leave open counts as partial."""
+        numbers = torch.bincount(self.found.flatten(), minlength=len(BlockKind)).tolist()
+        return {kind: numbers[kind] for kind in BlockKind}
 
-def map_on_device(
-    mask: Mask, bound: Bound, block_size: BlockSize, order: Order | None, device: torch.device
-) -> DeviceMap:
-    """The kinds of a mask's blocks with its values on `device`. FS030, FS033.
+    @property
+    def density(self) -> float:
+        """The fraction of blocks that a call computes."""
+        counts = self.counts()
+        return 1 - counts[BlockKind.EMPTY] / sum(counts.values())
 
-    Indices are not checked here, as nothing is read back: one outside its tensor is an error of the device.
+    def flex_lists(self, batch: int | None, heads: int | None, *, compact: bool, separate_full_blocks: bool) -> Lists:
+        """torch's index lists, kept (see `flex_lists.to_flex`): dense ones, as no width is read back."""
+        return self.derive(_dense_lists, batch, heads, separate_full_blocks)
+
+
+def _dense_lists(device_map: DeviceMap, batch: int | None, heads: int | None, separate_full_blocks: bool) -> Lists:
+    return dense_lists(device_map.kinds(), device_map.grid, batch, heads, separate_full_blocks)
+
+
+class Counted(Protocol):
+    """A map that counts its blocks, of each (batch, head), or of one that serves all."""
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def density(self) -> float: ...
+
+    def counts(self) -> dict[BlockKind, int]: ...
+
+
+def counted(blocks: Counted, copies: int = 1) -> str:
+    """The blocks of as many copies of a map in words: "3 full, 2 partial, 4 empty, density 55.56%"."""
+    counts = blocks.counts()
+    kinds = ", ".join(f"{copies * counts[kind]:,} {kind.name.lower()}" for kind in sorted(BlockKind, reverse=True))
+    return f"{kinds}, density {blocks.density:.2%}"
+
+
+def report_lines(device_map: DeviceMap, exact: Counted) -> list[str]:
+    """What a call with exact=False computes, beside what is kept: for a report, as it waits for the device.
+
+    Either map may have one (batch, head) where the other tells them apart; the counts are of as many.
     """
-    grid = make_grid(bound.sizes, block_size, order)
-    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+    maps = {"by bounds on the device": device_map, "exact": exact}
+    most = max(each.batch for each in maps.values()) * max(each.heads for each in maps.values())
+    return [f"{name}: {counted(each, most // (each.batch * each.heads))}" for name, each in maps.items()]
+
+
+def listed(device_map: DeviceMap, exact: BlockMap) -> BlockMap:
+    """The exact map with the kinds that were bounded on the device: what a call computes. It waits for the device."""
+    kinds = device_map.kinds().cpu().numpy()
+    shape = np.broadcast_shapes(kinds.shape[:2], exact.index.shape)
+    kinds = np.broadcast_to(kinds, (*shape, *kinds.shape[2:]))
+    places = np.broadcast_to(exact.index, shape)
+    ends = tuple(np.arange(count + 1) for count in kinds.shape[2:])
+    number: dict[tuple[bytes, int], int] = {}
+    index = np.empty(shape, np.int64)
+    maps: list[Runs] = []
+    exprs: list[Expr] = []
+    for b, h in np.ndindex(shape):
+        key = (kinds[b, h].tobytes(), int(places[b, h]))
+        if key not in number:
+            maps.append(of_table(kinds[b, h], *ends))
+            exprs.append(exact.exprs[places[b, h]])
+        index[b, h] = number.setdefault(key, len(number))
+    return replace(exact, maps=tuple(maps), exprs=tuple(exprs), index=index)
+
+
+def kinds_on_device(expr: Expr, grid: Grid, bound: Bound, device: torch.device) -> torch.Tensor:
+    """The kinds of a mask's blocks with its values on `device`: uint8 [batch | 1, heads | 1, q_blocks, kv_blocks].
+
+    Nothing is read back. So an index that is computed from another tensor is checked as far as its arithmetic bounds it
+    (`clamp`, a remainder); beyond that, one outside its tensor is an error of the device, which torch reports later.
+    """
     surely, possibly = _Blocks(expr, grid, bound, device).interval()
     shape = torch.broadcast_shapes(surely.shape, (1, 1, grid.q_blocks, grid.kv_blocks))
-    kinds = (surely.to(torch.uint8) + possibly.to(torch.uint8)).expand(shape).contiguous()
-    return DeviceMap(grid, kinds, mask_mod_of(expr, bound, device))
+    return (surely.to(torch.uint8) + possibly.to(torch.uint8)).expand(shape).contiguous()
 
 
 @dataclass
@@ -126,7 +202,11 @@ class _Blocks:
         h = torch.arange(sizes.heads or 1, device=self.device).view(1, -1, 1)
         tensors = {name: _sent(x, self.device) for name, x in self.bound.tensors.items() if name in node.names}
         values = {"b": b, "h": h, **positions, **self.bound.all_numbers(), **tensors}
-        return evaluate(node, values, checked=False)
+        try:
+            return evaluate(node, values, checked=False)
+        except IndexError as error:  # on a CPU, where torch looks at once
+            fix = "clamp the index, or give a larger tensor"
+            raise FlexSpecError("FS024", f"in `{node}`, {error}", fix=fix, where=user_caret()) from None
 
     def _of_side(self, node: Expr) -> Interval:
         """Exactly: the value at each position of its side, then the least and greatest of each block."""

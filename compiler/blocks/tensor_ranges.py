@@ -5,8 +5,10 @@ One `TensorRanges` serves as long as its tensors keep their values, for any expr
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +47,13 @@ class TensorRanges:
         return self._blocks[key]
 
     def over(self, node: Load, index: list[Interval]) -> Interval:
-        """Minimum and maximum of a tensor over boxes of indices, from a pyramid of its aligned cells."""
+        """Minimum and maximum of a tensor over boxes of indices, from a pyramid of its aligned cells.
+
+        Level `l` of the pyramid holds the extremes of cells of `2**l` entries along every axis, at multiples of that.
+        A range of at most `2**l` indices touches one such cell or two neighbours: the cells of its two ends. So the
+        2 ** axes cells at the corners of a box of indices cover the box, and their extremes enclose what it holds. They
+        may cover more, which makes the answer wider and never wrong. Of a single index the entry itself is taken.
+        """
         tensor = self.tensors[node.input.name]
         ends = [_within(part, size) for part, size in zip(index, tensor.shape, strict=True)]
         if all(np.array_equal(lo, hi) for lo, hi in ends):
@@ -85,7 +93,11 @@ def pairs(function: np.ufunc, values: Array, axis: int = 0) -> Array:
 
 
 def _within(index: Interval, size: int) -> Interval:
-    """An index range inside the tensor: negative ends count from the back, as torch's do; others are cut off."""
+    """An index range inside the tensor. Below 0 it counts from the back, and is taken as all indices.
+
+    Ends past the tensor are cut off, as the range may be wider than what the index really takes, and that is inside
+    (see `indices`).
+    """
     lo, hi = (np.asarray(end, dtype=np.int64) for end in index)
     wraps = lo < 0
     low, high = np.where(wraps, 0, lo), np.where(wraps, size - 1, hi)
@@ -105,9 +117,27 @@ def _extremes(level: Interval, cells: list[list[Array]]) -> Interval:
 
 def ranges_of(bound: Bound) -> TensorRanges:
     """The tensors of a binding as arrays, with tables of what they hold."""
-    return TensorRanges({name: as_array(tensor) for name, tensor in bound.tensors.items()})
+    return TensorRanges(arrays_of(bound.tensors))
+
+
+def arrays_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """Tensors as arrays, by name; reading one from a device waits for it."""
+    return {name: as_array(tensor) for name, tensor in tensors.items()}
 
 
 def by_content(tensor: torch.Tensor) -> bool:
     """Is a tensor known by what it holds? On the CPU anyone may write to its memory unseen by torch."""
     return tensor.device.type == "cpu" or tensor.is_inference()
+
+
+def state_of(tensor: torch.Tensor) -> Any:
+    """What a tensor holds, for a key: its content on the CPU, where anyone may write to its memory unseen by torch.
+
+    On a device it is the tensor (of a view, the one that it looks into) and torch's count of its changes: reading it
+    would wait for the device. Tensors that were made in inference mode have no such count, so they are read there too.
+    """
+    if not by_content(tensor):
+        whole = tensor if tensor._base is None else tensor._base
+        return id(whole), tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return tensor.dtype, tuple(tensor.shape), hashlib.blake2b(content, digest_size=16).digest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,7 @@ import typer
 
 import flexspec as fs
 from flexspec.errors import FlexSpecError
-from flexspec.listing import listing
+from flexspec.patterns.listing import listing
 
 from .reporting import print_json, reporting
 
@@ -99,7 +98,7 @@ def _whole(
 def patterns(as_json: Json = False) -> None:
     """List the patterns that pattern text and spec files know."""
     if as_json:
-        print_json([asdict(pattern) for pattern in listing()])
+        print_json([pattern._asdict() for pattern in listing()])
         return
     from rich.console import Console
     from rich.table import Table

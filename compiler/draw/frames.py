@@ -15,7 +15,7 @@ from . import picture
 from .scale import EMPTY, FULL, PARTIAL, Levels, coarse, ticks
 
 if TYPE_CHECKING:
-    from .keys import KeptKeys
+    from ..kept_keys import KeptKeys
 
 COLORS = {EMPTY: "#E9ECEF", PARTIAL: "#7FA3C4", FULL: "#0B4272"}
 OWN = "#E69F00"

@@ -10,7 +10,7 @@ from .scale import EMPTY, FULL, PARTIAL
 from .terminal import LEAST_WIDTH, shortened, wants_color
 
 if TYPE_CHECKING:
-    from .keys import KeptKeys
+    from ..kept_keys import KeptKeys
 
 CHARACTERS = {EMPTY: "·", PARTIAL: "▒", FULL: "█"}
 IN_ROW = 3  # frames beside each other, at the least, where there are as many

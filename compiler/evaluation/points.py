@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flexspec.errors import FlexSpecError
+from flexspec.evaluate import leaves_its_tensor
 from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import OPS, Type
 from flexspec.user_line import user_caret
@@ -73,9 +74,7 @@ def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:
     for axis, part in enumerate(index):
         size = tensor.shape[axis]
         if part.size and (part.min() < -size or part.max() >= size):
-            seen = f"{part.min()} to {part.max()}"
-            message = f"index {axis} of `{node.input.name}` goes from {seen}, its size is {size}"
-            raise FlexSpecError("FS024", message, fix="clamp the index, or give a larger tensor", where=user_caret())
+            raise leaves_its_tensor(node.input.name, axis, size, f"goes from {part.min()} to {part.max()}")
     return tensor[index]
 
 
@@ -94,6 +93,25 @@ def one_sided(root: Expr) -> dict[Expr, str]:
         else:
             stack.extend(node.children)
     return found
+
+
+def of_no_side(root: Expr, tensors: Mapping[str, Array]) -> dict[Expr, Array]:
+    """The largest parts of `root` that depend on neither `q` nor `kv`, with their one value, [1]. Constants left out.
+
+    Bounds may leave such a part undecided, and no split of a box ever decides it; its value is at hand.
+    """
+    values: dict[Expr, Array] = {}
+    stack, seen = [root], set()
+    while stack:
+        node = stack.pop()
+        if node in seen or isinstance(node, (Const, Var)):
+            continue
+        seen.add(node)
+        if node.names & {"q", "kv"}:
+            stack.extend(node.children)
+        else:
+            values[node] = evaluate_at(node, {}, tensors).reshape(1)
+    return values
 
 
 def needed(root: Expr, tabulated: Collection[Expr]) -> list[Expr]:

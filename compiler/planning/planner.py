@@ -71,11 +71,11 @@ def plan(
     ('tiled(h=8, w=2)', 480, 8.533333333333333)
     """
     whole = as_attention(spec)
-    mask = whole.kept
+    mask = whole.parts.mask
     canvas = q_len if isinstance(q_len, Canvas) else mask.canvas
     sizes = _block_sizes(block_sizes)
-    only_scores = whole.formula.expr.names - mask.expr.names
-    given = {name: value for name, value in inputs.items() if name not in only_scores}
+    elsewhere = {name for expr in whole.parts.exprs for name in expr.names} - mask.expr.names
+    given = {name: value for name, value in inputs.items() if name not in elsewhere}
     bound = mask.bind(make_sizes(_length(q_len, canvas), kv_len, batch, heads), given)
     more = check_orders(more_orders, "more_orders")
     if orders is None:

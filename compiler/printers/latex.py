@@ -45,7 +45,7 @@ _UNARY = {
 
 
 def to_latex(expr: Expr) -> str:
-    """LaTeX of an expression; positions as `q`, `k_v` and so on, tensors as functions of their indices."""
+    """LaTeX of an expression; positions as `q`, `kv`, `q.t`, tensors as functions of their indices."""
     done: dict[Expr, Any] = {}
     for node in walk(expr):
         done[node] = _one(node, [done[child] for child in node.children])
@@ -61,7 +61,7 @@ def _one(node: Expr, args: list[Any]) -> Any:
     if isinstance(node, Const):
         return sympy.sympify(node.value)
     if isinstance(node, (Var, Param)):
-        return _symbol(node, node.name.replace(".", "_"))
+        return _symbol(node, node.name)  # with the dot of `q.t`, as a parameter may be called q_t
     if isinstance(node, Load):
         return sympy.Function(node.input.name)(*args)
     assert isinstance(node, Apply)

@@ -6,90 +6,72 @@ The function captures tensors only (parameters and sizes as zero-dim ones), so a
 from __future__ import annotations
 
 import hashlib
+import keyword
 import linecache
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from flexspec.expr import Apply, Const, Expr, Load, Param, Var, const, params_of, walk
-from flexspec.ops import NEGATED, OPS, Type
+from flexspec.expr import POSITIONS, Apply, Const, Expr, Load, Param, Var, params_of
+from flexspec.ops import NEGATED, Type
 
 from ..simplify.rules import simplify
+from .base import CASTS, Printer
+from .names import Names
 
-POSITIONS = ("b", "h", "q", "kv")
-CASTS = {kind.text for kind in Type}
+ARGUMENTS = {"mask_mod": POSITIONS, "score_mod": ("score", *POSITIONS)}
+"""What torch passes, by the kind of the function."""
+OWN = frozenset({*keyword.kwlist, "super", "torch", "float", "make", *ARGUMENTS, *ARGUMENTS["score_mod"]})
+"""Python's words, with the builtin that its compiler treats as one, and what the source means by a name."""
 
 
-class Printer:
-    """Statements for nodes that are used more than once, expressions for the others."""
+class PythonPrinter(Printer):
+    """Prints torch calls on zero-dim tensors."""
 
-    def __init__(self, root: Expr) -> None:
-        self.uses = Counter(child for node in walk(root) for child in node.children)
-        self.lines: list[str] = []
-        self.text: dict[Expr, str] = {}
-        for node in walk(root):
-            printed = self.one(node)
-            if self.uses[node] > 1 and node.children:
-                name = f"t{len(self.lines)}"
-                self.lines.append(f"{name} = {printed}")
-                printed = name
-            self.text[node] = printed
-        self.result = self.text[root]
+    language = "torch"
 
-    def one(self, node: Expr) -> str:
-        if isinstance(node, Const):
-            return _number(node.value)
-        if isinstance(node, (Var, Param)):
-            return node.name
-        if isinstance(node, Load):
-            index = ", ".join(self.cast(part, Type.INT) for part in node.index)
-            return f"{node.input.name}[{index}]" if index else node.input.name
-        assert isinstance(node, Apply)
-        if node.op in CASTS and isinstance(node.args[0], Const):
-            return f"torch.full_like(q, {_number(node.args[0].value)}, dtype={node.type.torch})"
-        args = self.difference(node) or node.args
-        kinds, _ = OPS[node.op].signature(tuple(arg.type for arg in args))
-        text = [self.operand(node, arg, kind) for arg, kind in zip(args, kinds, strict=True)]
+    def variable(self, node: Var) -> str:
+        return node.name if node.name in ARGUMENTS["score_mod"] else self.names.of(node.name)
+
+    def parameter(self, node: Param) -> str:
+        return self.names.of(node.name)
+
+    def load(self, node: Load) -> str:
+        tensor = self.names.of(node.input.name)
+        index = ", ".join(self.cast(part, Type.INT) for part in node.index)
+        return f"{tensor}[{index}]" if index else tensor
+
+    def cast_text(self, text: str, kind: Type) -> str:
+        return f"{text}.to({kind.torch})"
+
+    def conversion(self, node: Apply, arg: Expr) -> str:
+        if isinstance(arg, Const):
+            return f"torch.full_like(q, {self.number(arg.value)}, dtype={node.type.torch})"
+        return f"({self.operand(node, arg, arg.type)}).to({node.type.torch})"
+
+    def operator(self, node: Apply, args: tuple[Expr, ...], kinds: tuple[Type, ...], operands: list[str]) -> str:
         if node.op in ("min", "max"):
-            for x, limit in ((0, 1), (1, 0)):
+            for inner, limit in ((0, 1), (1, 0)):
                 if isinstance(args[limit], Const):
                     end = "max" if node.op == "min" else "min"
-                    return f"torch.clamp({text[x]}, {end}={text[limit]})"
-        return OPS[node.op].torch_source.format(*text)
-
-    def difference(self, node: Apply) -> tuple[Expr, ...] | None:
-        """`a - b == 0` printed as `a == b`: what tensors hold may have 32 bits, where a difference wraps."""
-        left = node.args[0]
-        if node.op not in NEGATED or not isinstance(left, Apply) or left.op != "sub" or left.type is not Type.INT:
-            return None
-        return left.args if node.args[1] is const(0) and self.uses[left] == 1 else None
+                    return f"torch.clamp({operands[inner]}, {end}={operands[limit]})"
+        return super().operator(node, args, kinds, operands)
 
     def operand(self, node: Apply, arg: Expr, kind: Type) -> str:
         """An operand as the operator takes it: torch's promotion counts bits and defaults; the language does not."""
         if isinstance(arg, Load):
             if kind is Type.FLOAT and not any("score" in other.names for other in node.args):
-                return f"{self.text[arg]}.to({kind.torch})"  # 16-bit floats
+                return self.cast_text(self.text[arg], kind)  # 16-bit floats
             exact = node.op in CASTS or (node.op in NEGATED and not any(_is_long(other) for other in node.args))
             if kind is Type.INT and arg.type is Type.INT and not exact:
-                return f"{self.text[arg]}.to({kind.torch})"  # 32-bit integers
+                return self.cast_text(self.text[arg], kind)  # 32-bit integers
         return self.cast(arg, kind)
-
-    def cast(self, arg: Expr, kind: Type) -> str:
-        if isinstance(arg, Const):
-            return _number((bool, int, float, float)[kind](arg.value))
-        return self.text[arg] if arg.type is kind else f"{self.text[arg]}.to({kind.torch})"
 
 
 def _is_long(node: Expr) -> bool:
     return isinstance(node, Const) and abs(node.value) >= 2**31
-
-
-def _number(value: float) -> str:
-    return repr(value) if not isinstance(value, float) or math.isfinite(value) else f"float('{value}')"
 
 
 def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = False) -> str:
@@ -98,19 +80,20 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
     wide: compute positions in 64 bits, also where the kernel's are 32. last_query: rows past `q_len` repeat the last.
     """
     expr = simplify(expr)  # without constants that torch would need as tensors
-    printer = Printer(expr)
-    values = ", ".join(value_names(expr, last_query))
-    head = [f"def make({values}):", f"    def {kind}({'score, ' if kind == 'score_mod' else ''}b, h, q, kv):"]
+    values = value_names(expr, last_query)
+    names = Names(OWN, values)
+    printer = PythonPrinter(expr, names)
+    head = [f"def make({', '.join(map(names.of, values))}):", f"    def {kind}({', '.join(ARGUMENTS[kind])}):"]
     body = []
     if wide:
         body += [f"{name} = {name}.to(torch.int64)" for name in POSITIONS if name in expr.names]
     if last_query:
-        body.append("q = torch.minimum(q, q_len - 1)")
-    body += printer.lines
+        body.append(f"q = torch.minimum(q, {names.of('q_len')} - 1)")
+    body += printer.statements
     result = printer.result
     if isinstance(expr, Const) and kind == "mask_mod":
         result = f"torch.{'ones' if expr.value else 'zeros'}_like(q, dtype=torch.bool)"
-    elif not expr.names & {*POSITIONS, "score"}:  # a function of no position still gives one value for each
+    elif not expr.names & {*ARGUMENTS["score_mod"]}:  # a function of no position still gives one value for each
         same = "torch.ones_like(q, dtype=torch.bool) &" if kind == "mask_mod" else "torch.zeros_like(score) +"
         result = f"{same} {result}"
     inner = [f"        {line}" for line in (*body, f"return {result}")]
@@ -118,13 +101,13 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
 
 
 def value_names(expr: Expr, last_query: bool = False) -> list[str]:
-    """What `make` takes: every name in the (simplified) expression but the positions."""
-    names = {name for name in expr.names if name not in (*POSITIONS, "score")}
+    """What `make` takes, in its order: every name in the (simplified) expression but what torch passes."""
+    names = expr.names - {*ARGUMENTS["score_mod"]}
     return sorted(names | {"q_len"}) if last_query else sorted(names)
 
 
 @lru_cache(maxsize=1024)
-def _made(source: str) -> Callable[..., Any]:
+def _maker(source: str) -> Callable[..., Any]:
     return run_source(source)["make"]
 
 
@@ -145,7 +128,7 @@ def function_of(
     simple = simplify(expr)
     kinds = {name: node.type for name, node in params_of(simple).items()}
     names = value_names(simple, options.get("last_query", False))
-    return _made(source)(**{name: _captured(values[name], device, kinds.get(name, Type.INT)) for name in names})
+    return _maker(source)(*(_captured(values[name], device, kinds.get(name, Type.INT)) for name in names))
 
 
 def _captured(value: Any, device: torch.device, kind: Type) -> torch.Tensor:

@@ -19,6 +19,7 @@ from flexspec.order import in_memory
 from flexspec.user_line import user_caret
 
 from ..blocks.classify import Trail
+from ..blocks.indices import check_indices
 from ..blocks.integer_range import check_range
 from ..blocks.tensor_ranges import TensorRanges
 from ..evaluation.points import as_array
@@ -157,6 +158,7 @@ def never(mask: Mask, expr: Expr, bound: Bound, find: Find = first_pair) -> Proo
     expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
     check_range(expr, tensors)
     trail, tables = Trail(), TensorRanges(tensors)
+    check_indices([expr], bound, tables)
     seen: set[Expr] = set()
     for (b, h), each in np.ndenumerate(specialise_each(expr, bound, tensors)):
         found = find(each, q_len, kv_len, tables, trail) if each not in seen else None

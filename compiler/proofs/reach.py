@@ -182,7 +182,7 @@ def _any_head(found: BlockMap, b: int) -> BlockMap:
         while len(heads) > 1:  # in pairs, so that the depth grows slowly
             heads = [reduce(_either, heads[at : at + 2]) for at in range(0, len(heads), 2)]
         runs = classify(simplify(heads[0]), found.grid, TensorRanges(found.tensors))
-    return replace(found, maps=(runs,), exprs=(heads[0],), index=np.zeros((1, 1), np.int64), lists={})
+    return replace(found, maps=(runs,), exprs=(heads[0],), index=np.zeros((1, 1), np.int64))
 
 
 def _either(one: Expr, other: Expr) -> Expr:

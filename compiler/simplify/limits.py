@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 from flexspec.expr import Apply, Const, Expr, Var
 from flexspec.ops import Type
 
 Ends = tuple[float, float]
 ANY: Ends = (-math.inf, math.inf)
+FAR = 2**61
+"""From here on a sum of two integers may wrap."""
 
 
 def limits(node: Expr, depth: int = 8) -> Ends:
@@ -28,6 +31,27 @@ def limits(node: Expr, depth: int = 8) -> Ends:
         if not any(math.isnan(end) for end in found):
             return found
     return ANY
+
+
+@lru_cache(maxsize=4096)
+def endless(node: Expr) -> bool:
+    """May an integer below `node` be any at all, so that a sum with it may start again past 64 bits?
+
+    A shifted bit and a cast float may, and a constant that is large itself. Positions are small, and a product of them
+    that is not is an error, as is a sum of what a tensor holds there (see `blocks.integer_range`).
+    """
+    if isinstance(node, Const):
+        return node.type is Type.INT and abs(node.value) >= FAR
+    if isinstance(node, Apply):
+        if node.op == "lshift" and not _small(node.args[1]):
+            return True
+        if node.op == "int" and node.args[0].type > Type.INT:
+            return True
+    return any(endless(part) for part in node.children)
+
+
+def _small(shift: Expr) -> bool:
+    return isinstance(shift, Const) and 0 <= shift.value < 32
 
 
 def _times(a: Ends, b: Ends) -> Ends:

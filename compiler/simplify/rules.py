@@ -13,7 +13,7 @@ from flexspec.expr import Apply, Const, Expr, Load, apply, const, transform, wal
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
 from ..evaluation.points import evaluate_at
-from .limits import limits
+from .limits import endless, limits
 from .linear import Linear, added, cast, from_linear, linear
 
 Rule = Callable[[Apply], Expr | None]
@@ -113,7 +113,7 @@ def digits(node: Apply) -> Expr | None:
     if node.type is not Type.INT or node.op not in ("floordiv", "mod"):
         return None
     x, c = node.args
-    if not isinstance(c, Const) or c.value <= 0:
+    if not isinstance(c, Const) or c.value <= 0 or endless(x):
         return None
     divisor = int(c.value)
     terms, constant = linear(x)
@@ -140,7 +140,8 @@ def _by_constant(x: Expr, op: str) -> tuple[Expr, int] | None:
 
 
 def _fits(terms: Mapping[Expr, int], constant: int) -> bool:
-    return all(abs(number) < 2**62 for number in (*terms.values(), constant))
+    """Is a sum of positions like this far from 64 bits? Others stay, so that bounds see the product and refuse it."""
+    return all(abs(count) < 2**31 for count in terms.values()) and abs(constant) < 2**62
 
 
 def _count_terms(node: Expr) -> int:
@@ -189,23 +190,14 @@ def _digit(term: Expr) -> tuple[Expr, int | None, int] | None:
 def may_wrap(comparison: Apply) -> bool:
     """Would a difference of the two sides wrap at 64 bits, where the comparison does not?
 
-    A tensor may hold any integer (in a sum it may not: see `pipeline.check_range`). A shifted bit or a cast float
-    may be any integer too.
+    A tensor may hold any integer, too (in a sum it may not: see `integer_range.check_range`).
     """
+    if endless(comparison):
+        return True
     ordered = comparison.op not in ("eq", "ne") and not any(isinstance(side, Const) for side in comparison.args)
-    for side in comparison.args:
-        for node in walk(side):
-            if isinstance(node, Load) and ordered and _count_terms(side) == 1:
-                return True
-            if isinstance(node, Apply) and node.op == "int" and node.args[0].type > Type.INT:
-                return True
-            if isinstance(node, Apply) and node.op == "lshift" and not _small(node.args[1]):
-                return True
-    return False
-
-
-def _small(shift: Expr) -> bool:
-    return isinstance(shift, Const) and 0 <= shift.value < 32
+    return ordered and any(
+        isinstance(node, Load) and _count_terms(side) == 1 for side in comparison.args for node in walk(side)
+    )
 
 
 def compare(node: Apply) -> Expr | None:

@@ -1,4 +1,4 @@
-"""Masks as intervals along one side: `first <= kv < end` for each query, and what must be asked of each pair.
+"""Masks as spans along one side: `first <= kv < end` for each query, and what must be asked of each pair.
 
 The ends are expressions without that side, so a kernel computes them once for a tile and not for every pair.
 """
@@ -19,7 +19,7 @@ MOST = 2**31 - 1
 """More than any position."""
 
 
-class Interval(NamedTuple):
+class Span(NamedTuple):
     """A mask is `first <= position` and `position < end` and `rest`; None: it does not limit."""
 
     first: Expr | None
@@ -27,20 +27,23 @@ class Interval(NamedTuple):
     rest: Expr | None
 
 
-Limit = tuple[str, Expr]
-"""The field of an `Interval`, and an expression for it."""
+class Limit(NamedTuple):
+    """One end of a span: `end` is "first" or "end", as the fields of `Span`."""
+
+    end: str
+    value: Expr
 
 
 @lru_cache(maxsize=512)
-def interval(mask: Expr, side: str) -> Interval:
-    """A boolean expression as an interval along `side`, "q" or "kv", of positions that are not negative.
+def span_of(mask: Expr, side: str) -> Span:
+    """A boolean expression as a span along `side`, "q" or "kv", of positions that are not negative.
 
     Parts of the conjunction that are linear in the side, with the factor 1 or -1, become ends, and so do those without
     it; the others are the rest.
 
     >>> from flexspec.syntax import parse
-    >>> interval(parse("(q - kv >= 0) & (abs(q - kv) < 8) & (kv % 3 == 0)"), "kv")
-    Interval(first=q - 7, end=min(q + 1, q + 8), rest=kv % 3 == 0)
+    >>> span_of(parse("(q - kv >= 0) & (abs(q - kv) < 8) & (kv % 3 == 0)"), "kv")
+    Span(first=q - 7, end=min(q + 1, q + 8), rest=kv % 3 == 0)
     """
     firsts: list[Expr] = []
     ends: list[Expr] = []
@@ -51,11 +54,11 @@ def interval(mask: Expr, side: str) -> Interval:
                 ends.append(apply("where", part, const(MOST), const(0)))
             continue
         limits = _limits(part, side)
-        for kind, limit in limits:
-            (firsts if kind == "first" else ends).append(limit)
+        for limit in limits:
+            (firsts if limit.end == "first" else ends).append(limit.value)
         if not limits:
             rest.append(part)
-    return Interval(_joined("max", firsts), _joined("min", ends), _joined("and", rest))
+    return Span(_joined("max", firsts), _joined("min", ends), _joined("and", rest))
 
 
 def _joined(op: str, parts: list[Expr]) -> Expr | None:
@@ -71,7 +74,7 @@ def _parts(mask: Expr) -> Iterator[Expr]:
 
 
 def _limits(part: Expr, side: str) -> list[Limit]:
-    """The ends that a part is the same as; none where it is no interval."""
+    """The ends that a part is the same as; none where it is no span."""
     if not isinstance(part, Apply):
         return []
     if part.op == "or":
@@ -82,43 +85,47 @@ def _limits(part: Expr, side: str) -> list[Limit]:
     more = added(({}, 0), less, -1)
     strict = int(part.op in ("lt", "gt"))
     sums = {"lt": [less], "le": [less], "gt": [more], "ge": [more], "eq": [less, more]}[part.op]
-    found = [_solved(*each, side, may_wrap(part)) for terms, total in sums for each in _signs(terms, total + strict)]
-    return [limit for limit in found if limit] if all(found) else []
+    solved = [_solved(*each, side, may_wrap(part)) for terms, total in sums for each in _signs(terms, total + strict)]
+    return [limit for limit in solved if limit] if all(solved) else []
 
 
 def _united(a: list[Limit], b: list[Limit]) -> list[Limit]:
     """Of either part: two that end are one that ends at the later end."""
-    if len(a) != 1 or len(b) != 1 or a[0][0] != b[0][0]:
+    if len(a) != 1 or len(b) != 1 or a[0].end != b[0].end:
         return []
-    kind = a[0][0]
-    return [(kind, apply("max" if kind == "end" else "min", a[0][1], b[0][1]))]
+    wider = "max" if a[0].end == "end" else "min"
+    return [Limit(a[0].end, apply(wider, a[0].value, b[0].value))]
 
 
 def _signs(terms: dict[Expr, int], total: int) -> Iterator[Linear]:
     """A sum that is at most 0, without `abs`: `abs(a) + b <= 0` where both `a + b` and `b - a` are."""
-    size = next((x for x, count in terms.items() if isinstance(x, Apply) and x.op == "abs" and count == 1), None)
+    size = next((term for term, count in terms.items() if _is_abs(term) and count == 1), None)
     if size is None:
         yield terms, total
         return
-    others = {x: count for x, count in terms.items() if x is not size}
+    others = {term: count for term, count in terms.items() if term is not size}
     for sign in (1, -1):
         yield from _signs(*added((others, total), linear(size.children[0]), sign))
+
+
+def _is_abs(term: Expr) -> bool:
+    return isinstance(term, Apply) and term.op == "abs"
 
 
 def _solved(terms: dict[Expr, int], total: int, side: str, wraps: bool) -> Limit | None:
     """`terms + total <= 0` for the position; None where it is not alone, or is multiplied."""
     position = var(side)
     factor = terms.get(position, 0)
-    others = {x: count for x, count in terms.items() if x is not position}
-    if factor not in (1, -1) or any(side in x.names for x in others):
+    others = {term: count for term, count in terms.items() if term is not position}
+    if factor not in (1, -1) or any(side in term.names for term in others):
         return None
     if wraps:  # a tensor's number of any size, compared: one more or less is safe only near the positions
         if len(others) != 1 or abs(total) > 1:
             return None
-        ((x, count),) = others.items()
+        ((number, count),) = others.items()
         if count != -factor:
             return None
-        others = {apply("max", const(-2), apply("min", x, const(MOST - 1))): count}
+        others = {apply("max", const(-2), apply("min", number, const(MOST - 1))): count}
     if factor == -1:
-        return "first", from_linear(others, total)
-    return "end", from_linear({x: -count for x, count in others.items()}, 1 - total)
+        return Limit("first", from_linear(others, total))
+    return Limit("end", from_linear({term: -count for term, count in others.items()}, 1 - total))

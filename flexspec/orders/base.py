@@ -93,8 +93,12 @@ class Order:
         """What the two expressions load from, by name; nothing where they are arithmetic."""
         return {}
 
-    def check(self, length: int) -> None:
-        """FS033 where the order is of another number of tokens."""
+    def check(self, length: int, kv_len: int | None = None) -> None:
+        """FS033 where the order is of another number of tokens; `length` is q_len where a kv_len is given."""
+        if self.tokens is not None and kv_len is not None and length != kv_len:
+            message = f"{self} orders {self.tokens:,} tokens, both q and kv; q_len is {length:,} and kv_len {kv_len:,}"
+            fix = f"give q and k of {self.tokens:,} tokens, or leave the order out; fs.striped and fs.zigzag take both"
+            raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
         if self.tokens is not None and self.tokens != length:
             what = self.canvas or self
             message = f"the order is of {what} with {self.tokens:,} tokens; the length is {length:,}"
@@ -144,7 +148,8 @@ class Order:
         places = moves.token_at.size(-1)  # unlike shape, torch.compile knows it where sizes are dynamic
         if places != x.shape[dim]:
             message = f"{length:,} tokens take {places:,} places in this order, dim {dim} has {x.shape[dim]:,}"
-            raise FlexSpecError("FS033", message, where=user_caret())
+            fix = f"give x of {places:,} places, as order.apply returns it, or length=<its tokens>"
+            raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
         return moved(x, moves.place_of, None, moves.token_at, moves.empty, dim % x.dim())
 
     def moves(self, length: int | None, device: torch.device) -> Moves:

@@ -18,20 +18,20 @@ def hilbert_rank(points: torch.Tensor, sides: list[int]) -> torch.Tensor:
     coordinate's. What remains is a Gray code, undone across axes and then across bits (Skilling 2004).
     """
     axes, bits = len(sides), (max(sides) - 1).bit_length()
-    digits = [points[:, axis].clone() for axis in range(axes)]
+    coordinates = [points[:, axis].clone() for axis in range(axes)]
     for bit in range(bits - 1, 0, -1):
         lower = (1 << bit) - 1
         for axis in range(axes):
-            is_set = (digits[axis] >> bit & 1).bool()
-            swapped = torch.where(is_set, 0, (digits[0] ^ digits[axis]) & lower)
-            digits[axis] = digits[axis] ^ swapped
-            digits[0] = digits[0] ^ swapped ^ torch.where(is_set, lower, 0)
+            is_set = (coordinates[axis] >> bit & 1).bool()
+            swapped = torch.where(is_set, 0, (coordinates[0] ^ coordinates[axis]) & lower)
+            coordinates[axis] = coordinates[axis] ^ swapped
+            coordinates[0] = coordinates[0] ^ swapped ^ torch.where(is_set, lower, 0)
     for axis in range(1, axes):
-        digits[axis] = digits[axis] ^ digits[axis - 1]
-    flips = torch.zeros_like(digits[-1])
+        coordinates[axis] = coordinates[axis] ^ coordinates[axis - 1]
+    flips = torch.zeros_like(coordinates[-1])
     for bit in range(bits - 1, 0, -1):
-        flips ^= torch.where((digits[-1] >> bit & 1).bool(), (1 << bit) - 1, 0)
-    return _interleaved(torch.stack([each ^ flips for each in digits], 1), [bits] * axes)
+        flips ^= torch.where((coordinates[-1] >> bit & 1).bool(), (1 << bit) - 1, 0)
+    return _interleaved(torch.stack([each ^ flips for each in coordinates], 1), [bits] * axes)
 
 
 def _interleaved(points: torch.Tensor, widths: list[int]) -> torch.Tensor:

@@ -1,116 +1,22 @@
-"""The patterns that ship with flexspec, one family a file, and `CATALOG`, their list in reading order."""
+"""The patterns that ship with flexspec, one family a file, and `CATALOG`, their list in reading order.
+
+All families are imported at the first use of any name, and not before: `listing` needs no torch. A new pattern is a
+definition with `@pattern(example, meaning)` and its name in the file's `__all__`; a new family is a line in
+`listing.FAMILIES` and in `__init__.pyi`, which type checkers read.
+"""
 
 from __future__ import annotations
 
-from .catalog import CATALOG, Entry
-from .documents import (
-    TOKEN_TYPES,
-    block_diffusion,
-    bridge,
-    document,
-    padding,
-    same_label,
-    shared_prefix,
-    token_types,
-    tree,
-)
-from .grid import any_shared, axial, block_causal_2d, halo, neighborhood, sliding_tile, windows
-from .heads import per_head, scaled_span, shifted_groups
-from .mixed import reordered, with_text
-from .scores import alibi, distance_scale, key_gain, relative_bias, softcap, swin_bias, t5_bias, t5_buckets
-from .segments import adjacency, segments
-from .sequence import (
-    causal,
-    causal_window,
-    chunk_causal,
-    chunked,
-    dilated_window,
-    everything,
-    fixed,
-    global_tokens,
-    hidden_decoding,
-    log_sparse,
-    nothing,
-    power_window,
-    prefix_lm,
-    sink,
-    sink_window,
-    sliding_window,
-    strided,
-)
-from .video import epipolar, first_frame, frame_window, radial, spatial_head, temporal_head
-from .weights import (
-    identity_mix,
-    relu_weight,
-    sigmoid_weight,
-    signed_weight,
-    sink_logit,
-    squared_relu_weight,
-    taylor_weight,
-)
+from importlib import import_module
 
-__all__ = [
-    "CATALOG",
-    "Entry",
-    "TOKEN_TYPES",
-    "adjacency",
-    "alibi",
-    "any_shared",
-    "axial",
-    "block_causal_2d",
-    "block_diffusion",
-    "bridge",
-    "causal",
-    "causal_window",
-    "chunk_causal",
-    "chunked",
-    "dilated_window",
-    "distance_scale",
-    "document",
-    "epipolar",
-    "everything",
-    "first_frame",
-    "fixed",
-    "frame_window",
-    "global_tokens",
-    "halo",
-    "hidden_decoding",
-    "identity_mix",
-    "key_gain",
-    "log_sparse",
-    "neighborhood",
-    "nothing",
-    "padding",
-    "per_head",
-    "power_window",
-    "prefix_lm",
-    "radial",
-    "relative_bias",
-    "relu_weight",
-    "reordered",
-    "same_label",
-    "scaled_span",
-    "segments",
-    "shared_prefix",
-    "shifted_groups",
-    "sigmoid_weight",
-    "signed_weight",
-    "sink",
-    "sink_logit",
-    "sink_window",
-    "sliding_tile",
-    "sliding_window",
-    "softcap",
-    "spatial_head",
-    "squared_relu_weight",
-    "strided",
-    "swin_bias",
-    "t5_bias",
-    "t5_buckets",
-    "taylor_weight",
-    "temporal_head",
-    "token_types",
-    "tree",
-    "windows",
-    "with_text",
-]
+
+def __getattr__(name: str) -> object:
+    if name == "__all__" or not name.startswith("_"):
+        catalog = import_module("flexspec.patterns.catalog")
+        names = {"CATALOG": catalog.CATALOG, "Entry": catalog.Entry}
+        for family in catalog.FAMILIES:
+            names |= catalog.public_names(family)
+        globals().update(names, __all__=sorted(names))
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,13 @@ import torch
 
 from ..canvas import Canvas
 from ..errors import FlexSpecError, choices
-from ..inputs import Input
+from ..expr import SIZES
+from ..inputs import Input, fixed_size
 from ..ops import Type
-from ..trace import Traced
+from ..trace import Traced, TracedTensor
 from ..user_line import user_caret
+
+_TYPES = {int: (Type.INT,), bool: (Type.BOOL,), float: (Type.FLOAT, Type.DOUBLE)}
 
 
 class Text(str):
@@ -78,11 +81,10 @@ def as_tensor(
         message = f"{name} is a {type(value).__name__}"
         raise FlexSpecError("FS023", message, fix="give a torch.Tensor", where=user_caret()) from None
     try:
-        found = Type.of_dtype(tensor.dtype)
+        dtype = Type.of_dtype(tensor.dtype)
     except TypeError:
         raise FlexSpecError("FS023", f"{name} has dtype {tensor.dtype}", where=user_caret()) from None
-    wanted = {int: (Type.INT,), bool: (Type.BOOL,), float: (Type.FLOAT, Type.DOUBLE)}[kind]
-    if found not in wanted:
+    if dtype not in _TYPES[kind]:
         message = f"{name} has dtype {tensor.dtype}; the pattern reads {kind.__name__}"
         raise FlexSpecError("FS023", message, fix="convert it first", where=user_caret())
     if tensor.dim() not in dims or tensor.numel() == 0:
@@ -92,36 +94,144 @@ def as_tensor(
 
 
 @dataclass(frozen=True)
-class PerToken:
-    """A named tensor with a value for each token: [sequence], [batch, sequence] or [batch, heads, sequence].
+class Given:
+    """A tensor that a pattern holds under the name of an input, or that is given under it when the pattern runs."""
 
-    `read(b, h, token)` is its value in a predicate. A batch of one serves all, and then the mask does not
-    depend on the batch.
-    """
-
-    name: str
-    tensor: torch.Tensor | None
-    read: Callable[[Any, Any, Any], Any]
+    source: Input
+    tensor: torch.Tensor | None = None
 
     @property
     def held(self) -> dict[str, torch.Tensor]:
         """What the pattern holds, by the input's name."""
-        return {} if self.tensor is None else {self.name: self.tensor}
+        return {} if self.tensor is None else {self.source.source.name: self.tensor}
+
+    @property
+    def shown(self) -> Any:
+        """The argument as a repr shows it."""
+        return Traced(self.source.source) if self.tensor is None else self.tensor
+
+    def read(self, **positions: Any) -> Any:
+        """The entry at a position for each dim, by the dim's name."""
+        return self.source[tuple(positions[dim] for dim in self.source.source.dims)]
+
+    def size(self, axis: int) -> int:
+        """How many entries a dim has; an input must say it. FS022."""
+        if self.tensor is not None:
+            return self.tensor.shape[axis]
+        dims = self.source.source.dims
+        size = fixed_size(dims[axis])
+        if size is None:
+            message = f"`{self.source.source.name}` does not say the size of its dim {axis}, `{dims[axis]}`"
+            sized = ", ".join("257" if i == axis else f'"{dim}"' for i, dim in enumerate(dims))
+            fix = f'give the number: fs.Input("{self.source.source.name}", ({sized}), float)'
+            raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
+        return size
 
 
-def per_token(name: str, tensor: torch.Tensor | None, kind: type = int, length: str = "sequence") -> PerToken:
-    """The reader of a checked tensor; without one, of the run-time input `name` [batch, sequence]."""
-    if tensor is not None and tensor.dim() == 2 and tensor.shape[0] == 1:
-        tensor = tensor[0]
-    dims = 2 if tensor is None else tensor.dim()
-    names = {1: (length,), 2: ("batch", length), 3: ("batch", "heads", length)}[dims]
-    source = Input(name, names, kind.__name__)
-    readers: dict[int, Callable[[Any, Any, Any], Any]] = {
-        1: lambda b, h, token: source[token],
-        2: lambda b, h, token: source[b, token],
-        3: lambda b, h, token: source[b, h, token],
-    }
-    return PerToken(name, tensor, readers[dims])
+def held_or_given(
+    argument: str, value: Any, name: str, forms: Sequence[tuple[str, ...]], kind: type = int, listed: Any = None
+) -> Given:
+    """The argument of a pattern that is a tensor, or an `fs.Input` that is given when the pattern runs.
+
+    argument: what the pattern calls it. name: the input's name where a tensor is held. forms: the legal dims, first
+    those that a tensor may have, told by how many they are; in them `_` is a dim of any other name. Raises FS022 (other
+    dims), FS023 (another type).
+    """
+    if not isinstance(value, TracedTensor):
+        by_count = {len(form): form for form in reversed(forms)}
+        tensor = as_tensor(argument, value, list(by_count), kind, listed)
+        return Given(Input(name, by_count[tensor.dim()], {int: "int", bool: "bool", float: "float"}[kind]), tensor)
+    dims = value.source.dims
+    legal = choices(dict.fromkeys(f"({', '.join(form)})" for form in forms))
+    if not isinstance(value, Input) or not any(_has_form(dims, form) for form in forms):
+        message = f"{argument} is an input with dims ({', '.join(dims)})"
+        raise FlexSpecError("FS022", message, fix=f"give it the dims {legal}", where=user_caret())
+    if value.source.type not in _TYPES[kind]:
+        message = f"{argument} is an input of {value.source.type.text}; the pattern reads {kind.__name__}"
+        fix = f'fs.Input("{value.source.name}", {dims}, {kind.__name__})'
+        raise FlexSpecError("FS023", message, fix=fix, where=user_caret())
+    return Given(value)
+
+
+def _has_form(dims: Sequence[str], form: Sequence[str]) -> bool:
+    free = [
+        dim not in SIZES and dim != "sequence" if wanted == "_" else dim == wanted
+        for dim, wanted in zip(dims, form, strict=False)
+    ]
+    return len(dims) == len(form) and all(free)
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """A value for each token, of a tensor that is held or given: `read(b, h, token)` is it in a predicate.
+
+    A held tensor with one batch entry or one head serves all, and then the mask does not depend on which it is.
+    """
+
+    given: Given
+    shown: Any
+
+    @property
+    def held(self) -> dict[str, torch.Tensor]:
+        """What the pattern holds, by the input's name."""
+        return self.given.held
+
+    def read(self, b: Any, h: Any, token: Any) -> Any:
+        """The value of a token."""
+        return self.given.read(batch=b, heads=h, sequence=token)
+
+
+def per_token(argument: str, value: Any, name: str, kind: type = int, heads: bool = False) -> PerToken:
+    """The reader of a tensor or an `fs.Input`: [sequence], [batch, sequence], with `heads` [batch, heads, sequence].
+
+    Where the value is None it is the run-time input `name` [batch, sequence]. Raises FS022, FS023.
+    """
+    forms: list[tuple[str, ...]] = [("sequence",), ("batch", "sequence")]
+    if heads:
+        forms += [("batch", "heads", "sequence"), ("heads", "sequence")]
+    if value is None:
+        return PerToken(Given(Input(name, forms[1], kind)), None)
+    given = held_or_given(argument, value, name, forms, kind)
+    if given.tensor is None:
+        return PerToken(given, given.shown)
+    tensor, dims = given.tensor, given.source.source.dims
+    for axis in reversed(range(len(dims) - 1)):
+        if tensor.shape[axis] == 1:
+            tensor, dims = tensor.select(axis, 0), dims[:axis] + dims[axis + 1 :]
+    return PerToken(Given(Input(name, dims, kind), tensor), given.shown)
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """A number for all heads, or one for each: `read(h)` is it in a score mod, `shown` what a repr shows."""
+
+    read: Callable[[Any], Any]
+    held: dict[str, torch.Tensor]
+    shown: Any
+
+
+def per_head_number(argument: str, value: Any, name: str) -> PerHead:
+    """A plain number, an `fs.Param`, float [heads], or an `fs.Input` with the dim heads. FS022, FS023.
+
+    name: the input's name where a tensor is held.
+    """
+    if isinstance(value, Traced):
+        return PerHead(lambda h: value, {}, value)
+    if isinstance(value, (bool, int, float)):
+        if isinstance(value, bool) or value != value:
+            raise FlexSpecError("FS023", f"{argument} is {value!r}; it must be a number", where=user_caret())
+        return PerHead(lambda h: float(value), {}, value)
+    given = held_or_given(argument, value, name, [(), ("heads",)], float, torch.float32)
+    return PerHead(lambda h: given.read(heads=h), given.held, given.shown)
+
+
+def names_of_axes(canvas: Canvas, pattern: str, value: Any, keyword: str) -> list[str]:
+    """Names of axes, as text with spaces or as a sequence. FS011 on another name, FS023 on no names."""
+    names = value.split() if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not names:
+        fix = f'give names: {keyword}="{" ".join(canvas.names[:2])}"'
+        raise FlexSpecError("FS023", f"{keyword} is {value!r}", fix=fix, where=user_caret())
+    return [on_axis(canvas, pattern, name, keyword) for name in names]
 
 
 def every(conditions: Sequence[Any]) -> Any:

@@ -1,52 +1,63 @@
-"""Documents, labels and trees: masks that read a value of each token.
+"""Documents, labels and segments: a sequence that holds several things.
 
 A tensor with a value for each token is [sequence] or [batch, sequence]; a batch of one serves all. `sequence`
-is the longer of the two lengths. Its shape is checked again when the mask runs.
+is the longer of the two lengths. Its shape is checked again when the mask runs. In the place of a tensor stands an
+`fs.Input` of these dims, or nothing where the pattern has an input of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
-import torch
-from pydantic import PositiveInt
-
 from ..errors import FlexSpecError, choices
+from ..expr import Expr, Load, apply, const, input_, inputs_of, load, substitute, transform, var
 from ..inputs import Input
-from ..mask import Mask, mask
+from ..mask import Mask, from_mask_mod, mask
 from ..user_line import user_caret
+from .about import pattern
 from .checks import as_tensor, per_token, whole
+from .heads import united
 
-TOKEN_TYPES: Mapping[str, int] = {"global": 0, "local": 1, "sliding": 2}
-"""What the numbers in `token_types(types)` mean."""
+__all__: list[str] = ["document", "padding", "same_label", "shared_prefix", "segments"]
 
 
+@pattern(
+    "document()",
+    "tokens of the same document",
+    picture="fs.document(torch.tensor([0, 1, 2]).repeat_interleave(torch.tensor([100, 250, 162])))",
+)
 def document(ids: Any = None) -> Mask:
     """Tokens of the same document see each other: a query keeps as many keys as its document has tokens.
 
-    ids: int [sequence] or [batch, sequence]; a negative id is padding, which neither sees nor is seen.
-    Without `ids` the mask reads the run-time input `document_id` [batch, sequence]. Source: packed training;
-    PyTorch's document mask has no padding id. Raises FS022 (shape), FS023 (not integers).
+    ids: int [sequence] or [batch, sequence]; a negative id is padding, which neither sees nor is seen. Default: the
+        run-time input `document_id` [batch, sequence].
 
-    >>> document(torch.tensor([0, 0, 1, -1])).dense(4).int()[0, 0].tolist()
+    Source: packed training; PyTorch's document mask has no padding id. Raises FS022 (shape), FS023 (not integers).
+
+    >>> document([0, 0, 1, -1]).dense(4).int()[0, 0].tolist()
     [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
     """
-    tensor = None if ids is None else as_tensor("ids", ids, [1, 2])
-    of = per_token("document_id", tensor)
+    document_id = per_token("ids", ids, "document_id")
 
     def same(b: Any, q: Any, kv: Any) -> Any:
-        return (of.read(b, None, q) == of.read(b, None, kv)) & (of.read(b, None, q) >= 0)
+        own = document_id.read(b, None, q)
+        return (own == document_id.read(b, None, kv)) & (own >= 0)
 
-    return mask(same)(**of.held).named("document", **({} if tensor is None else {"ids": tensor}))
+    return mask(same)(**document_id.held).named("document", **({} if ids is None else {"ids": document_id.shown}))
 
 
+@pattern("padding()", "only real tokens", picture="fs.padding([300])")
 def padding(lengths: Any = None) -> Mask:
     """Only the first `lengths[b]` tokens of each sequence see, and are seen: a query keeps `lengths[b]` keys.
 
-    lengths: int [batch], a tensor or a list; without it the run-time input `lengths` [batch]. A padding query
-    keeps nothing; libraries that mask only the keys give it an average of values instead. Raises FS022,
-    FS023, FS025.
+    A padding query keeps nothing; libraries that mask only the keys give it an average of values instead.
+
+    lengths: int [batch], a tensor or a list. Default: the run-time input `lengths` [batch].
+
+    Raises FS022 (shape), FS023 (not integers), FS025 (a negative length).
 
     >>> padding([2]).dense(3).int()[0, 0].tolist()
     [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
@@ -55,175 +66,180 @@ def padding(lengths: Any = None) -> Mask:
     if tensor is not None and int(tensor.min()) < 0:
         raise FlexSpecError("FS025", "lengths has a negative entry", fix="give token counts", where=user_caret())
     limit = Input("lengths", ("batch",))
-    made = mask(lambda b, q, kv: (q < limit[b]) & (kv < limit[b]))
+    real = mask(lambda b, q, kv: (q < limit[b]) & (kv < limit[b]))
     if tensor is None:
-        return made.named("padding")
-    return made(lengths=tensor).named("padding", lengths=tensor)
+        return real.named("padding")
+    return real(lengths=tensor).named("padding", lengths=tensor)
 
 
+@pattern("same_label()", "tokens with the same label", picture="fs.same_label(torch.arange(512) % 64 // 16)")
 def same_label(labels: Any = None, background: int | None = None) -> Mask:
     """Tokens with the same label see each other: a query keeps as many keys as its label has tokens.
 
-    labels: int [sequence], [batch, sequence] or [batch, heads, sequence]; without it the run-time input
-    `labels` [batch, sequence]. background: a label whose tokens all queries see; its own queries see only
-    each other. Any label is legal, negative ones too (`document` reads those as padding). Source: FLATTEN and
-    Trajectory Attention (flow paths), Routing Transformer (clusters). Raises FS022, FS023, FS025.
+    labels: int [sequence], [batch, sequence] or [batch, heads, sequence]. Any label is legal, negative ones too
+        (`document` reads those as padding). Default: the run-time input `labels` [batch, sequence].
+    background: a label whose tokens all queries see; its own queries see only each other.
+
+    Source: FLATTEN and Trajectory Attention (flow paths), Routing Transformer (clusters). Raises FS022 (shape), FS023
+    (not integers), FS025 (background).
 
     >>> same_label([5, 7, 5, 0], background=0).dense(4).int()[0, 0].tolist()
     [[1, 0, 1, 1], [0, 1, 0, 1], [1, 0, 1, 1], [0, 0, 0, 1]]
     """
-    tensor = None if labels is None else as_tensor("labels", labels, [1, 2, 3])
+    label = per_token("labels", labels, "labels", heads=True)
     if background is not None:
         whole("background", background, None)
-    of = per_token("labels", tensor)
 
     def same(b: Any, h: Any, q: Any, kv: Any) -> Any:
-        key = of.read(b, h, kv)
-        kept = of.read(b, h, q) == key
+        key = label.read(b, h, kv)
+        kept = label.read(b, h, q) == key
         return kept if background is None else kept | (key == background)
 
-    shown = {"labels": tensor, "background": background}
+    shown = {"labels": label.shown, "background": background}
     shown = {name: value for name, value in shown.items() if value is not None}
-    return mask(same)(**of.held).named("same_label", **shown)
+    return mask(same)(**label.held).named("same_label", **shown)
 
 
-def token_types(types: Any, window: int) -> Mask:
-    """Causal; each key says for how long it is seen: `global` for ever, `local` up to the next global token,
-    `sliding` by the next `window` queries, the first of them its own.
-
-    types: int [sequence] or [batch, sequence], 0 global, 1 local, 2 sliding (`TOKEN_TYPES`). A query keeps
-    all global keys before it, the local ones since the last global one, and at most `window` sliding ones.
-    The position of the last global token up to each query is computed here, once. Source: Neural Attention
-    Search. Raises FS022, FS023, FS025 (another type).
-
-    >>> token_types([1, 0, 1, 2, 1], window=1).dense(5).int()[0, 0].tolist()[4]
-    [0, 1, 1, 0, 1]
-    """
-    tensor = as_tensor("types", types, [1, 2])
-    whole("window", window)
-    if int(tensor.min()) < 0 or int(tensor.max()) > 2:
-        message = f"types go from {int(tensor.min())} to {int(tensor.max())}"
-        legal = choices(f"{number} ({name})" for name, number in TOKEN_TYPES.items())
-        raise FlexSpecError("FS025", message, fix=f"each is {legal}", where=user_caret())
-    place = torch.arange(tensor.shape[-1], device=tensor.device).expand(tensor.shape)
-    last = torch.where(tensor == TOKEN_TYPES["global"], place, -1).cummax(dim=-1).values
-    kind, since = per_token("types", tensor), per_token("last_global", last)
-
-    def seen(b: Any, q: Any, kv: Any) -> Any:
-        key = kind.read(b, None, kv)
-        local = (key == TOKEN_TYPES["local"]) & (since.read(b, None, q) <= kv)
-        sliding = (key == TOKEN_TYPES["sliding"]) & (q - kv < window)
-        return (q >= kv) & ((key == TOKEN_TYPES["global"]) | local | sliding)
-
-    return mask(seen)(**kind.held, **since.held).named("token_types", types=tensor, window=window)
-
-
-def shared_prefix(prefix: int, branch_ids: Any) -> Mask:
+@pattern("shared_prefix(256)", "branches that share a prefix", picture="fs.shared_prefix(128, torch.arange(512) // 96)")
+def shared_prefix(prefix: int, branch_ids: Any = None) -> Mask:
     """Causal inside the prefix and inside each branch; every branch sees the prefix, and no other branch.
 
-    prefix: tokens of the prefix, which stands first. branch_ids: int [sequence] or [batch, sequence] over the
-    whole sequence; its first `prefix` entries are not read, and a negative id after them is padding. A query
-    keeps the prefix and the tokens of its branch so far. Source: tree decoding, shared-prefix RL. Raises
-    FS022, FS023, FS025.
+    A query keeps the prefix and the tokens of its branch so far.
+
+    prefix: tokens of the prefix, which stands first, at least 0.
+    branch_ids: int [sequence] or [batch, sequence] over the whole sequence; its first `prefix` entries are not read,
+        and a negative id after them is padding. Default: the run-time input `branch_ids` [batch, sequence].
+
+    Source: tree decoding, shared-prefix RL. Raises FS022 (shape), FS023 (not integers), FS025 (prefix).
 
     >>> shared_prefix(1, [0, 1, 1, 2]).dense(4).int()[0, 0].tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
     """
     whole("prefix", prefix, 0)
-    tensor = as_tensor("branch_ids", branch_ids, [1, 2])
-    of = per_token("branch_ids", tensor)
+    branch_id = per_token("branch_ids", branch_ids, "branch_ids")
 
     def branch(b: Any, q: Any, kv: Any) -> Any:
-        mine = of.read(b, None, q)
-        real = (q < prefix) | (mine >= 0)
-        return (q >= kv) & real & ((kv < prefix) | (mine == of.read(b, None, kv)))
+        own = branch_id.read(b, None, q)
+        real = (q < prefix) | (own >= 0)
+        return (q >= kv) & real & ((kv < prefix) | (own == branch_id.read(b, None, kv)))
 
-    return mask(branch)(**of.held).named("shared_prefix", prefix=prefix, branch_ids=tensor)
+    shown = {} if branch_ids is None else {"branch_ids": branch_id.shown}
+    return mask(branch)(**branch_id.held).named("shared_prefix", prefix=prefix, **shown)
 
 
-def tree(parents: Any) -> Mask:
-    """A token sees itself and its ancestors: a query keeps as many keys as its depth in the tree.
+@pattern(
+    "",
+    "a mask for each two named segments",
+    picture='fs.segments({"text": 128, "image": 384}, {("text", "text"): fs.causal(), '
+    '("image", "text"): True, ("image", "image"): fs.sliding_window(40)})',
+)
+def segments(lengths: Mapping[str, int], table: Mapping[tuple[str, str], Any]) -> Mask:
+    """A sequence of named segments, and between each two of them a mask of its own.
 
-    parents: int [sequence] or [batch, sequence], the position of each token's parent, -1 for a root; parents
-    may stand after their children. A prompt is a chain: `parents[i] = i - 1`. The tree becomes an interval of
-    a depth-first walk for each token, computed here once. Source: speculative decoding (Medusa, EAGLE,
-    SpecInfer). Raises FS022, FS023, FS025 (a parent outside the sequence, a cycle).
+    A mask inside sees positions from 0 in its two segments and their lengths as q_len and kv_len: a canvas in it has as
+    many tokens as the segment, and a tensor in it as many entries (an open input's dim `sequence` is called
+    `<segment>_tokens`). For tensors over the whole sequence, combine outside: `segments(...) & document()`.
+    Tokens after the last segment see nothing.
 
-    >>> tree([-1, 0, 0, 1]).dense(4).int()[0, 0].tolist()
-    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
+    lengths: tokens of each segment, by name, in the order in which they stand.
+    table: for (query segment, key segment) a mask, True (everything) or False (nothing, as for pairs that are not
+        named).
+
+    Source: multimodal language models, video with text. Raises FS021 (a segment that has no length), FS022 (a tensor of
+    another length), FS023 (no mapping, or no mask in it), FS025 (lengths), FS026 (an open input read in segments of two
+    lengths), FS032 (a canvas of another size).
+
+    >>> from flexspec import causal
+    >>> kept = segments({"text": 2, "video": 2}, {("text", "text"): causal(), ("video", "video"): True})
+    >>> kept.dense(4).int()[0, 0].tolist()
+    [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]]
     """
-    tensor = as_tensor("parents", parents, [1, 2])
-    rows = [_walk_of(row) for row in tensor.reshape(-1, tensor.shape[-1]).tolist()]
-    shape, device = tensor.shape, tensor.device
-    enter = per_token("enter", torch.tensor([row[0] for row in rows], device=device).reshape(shape))
-    leave = per_token("leave", torch.tensor([row[1] for row in rows], device=device).reshape(shape))
-    in_order = bool((tensor < torch.arange(tensor.shape[-1], device=device)).all())
+    _check_lengths(lengths)
+    if not isinstance(table, Mapping):
+        message = f"the table is a {type(table).__name__}"
+        raise FlexSpecError("FS023", message, fix='{("text", "video"): mask}', where=user_caret())
+    starts = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
+    parts: list[Mask] = []
+    for pair, value in table.items():
+        if not isinstance(pair, tuple) or len(pair) != 2 or any(name not in lengths for name in pair):
+            message = f"the table names {pair!r}"
+            fix = f"give (query segment, key segment) of {choices(lengths)}"
+            raise FlexSpecError("FS021", message, fix=fix, where=user_caret())
+        item = _as_mask(pair, value)
+        inside = _inside(starts[pair[0]], lengths[pair[0]], starts[pair[1]], lengths[pair[1]])
+        if item == Mask.constant(True):
+            parts.append(inside)
+        elif item != Mask.constant(False):
+            parts.append(inside & _moved(item, pair, lengths, starts))
+    kept = united(parts) if parts else Mask.constant(False)
+    return kept.named("segments", lengths=dict(lengths), table=dict(table))
 
-    def ancestor(b: Any, q: Any, kv: Any) -> Any:
-        at = enter.read(b, None, q)
-        kept = (enter.read(b, None, kv) <= at) & (at < leave.read(b, None, kv))
-        return (q >= kv) & kept if in_order else kept  # known of the tree: maps and proofs need not find it
 
-    return mask(ancestor)(**enter.held, **leave.held).named("tree", parents=tensor)
+def _check_lengths(lengths: Any) -> None:
+    if not isinstance(lengths, Mapping) or not lengths:
+        message = f"lengths is {lengths!r}"
+        raise FlexSpecError("FS023", message, fix='give {"text": 77, "video": 3600}', where=user_caret())
+    for name, length in lengths.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            message = f"{name!r} is no name for a segment"
+            raise FlexSpecError("FS023", message, fix="give an identifier", where=user_caret())
+        whole(f"the length of `{name}`", length)
 
 
-def _walk_of(parents: list[int]) -> tuple[list[int], list[int]]:
-    """For each node of a forest, when a depth-first walk enters and leaves it."""
-    children: dict[int, list[int]] = {}
-    for node, parent in enumerate(parents):
-        if not -1 <= parent < len(parents):
-            message = f"the parent of token {node} is {parent}"
-            fix = f"give a position below {len(parents)}, or -1 for a root"
-            raise FlexSpecError("FS025", message, fix=fix, where=user_caret())
-        children.setdefault(parent, []).append(node)
-    enter, leave = [-1] * len(parents), [-1] * len(parents)
-    time = 0
-    todo = [(node, False) for node in reversed(children.get(-1, []))]
-    while todo:
-        node, done = todo.pop()
-        if done:
-            leave[node] = time
+def _as_mask(pair: tuple[str, str], value: Any) -> Mask:
+    if value is None or isinstance(value, bool):
+        return Mask.constant(bool(value))
+    if not callable(value):
+        message = f"between {pair[0]} and {pair[1]} stands a {type(value).__name__}"
+        raise FlexSpecError("FS023", message, fix="give a mask, True or False", where=user_caret())
+    return from_mask_mod(value)
+
+
+def _inside(q_start: int, q_length: int, kv_start: int, kv_length: int) -> Mask:
+    def region(q: Any, kv: Any) -> Any:
+        rows = (q >= q_start) & (q < q_start + q_length)
+        return rows & (kv >= kv_start) & (kv < kv_start + kv_length)
+
+    return mask(region)
+
+
+def _moved(item: Mask, pair: tuple[str, str], lengths: Mapping[str, int], starts: Mapping[str, int]) -> Mask:
+    """The mask over local positions, as one over positions of the whole sequence.
+
+    Outside its segment a local position is negative or too large. There the mask is cut off by the region,
+    but a tensor would still be read: indices are clamped.
+    """
+    q_length, kv_length = lengths[pair[0]], lengths[pair[1]]
+    if item.canvas is not None and {item.canvas.size} != {q_length, kv_length}:
+        lengths_text = f"{pair[0]} {q_length:,} and {pair[1]} {kv_length:,}"
+        message = f"{item.canvas} has {item.canvas.size:,} tokens, {lengths_text}"
+        raise FlexSpecError("FS032", message, where=user_caret())
+    longer = pair[0] if q_length >= kv_length else pair[1]
+    dims = {"sequence": longer, "q_len": pair[0], "kv_len": pair[1]}
+    _check_held(item, {dim: lengths[name] for dim, name in dims.items()})
+
+    def clamp_index(node: Expr) -> Expr:
+        if not isinstance(node, Load):
+            return node
+        names = tuple(f"{dims[dim]}_tokens" if dim in dims else dim for dim in node.input.dims)
+        index = tuple(substitute(part, {"q": var("q.in"), "kv": var("kv.in")}) for part in node.index)
+        return load(input_(node.input.name, names, node.input.type), index)
+
+    values: dict[str, Expr] = {"q_len": const(q_length), "kv_len": const(kv_length)}
+    for side, name in zip(("q", "kv"), pair, strict=True):
+        local = apply("sub", var(side), const(starts[name])) if starts[name] else var(side)
+        clamped = apply("min", apply("max", local, const(0)), const(lengths[name] - 1))
+        values |= {side: local, f"{side}.in": clamped}
+    expr = substitute(transform(item.flat, clamp_index), values)
+    return replace(item, expr=expr, canvas=None, predicate=None)
+
+
+def _check_held(item: Mask, sizes: Mapping[str, int]) -> None:
+    """FS022 where a held tensor does not fit the segments."""
+    for name, node in inputs_of(item.expr).items():
+        if name not in item.tensors or item.tensors[name].dim() != len(node.dims):
             continue
-        enter[node], time = time, time + 1
-        todo.append((node, True))
-        todo += [(child, False) for child in reversed(children.get(node, []))]
-    if time < len(parents):
-        message = f"token {enter.index(-1)} never reaches a root: its parents form a cycle"
-        raise FlexSpecError("FS025", message, fix="give the roots the parent -1", where=user_caret())
-    return enter, leave
-
-
-def bridge(chunk: int, memory_ids: Any, window: int) -> Mask:
-    """Causal: the last `window` keys, the last token of every chunk (the bridges), and the memory tokens.
-
-    memory_ids: bool [sequence] or [batch, sequence], true where a token is memory. A query keeps `window`
-    keys, one for each whole chunk before them, and the memory tokens so far. Source: LongCoder, where bridge
-    tokens are inserted once in a chunk and memory is chosen by the code's syntax. Raises FS022, FS023, FS025.
-
-    >>> bridge(2, torch.tensor([True, False, False, False, False]), window=1).dense(5).int()[0, 0].tolist()[4]
-    [1, 1, 0, 1, 1]
-    """
-    whole("chunk", chunk)
-    whole("window", window)
-    tensor = as_tensor("memory_ids", memory_ids, [1, 2], bool)
-    memory = per_token("memory_ids", tensor, bool)
-
-    def kept(b: Any, q: Any, kv: Any) -> Any:
-        return (q >= kv) & ((q - kv < window) | (kv % chunk == chunk - 1) | memory.read(b, None, kv))
-
-    return mask(kept)(**memory.held).named("bridge", chunk=chunk, memory_ids=tensor, window=window)
-
-
-@mask
-def block_diffusion(q: Any, kv: Any, *, block: PositiveInt, n: PositiveInt) -> Any:
-    """Training mask of block diffusion on `2 * n` tokens: `n` noisy ones, then the same `n` clean.
-
-    A noisy query of block `B` keeps its own noisy block and the `B` clean blocks before it; a clean one keeps
-    the clean blocks up to its own: `(B + 1) * block` keys in both cases. Source: BD3-LM. Raises FS025.
-
-    >>> block_diffusion(block=1, n=2).dense(4).int()[0, 0].tolist()
-    [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    """
-    q_block, kv_block = (q % n) // block, (kv % n) // block
-    noisy = (q < n) & (((kv < n) & (q_block == kv_block)) | ((kv >= n) & (q_block > kv_block)))
-    return noisy | ((q >= n) & (kv >= n) & (q_block >= kv_block))
+        for dim, size in zip(node.dims, item.tensors[name].shape, strict=True):
+            if size != sizes.get(dim, size):
+                message = f"`{name}` in {item.label} has {size} entries, its segment {sizes[dim]} tokens"
+                raise FlexSpecError("FS022", message, fix="give values of the segment's tokens", where=user_caret())

@@ -1,4 +1,4 @@
-"""A canvas beside text in one sequence, and masks over the places in memory that an order gives."""
+"""Text beside a canvas, and masks over places in memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,32 @@ from ..inputs import Input
 from ..mask import Mask, from_mask_mod, mask
 from ..order import TOKEN_AT, Order, in_memory
 from ..user_line import user_caret
+from .about import pattern
 from .checks import Text, as_tensor, whole
-from .segments import segments
+from .documents import segments
+
+__all__: list[str] = ["reordered", "with_text"]
 
 
+@pattern(
+    "",
+    "a mask over the places in memory of an order",
+    picture="fs.reordered(fs.temporal_head(fs.Canvas(t=8, h=8, w=8), width=32), "
+    'fs.axes(fs.Canvas(t=8, h=8, w=8), "h", "w", "t"))',
+)
 def reordered(pattern: Mask, order: Order, length: int | None = None) -> Mask:
     """The mask of the places in memory at which `order` puts the tokens: place `m` keeps what its token keeps.
 
-    length: tokens, where neither the mask nor the order has a canvas. The mask has `order.padded(length)` positions,
-    of which the padding keeps nothing and is not kept. What `order=` does inside `block_map` and `compile`, as a mask:
-    to prove things about an order, or to have one for a part of a sequence (`segments`). Tensors in the mask stay in
-    the order of the tokens. Raises FS023, FS030, FS032, FS033.
+    It is what `order=` does inside `block_map` and `compile`, as a mask: to prove things about an order, or to have one
+    for a part of a sequence (`segments`). The mask has `order.padded(length)` positions, of which the padding keeps
+    nothing and is not kept. Tensors in the mask stay in the order of the tokens.
+
+    pattern: a mask, or a mask_mod.
+    order: an order of as many tokens.
+    length: tokens, where neither the mask nor the order has a canvas.
+
+    Raises FS023 (no mask, no order), FS025 (length is no count), FS030 (no length), FS032 (a length that is not the
+    canvas'), FS033 (an order of another number of tokens).
 
     >>> from flexspec import axes, sliding_window, temporal_head
     >>> video = Canvas(t=5, h=8, w=8)
@@ -45,8 +60,8 @@ def reordered(pattern: Mask, order: Order, length: int | None = None) -> Mask:
     order.check(tokens)
     expr = in_memory(transform(pattern.expr, _of_tokens), order, pattern.canvas, tokens, tokens)
     expr = substitute(expr, {"q_len": const(tokens), "kv_len": const(tokens)})
-    made = _holding(replace(pattern, expr=expr, canvas=None, predicate=None), order)
-    return made.named("reordered", pattern=Text(pattern.label), order=Text(order))
+    in_places = _holding(replace(pattern, expr=expr, canvas=None, predicate=None), order)
+    return in_places.named("reordered", pattern=Text(pattern.label), order=Text(order))
 
 
 def _of_tokens(node: Expr) -> Expr:
@@ -57,10 +72,10 @@ def _of_tokens(node: Expr) -> Expr:
     return load(input_(node.input.name, names, node.input.type), node.index)
 
 
-def _holding(made: Mask, order: Order) -> Mask:
+def _holding(in_places: Mask, order: Order) -> Mask:
     """A mask over memory with the table of its order, if it loads from one; as a held tensor it may have any name."""
-    if TOKEN_AT not in made.expr.names:
-        return made
+    if TOKEN_AT not in in_places.expr.names:
+        return in_places
 
     def own(node: Expr) -> Expr:
         if isinstance(node, Load) and node.input.name == TOKEN_AT:
@@ -68,20 +83,30 @@ def _holding(made: Mask, order: Order) -> Mask:
         return node
 
     table = order.tensors()[TOKEN_AT]
-    return replace(made, expr=transform(made.expr, own), tensors={**made.tensors, "order": table})
+    return replace(in_places, expr=transform(in_places.expr, own), tensors={**in_places.tensors, "order": table})
 
 
+@pattern(
+    "with_text(first_frame(canvas(t=30, h=48, w=80)), text=256)",
+    "a mask on a canvas, and text that sees all",
+    picture="fs.with_text(fs.axial(fs.Canvas(t=7, h=8, w=8), 't'), text=64, lengths=[40])",
+)
 def with_text(pattern: Mask, text: int, lengths: Any = None, first: bool = False, order: Order | None = None) -> Mask:
     """A mask on a canvas, and text beside it: the canvas' tokens see the text and what `pattern` keeps, text sees all.
 
-    text: places for text, after the canvas' tokens, or before them if `first`. lengths: int [batch], how many of them
-    hold text; the rest is padding, which neither sees nor is seen. Without `lengths` the mask reads the run-time input
-    `text_lengths` [batch]. order: how the canvas' tokens lie in memory; the sequence of the call is then
-    `torch.cat([order.apply(video), text], -2)`, and the mask is over its places. A query of the canvas keeps as many
-    keys as in `pattern`, and `lengths[b]` more.
+    A query of the canvas keeps as many keys as in `pattern`, and `lengths[b]` more.
+
+    pattern: a mask on a canvas.
+    text: places for text, after the canvas' tokens, at least 1.
+    lengths: int [batch], how many of them hold text; the rest is padding, which neither sees nor is seen. Default: the
+        run-time input `text_lengths` [batch].
+    first: the text stands before the canvas' tokens.
+    order: how the canvas' tokens lie in memory; the sequence of the call is then
+        `torch.cat([order.apply(video), text], -2)`, and the mask is over its places.
 
     Source: video diffusion models with text in the sequence (HunyuanVideo, CogVideoX), whose sparse attention keeps
-    all pairs with text. Raises FS022, FS023, FS025, FS032, FS033.
+    all pairs with text. Raises FS022 (the shape of lengths), FS023 (no mask, no order, no integers), FS025 (text,
+    lengths, first), FS032 (a mask on no canvas), FS033 (an order of another number of tokens).
 
     >>> from flexspec import axial
     >>> with_text(axial(Canvas(h=2, w=2), "w"), text=2, lengths=[1]).dense(6).int()[0, 0].tolist()[1:]
@@ -107,10 +132,10 @@ def with_text(pattern: Mask, text: int, lengths: Any = None, first: bool = False
         ("text", "video"): text_q & real_kv,
         ("text", "text"): text_q & text_kv,
     }
-    made = segments(dict(reversed(sizes.items())) if first else sizes, table)
+    whole_sequence = segments(dict(reversed(sizes.items())) if first else sizes, table)
     shown = {"lengths": held.get("text_lengths"), "first": first or None, "order": order and Text(order)}
     shown = {name: value for name, value in shown.items() if value is not None}
-    return made.named("with_text", pattern=Text(pattern.label), text=text, **shown)
+    return whole_sequence.named("with_text", pattern=Text(pattern.label), text=text, **shown)
 
 
 def _in_canvas(side: str, order: Order | None, size: int) -> Mask:

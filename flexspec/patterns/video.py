@@ -17,13 +17,24 @@ from ..errors import FlexSpecError
 from ..inputs import Input
 from ..mask import Mask, mask
 from ..user_line import user_caret
-from .checks import as_tensor, every, on_axis, whole
+from .about import pattern
+from .checks import Given, every, held_or_given, on_axis, whole
+
+__all__: list[str] = ["first_frame", "frame_window", "spatial_head", "temporal_head", "radial", "epipolar"]
 
 
+@pattern(
+    "first_frame(canvas(t=30, h=48, w=80))",
+    "the first frame",
+    picture="fs.first_frame(fs.Canvas(t=8, h=8, w=8))",
+)
 def first_frame(canvas: Canvas, time: str = "t") -> Mask:
     """The tokens of the first frame: a query keeps as many keys as a frame has tokens.
 
-    time: the axis of the frames. Source: Puppet-Master; the attention sink of Sparse VideoGen. Raises FS011, FS032.
+    canvas: the canvas.
+    time: the axis of the frames.
+
+    Source: Puppet-Master; the attention sink of Sparse VideoGen. Raises FS011 (time), FS032 (no canvas).
 
     >>> first_frame(Canvas(t=2, w=2)).dense(4).int()[0, 0].tolist()[3]
     [1, 1, 0, 0]
@@ -32,11 +43,22 @@ def first_frame(canvas: Canvas, time: str = "t") -> Mask:
     return mask(canvas=canvas)(lambda kv: getattr(kv, time) == 0).named("first_frame", canvas=canvas, **_time(time))
 
 
+@pattern(
+    "frame_window(canvas(t=30, h=48, w=80), window=8, sink=1)",
+    "the last `window` and the first `sink` frames, whole",
+    picture="fs.frame_window(fs.Canvas(t=8, h=8, w=8), window=3, sink=1)",
+)
 def frame_window(canvas: Canvas, window: int, sink: int = 0, time: str = "t") -> Mask:
     """The last `window` frames, the query's own included and whole, and the first `sink` frames; none that is later.
 
-    window: frames, at least 1; sink: frames; time: the axis of the frames. An interior query keeps `window + sink`
-    frames of keys. Source: MotionStream, Live2Diff. Raises FS011, FS025, FS032.
+    An interior query keeps `window + sink` frames of keys.
+
+    canvas: the canvas.
+    window: frames, at least 1.
+    sink: frames, at least 0.
+    time: the axis of the frames.
+
+    Source: MotionStream, Live2Diff. Raises FS011 (time), FS025 (window, sink), FS032 (no canvas).
 
     >>> frame_window(Canvas(t=4, w=1), window=2, sink=1).dense(4).int()[0, 0].tolist()
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
@@ -52,12 +74,20 @@ def frame_window(canvas: Canvas, window: int, sink: int = 0, time: str = "t") ->
     return mask(canvas=canvas)(lately).named("frame_window", canvas=canvas, window=window, sink=sink, **_time(time))
 
 
+@pattern(
+    "spatial_head(canvas(t=30, h=48, w=80), width=7680)",
+    "a band where frame stands after frame",
+    picture="fs.spatial_head(fs.Canvas(t=8, h=8, w=8), width=48)",
+)
 def spatial_head(canvas: Canvas, width: int, time: str = "t") -> Mask:
     """A band around the query where tokens stand frame after frame: an interior query keeps `2 * width - 1` keys.
 
-    width: tokens, at least 1; `2 * frame` keeps the query's frame and the ones next to it. time: the axis of the
-    frames. Source: Sparse VideoGen, whose heads keep the first frame too: `spatial_head(...) | first_frame(...)`.
-    Raises FS011, FS025, FS032.
+    canvas: the canvas.
+    width: tokens, at least 1; `2 * frame` keeps the query's frame and the ones next to it.
+    time: the axis of the frames.
+
+    Source: Sparse VideoGen, whose heads keep the first frame too: `spatial_head(...) | first_frame(...)`. Raises FS011
+    (time), FS025 (width), FS032 (no canvas).
 
     >>> spatial_head(Canvas(t=2, w=2), width=2).dense(4).int()[0, 0].tolist()
     [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]
@@ -66,12 +96,23 @@ def spatial_head(canvas: Canvas, width: int, time: str = "t") -> Mask:
     return band(canvas, names, width).named("spatial_head", canvas=canvas, width=width, **_time(time))
 
 
+@pattern(
+    "temporal_head(canvas(t=30, h=48, w=80), width=60)",
+    "a band where a place's times stand together",
+    picture="fs.temporal_head(fs.Canvas(t=8, h=8, w=8), width=32)",
+)
 def temporal_head(canvas: Canvas, width: int, time: str = "t") -> Mask:
     """A band around the query where the frames' tokens of one place stand together: an interior query keeps `2 * width
     - 1` keys, those of its own place at other times first.
 
-    width: tokens, at least 1. time: the axis of the frames. One block wide in the order `axes(canvas, ..., time)`.
-    Source: Sparse VideoGen, as `spatial_head` after its reordering. Raises FS011, FS025, FS032.
+    One block wide in the order `axes(canvas, ..., time)`.
+
+    canvas: the canvas.
+    width: tokens, at least 1.
+    time: the axis of the frames.
+
+    Source: Sparse VideoGen, as `spatial_head` after its reordering. Raises FS011 (time), FS025 (width), FS032 (no
+    canvas).
 
     >>> temporal_head(Canvas(t=2, w=2), width=2).dense(4).int()[0, 0].tolist()
     [[1, 0, 1, 0], [0, 1, 1, 1], [1, 1, 1, 0], [0, 1, 0, 1]]
@@ -105,6 +146,11 @@ def _time(time: str) -> dict[str, str]:
     return {} if time == "t" else {"time": time}
 
 
+@pattern(
+    "radial(canvas(t=30, h=48, w=80), block=128)",
+    "a window that narrows with the distance of the frames",
+    picture="fs.radial(fs.Canvas(t=8, h=8, w=8), decay=0.5, block=8)",
+)
 def radial(
     canvas: Canvas,
     decay: float = 1.0,
@@ -117,16 +163,21 @@ def radial(
 
     At the distance `d >= 1` of two frames of `S` tokens, `r = 2 ** bit_length(S) / 2 ** bit_length(d)`: places at most
     `max(r * decay, block)` apart are kept; where `r < block`, only of every `int(block / r)`-th frame. The query's own
-    frame is kept whole, and with `first_frame_sink` the first one. decay: more than 0; block: tokens; time: the axis of
-    the frames.
+    frame is kept whole.
 
+    canvas: the canvas.
+    decay: a number above 0.
+    block: tokens, at least 1.
+    first_frame_sink: the first frame is kept whole, too.
+    time: the axis of the frames.
     rounded: whole tiles of `block` x `block` tokens, frame after frame, as the public kernel computes them. A tile is
-    kept if, of its keys that any query of the tile keeps, more than 3/5 are kept by more than 1/3 of its queries. This
-    is lossy: the repr says how many pairs it adds and drops, `radial(...).diff(radial(..., rounded=True))` where. A
-    table of the tiles is made here, at the cost of `size ** 2 / block` counts.
+        kept if, of its keys that any query of the tile keeps, more than 3/5 are kept by more than 1/3 of its queries.
+        This is lossy: the repr says how many pairs it adds and drops, `radial(...).diff(radial(..., rounded=True))`
+        where. A table of the tiles is made here, at the cost of `size ** 2 / block` counts.
 
     Source: Radial Attention. Its code has 128 for `block` in the choice of frames, rounds each two frames alone, and
-    treats `d = 1` apart: width `S // 2` for Wan, `S` for HunyuanVideo. Raises FS011, FS025, FS032.
+    treats `d = 1` apart: width `S // 2` for Wan, `S` for HunyuanVideo. Raises FS011 (time), FS025 (decay, block,
+    first_frame_sink, rounded), FS032 (no canvas).
 
     >>> radial(Canvas(t=3, w=4), decay=0.5, block=1, first_frame_sink=False).dense(12).int()[0, 0].tolist()[8]
     [1, 1, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1]
@@ -155,7 +206,7 @@ def radial(
     tiles = Input("tiles", ("_", "_"), bool)
 
     def tiled(q: Any, kv: Any) -> Any:
-        return tiles[tuple(_number(at, canvas, [time, *others]) // block for at in (q, kv))]
+        return tiles[tuple(_number(point, canvas, [time, *others]) // block for point in (q, kv))]
 
     table, added, dropped = _rounded(canvas.lengths[time], inside, rings, first_frame_sink, block)
     shown |= {"rounded": True, "added": added, "dropped": dropped}
@@ -211,17 +262,29 @@ def _rounded(
     return torch.from_numpy(kept), added, dropped
 
 
+@pattern(
+    "epipolar(canvas(v=8, h=32, w=32))",
+    "pixels near the query's line in other views",
+    # a line through the query's own pixel, steeper in each next view
+    picture="fs.epipolar(fs.Canvas(v=4, h=8, w=16), torch.tensor([[[v / 4, 1.0, -(v / 4 * (i % 16) + i % 128 // 16)]"
+    " for v in range(4)] for i in range(512)]), width=1.0)",
+    order="fs.tiled(fs.Canvas(v=4, h=8, w=16), h=4, w=4)",
+)
 def epipolar(canvas: Canvas, lines: Any = None, width: float = 1.0, view: str = "v") -> Mask:
     """All tokens of the query's own view, and of other views those at most `width` away from the query's line there.
 
+    canvas: the canvas.
     lines: float [tokens, views, axes] or [batch, tokens, views, axes], `axes` of the canvas. `lines[q, v]` is query
-    `q`'s line in view `v`, (a, b, c) with `a * x + b * y + c = 0`, where x is the coordinate of the last axis and y of
-    the one before, without the axis of views: a fundamental matrix times the query's (x, y, 1). With more axes it is a
-    plane, its coefficients from the last axis to the first. Their scale does not matter; (0, 0, c) is no line and keeps
-    nothing unless c is 0. Lines of the query's own view are not used. Without `lines` the mask reads the run-time input
-    `lines` [batch, tokens, views, axes]. width: pixels, at least 0. view: the axis of the views.
+        `q`'s line in view `v`, (a, b, c) with `a * x + b * y + c = 0`, where x is the coordinate of the last axis and y
+        of the one before, without the axis of views: a fundamental matrix times the query's (x, y, 1). With more axes
+        it is a plane, its coefficients from the last axis to the first. Their scale does not matter; (0, 0, c) is no
+        line and keeps nothing unless c is 0. Lines of the query's own view are not used. Default: the run-time input
+        `lines` [batch, tokens, views, axes].
+    width: pixels, at least 0.
+    view: the axis of the views.
 
-    Source: SPAD, whose lines are drawn and dilated. Raises FS011, FS022, FS023, FS025, FS032.
+    Source: SPAD, whose lines are drawn and dilated. Raises FS011 (view), FS022 (the shape of lines), FS023 (their
+    type), FS025 (width), FS032 (no canvas).
 
     >>> down = torch.tensor([1.0, 0.0, -1.0]).expand(4, 2, 3)  # x = 1
     >>> epipolar(Canvas(v=2, h=1, w=2), down, width=0.5).dense(4).int()[0, 0].tolist()
@@ -230,23 +293,34 @@ def epipolar(canvas: Canvas, lines: Any = None, width: float = 1.0, view: str = 
     names = _others(canvas, on_axis(canvas, "epipolar", view, "view"))[::-1]
     if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 <= width < float("inf"):
         raise FlexSpecError("FS025", f"width is {width!r}", fix="give a number of at least 0", where=user_caret())
-    tensor = None if lines is None else as_tensor("lines", lines, [3, 4], float)
-    shape = (canvas.size, canvas.lengths[view], len(canvas.names))
-    if tensor is not None and tuple(tensor.shape[-3:]) != shape:
-        message = f"lines has shape {tuple(tensor.shape)}, {canvas} needs (..., {', '.join(map(str, shape))})"
-        raise FlexSpecError("FS022", message, where=user_caret())
-    batched = tensor is None or tensor.dim() == 4
-    source = Input("lines", ("batch",) * batched + ("sequence", "views", "coefficients"), float)
+    sides = canvas.lengths[view], len(canvas.names)
+    given = _lines(canvas, lines, sides)
+    batched = "batch" in given.source.source.dims
 
     def near(b: Any, q: Any, kv: Any) -> Any:
         other = getattr(kv, view)
-        line = [source[(b, q, other, k)] if batched else source[q, other, k] for k in range(len(names) + 1)]
+        own = given.source[b, q] if batched else given.source[q]
+        line = [own[other, k] for k in range(len(names) + 1)]
         value, length = line[-1], 0.0
         for coefficient, name in zip(line, names, strict=False):
             value = value + coefficient * getattr(kv, name)
             length = length + coefficient * coefficient
         return (getattr(q, view) == other) | (value * value <= length * (width * width))
 
-    held = {} if tensor is None else {"lines": tensor}
-    made = mask(canvas=canvas)(near)(**held)
-    return made.named("epipolar", canvas=canvas, **held, width=width, **({} if view == "v" else {"view": view}))
+    shown = {} if lines is None else {"lines": given.shown}
+    shown |= {"width": width} | ({} if view == "v" else {"view": view})
+    return mask(canvas=canvas)(near)(**given.held).named("epipolar", canvas=canvas, **shown)
+
+
+def _lines(canvas: Canvas, lines: Any, sides: tuple[int, int]) -> Given:
+    """The lines of views with their coefficients, or the input that gives them; `sides` are the sizes of both dims."""
+    if lines is None:
+        return Given(Input("lines", ("batch", "sequence", *sides), float))
+    given = held_or_given("lines", lines, "lines", [("sequence", "_", "_"), ("batch", "sequence", "_", "_")], float)
+    tokens = canvas.size if given.tensor is None else given.tensor.shape[-3]
+    if (tokens, given.size(-2), given.size(-1)) != (canvas.size, *sides):
+        shape = (tokens, given.size(-2), given.size(-1))
+        message = f"lines has the shape (..., {', '.join(map(str, shape))})"
+        fix = f"{canvas} needs (..., {canvas.size}, {sides[0]}, {sides[1]})"
+        raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
+    return given

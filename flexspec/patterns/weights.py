@@ -11,21 +11,31 @@ from typing import Any
 
 import torch
 
-from ..errors import FlexSpecError
 from ..expr import const
-from ..formula import read_signature
-from ..inputs import Input
-from ..trace import Traced, TracedTensor
-from ..user_line import user_caret
+from ..predicate import read_signature
 from ..weight import Weight
-from .checks import as_tensor
+from .about import pattern
+from .checks import per_head_number
+
+__all__: list[str] = [
+    "sigmoid_weight",
+    "relu_weight",
+    "squared_relu_weight",
+    "taylor_weight",
+    "signed_weight",
+    "sink_logit",
+    "identity_mix",
+]
 
 
+@pattern("", "the sigmoid of score plus bias, not normalised")
 def sigmoid_weight(bias: Any = None) -> Weight:
     """`sum_kv sigmoid(s + bias) * v`, not normalised.
 
-    bias: a number, float [heads], a float `fs.Param`, or an `fs.Input` with the dim heads; default `-log(kv_len)`.
-    Source: FlashSigmoid. Raises FS022, FS023; FS042 when it runs with return_lse.
+    bias: a number, float [heads], a float `fs.Param`, or a float `fs.Input` with the dim heads; default `-log(kv_len)`.
+
+    lse: none. Source: FlashSigmoid. Raises FS022 (another shape), FS023 (no number); FS042 where it runs with
+    return_lse.
 
     >>> sigmoid_weight(), sigmoid_weight(-8.0)
     (sigmoid_weight(), sigmoid_weight(bias=-8.0))
@@ -35,10 +45,12 @@ def sigmoid_weight(bias: Any = None) -> Weight:
     return _with_number("sigmoid", "sigmoid_weight", "bias", bias)
 
 
+@pattern("", "positive scores as they are, not normalised")
 def relu_weight() -> Weight:
-    """`sum_kv max(s, 0) * v`, not normalised. Source: ReLA, without its norm of the output.
+    """`sum_kv max(s, 0) * v`, not normalised.
 
-    Raises FS042 when it runs with return_lse: there is no sum to take the log of.
+    lse: none. Source: ReLA, without its norm of the output. Raises FS042 where it runs with return_lse: there is no sum
+    to take the log of.
 
     >>> relu_weight()
     relu_weight()
@@ -46,10 +58,12 @@ def relu_weight() -> Weight:
     return Weight(const(0.0), "relu_weight()", kind="relu")
 
 
+@pattern("", "positive scores squared, not normalised")
 def squared_relu_weight() -> Weight:
-    """`sum_kv max(s, 0)**2 * v`, not normalised. Source: the form of ReLA with squares.
+    """`sum_kv max(s, 0)**2 * v`, not normalised.
 
-    Raises FS042 when it runs with return_lse: there is no sum to take the log of.
+    lse: none. Source: the form of ReLA with squares. Raises FS042 where it runs with return_lse: there is no sum to
+    take the log of.
 
     >>> squared_relu_weight()
     squared_relu_weight()
@@ -57,8 +71,11 @@ def squared_relu_weight() -> Weight:
     return Weight(const(0.0), "squared_relu_weight()", kind="squared_relu")
 
 
+@pattern("", "1 + s + s * s / 2, normalised")
 def taylor_weight() -> Weight:
-    """`1 + s + s * s / 2`, divided by its sum; lse: the log of that sum. Source: TaylorShift.
+    """`1 + s + s * s / 2`, divided by its sum.
+
+    lse: log of the sum of the weights. Source: TaylorShift.
 
     >>> taylor_weight()
     taylor_weight()
@@ -66,10 +83,13 @@ def taylor_weight() -> Weight:
     return Weight(const(0.0), "taylor_weight()", kind="taylor")
 
 
+@pattern("", "the score's sign times the exponential of its size, normalised")
 def signed_weight() -> Weight:
-    """`sign(s) * exp(abs(s))`, divided by the sum of `exp(abs(s))`; lse: the log of that sum. Source: Cog attention.
+    """`sign(s) * exp(abs(s))`, divided by the sum of `exp(abs(s))`.
 
     A score of exactly 0 counts in the sum and weighs no value.
+
+    lse: log of the sum of `exp(abs(s))`. Source: Cog attention.
 
     >>> signed_weight()
     signed_weight()
@@ -77,12 +97,15 @@ def signed_weight() -> Weight:
     return Weight(const(0.0), "signed_weight()", kind="signed")
 
 
+@pattern("", "the softmax with one more column that has no value")
 def sink_logit(logit: Any = 0.0) -> Weight:
     """The softmax with one more column, of score `logit` and without a value, so that a query may attend to nothing.
 
-    logit: a number, float [heads], a float `fs.Param`, or an `fs.Input` with the dim heads; 0 is the softmax with one
-    added to its sum. lse: with the extra column; a query that keeps nothing has the logit. Source: softmax-off-by-one,
-    gpt-oss. Raises FS022, FS023.
+    logit: a number, float [heads], a float `fs.Param`, or a float `fs.Input` with the dim heads; 0 is the softmax with
+        one added to its sum.
+
+    lse: with the extra column; a query that keeps nothing has the logit. Source: softmax-off-by-one, gpt-oss. Raises
+    FS022 (another shape), FS023 (no number).
 
     >>> sink_logit(torch.zeros(8))
     sink_logit(logit=<float32[8]>)
@@ -90,11 +113,14 @@ def sink_logit(logit: Any = 0.0) -> Weight:
     return _with_number("sink_logit", "sink_logit", "logit", logit)
 
 
+@pattern("", "the softmax mixed with the query's own value")
 def identity_mix(u: Any) -> Weight:
     """`(1 - u) * out + u * v`: the softmax mixed with the value at the query's own position.
 
-    u: the identity's share, a number, float [heads], a float `fs.Param`, or an `fs.Input` with the dim heads. Needs
-    q_len = kv_len (FS040 when it runs). lse: the softmax's. Source: HeadHunter, SoftPAG. Raises FS022, FS023.
+    u: the identity's share, a number, float [heads], a float `fs.Param`, or a float `fs.Input` with the dim heads.
+
+    lse: the softmax's. Source: HeadHunter, SoftPAG. Raises FS022 (another shape), FS023 (no number); FS040 where it
+    runs with q_len other than kv_len.
 
     >>> identity_mix(0.25)
     identity_mix(u=0.25)
@@ -102,22 +128,11 @@ def identity_mix(u: Any) -> Weight:
     return _with_number("identity_mix", "identity_mix", "u", u)
 
 
-def _with_number(kind: str, pattern: str, name: str, value: Any) -> Weight:
+def _with_number(kind: str, weight: str, argument: str, value: Any) -> Weight:
     """A weight with a number: one for all heads, or one for each."""
-    shown = value
-    if isinstance(value, TracedTensor):
-        made, shown = _reading(lambda h: value[h]), Traced(value.source)
-    elif isinstance(value, Traced):
-        made = _reading(lambda: value)
-    elif isinstance(value, (int, float)):
-        if isinstance(value, bool) or value != value:
-            raise FlexSpecError("FS023", f"{name} is {value!r}; it must be a number", where=user_caret())
-        made = Weight(const(float(value)), name)
-    else:
-        shown = as_tensor(name, value, [0, 1], float, torch.float32)
-        source = Input(f"weight_{name}", ("heads",) * shown.dim(), "float")
-        made = _reading((lambda h: source[h]) if shown.dim() else (lambda: source[()]))(**{f"weight_{name}": shown})
-    return made.of_kind(kind).named(pattern, **{name: shown})
+    number = per_head_number(argument, value, f"weight_{argument}")
+    bound = _reading(lambda h: number.read(h))(**number.held)
+    return bound.of_kind(kind).named(weight, **{argument: number.shown})
 
 
 def _reading(number: Callable[..., Any]) -> Weight:

@@ -24,12 +24,12 @@ from flexspec.user_line import user_caret
 
 from ..base import Call
 from ..weights import softmax_scores
-from . import TritonBackend
+from .able import reasons_against
 from .autograd import run_backward
 from .configs import Config
 from .decoding import decodes, run_decode
 from .gpus import GPUS, occupancy
-from .launch import Plan, plan_of, run_forward
+from .launch import Launch, launch_of, run_forward
 from .report import AotReport, KernelReport
 
 TENSOR_CORES = re.compile(r"\b(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA|v_s?w?mfmac?|v_wmma)(?=[._\s])")
@@ -47,7 +47,7 @@ def target_of(name: str) -> GPUTarget:
 def build(call: Call, target: str, backward: bool = True) -> AotReport:
     """The kernels of a call on meta tensors, compiled. FS041, FS042."""
     gpu = target_of(target)
-    against = TritonBackend(ahead_of_time=True).reasons_against(call)
+    against = reasons_against(call, ahead_of_time=True)
     if against:
         raise FlexSpecError("FS042", f"triton cannot run this: {'; '.join(against)}", where=user_caret())
     kernels: list[KernelReport] = []
@@ -55,24 +55,24 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
     def start(kernel: Any, grid: Any, config: Config, *args: Any, **constants: Any) -> None:
         kernels.append(_reported(_compiled(kernel, gpu, args, constants | config.options()), target, config))
 
-    weight, sink = call.attention.weight, None
+    weight, sink = call.lowered.weight, None
     if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward):
         sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
-    score, *_ = softmax_scores(call.attention.weighing, call.score)  # a weight with a sign has another like it
-    plan = replace(plan_of(replace(call, score=score), sink, target), start=start)
+    score, *_ = softmax_scores(weight, call.score)  # a weight with a sign has another like it
+    launch = replace(launch_of(replace(call, score=score), sink, target), start=start)
     if decodes(call):
-        run_decode(plan, call.q, call.k, call.v)
+        run_decode(launch, call.q, call.k, call.v)
     else:
-        run_all(plan, call.q, call.k, call.v, backward)
-    source = Path(plan.functions.file).read_text()
-    return AotReport(call.attention.label, target, tuple(kernels), source)
+        run_all(launch, call.q, call.k, call.v, backward)
+    source = Path(launch.functions.file).read_text("utf-8")
+    return AotReport(call.lowered.attention.label, target, tuple(kernels), source)
 
 
-def run_all(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool) -> None:
+def run_all(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool) -> None:
     """Every kernel of a training step, or of its forward pass."""
-    out, lse = run_forward(plan, q, k, v)
+    out, lse = run_forward(launch, q, k, v)
     if backward:
-        run_backward(plan, q, k, v, out, lse, torch.empty_like(out), None, {})
+        run_backward(launch, q, k, v, out, lse, torch.empty_like(out), None, {})
 
 
 def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> Any:

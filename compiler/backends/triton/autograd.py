@@ -15,10 +15,10 @@ from flexspec.expr import inputs_of
 from ..base import Call
 from .backward import backward_kv, backward_q, deltas
 from .configs import Config
-from .gradients import gradient_functions
-from .launch import Plan, described, located, near, padded, plan_of, run_forward
+from .functions import functions
+from .gradients import Gradients, gradient_functions
+from .launch import Launch, described, launch_of, located, near, padded, run_forward
 from .rows import rows_of
-from .source import functions
 from .tuning import launched
 
 LEAST = 32
@@ -29,11 +29,11 @@ def attend(call: Call, sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Output [batch, heads, q_len, v_head_dim] in q's dtype and lse float32 [batch, heads, q_len], with gradients for
     q, k, v and the float tensors that the scores read.
     """
-    plan = plan_of(call, sink)
+    launch = launch_of(call, sink)
     if not call.wants_gradients:
-        return run_forward(plan, call.q, call.k, call.v)
+        return run_forward(launch, call.q, call.k, call.v)
     names = trained(call)
-    return Attend.apply(plan, names, call.q, call.k, call.v, *(call.bound.tensors[name] for name in names))
+    return Attend.apply(launch, names, call.q, call.k, call.v, *(call.bound.tensors[name] for name in names))
 
 
 def trained(call: Call) -> tuple[str, ...]:
@@ -46,11 +46,13 @@ class Attend(torch.autograd.Function):
     """One call of the kernels, in memory order."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, launch: Launch, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v = tensors[:3]
-        out, lse = run_forward(plan, q, k, v)
-        ctx.plan, ctx.names = plan, names
-        values = [x for x in (*plan.mask_values, *plan.score_values) if isinstance(x, Tensor) and not x.is_inference()]
+        out, lse = run_forward(launch, q, k, v)
+        ctx.launch, ctx.names = launch, names
+        values = [
+            x for x in (*launch.mask_values, *launch.score_values) if isinstance(x, Tensor) and not x.is_inference()
+        ]
         ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)
         return out, lse
@@ -61,11 +63,11 @@ class Attend(torch.autograd.Function):
         out, lse, q, k, v, *read = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
         read_by_name = dict(zip(ctx.names, read, strict=False))
-        return None, None, *run_backward(ctx.plan, q, k, v, out, lse, dout, dlse, read_by_name)
+        return None, None, *run_backward(ctx.launch, q, k, v, out, lse, dout, dlse, read_by_name)
 
 
 def run_backward(
-    plan: Plan,
+    launch: Launch,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -77,24 +79,24 @@ def run_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype."""
     q, k, v, dout = near(q, k, v, dout)
-    dscore, gather = None, None
-    if plan.scored is not None:
-        dscore, gather = gradient_functions(plan.scored, tuple(read), plan.wide, plan.label)
+    gradients = Gradients(None, None)
+    if launch.scored is not None:
+        gradients = gradient_functions(launch.scored, tuple(read), launch.wide, launch.label)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     sums = [torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
-    stats = _stats(plan, out, lse, dout, dlse)
-    values, (by_q, score, _) = (plan.mask_values, plan.score_values), plan.functions
-    by_kv = functions(plan.mask, None, plan.wide, plan.label, side="q").mask
-    _launch(backward_q, "q", plan, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, dscore, gather))
-    _launch(backward_kv, "kv", plan, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, dscore))
+    stats = _stats(launch, out, lse, dout, dlse)
+    values, (by_q, score, _) = (launch.mask_values, launch.score_values), launch.functions
+    by_kv = functions(launch.mask, None, launch.wide, launch.label, side="q").mask
+    _launch(backward_q, "q", launch, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, *gradients))
+    _launch(backward_kv, "kv", launch, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, gradients.dscore))
     return [dq, dk, dv, *(total.to(x) for total, x in zip(sums, read.values(), strict=True))]
 
 
-def _stats(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor, Tensor]:
+def _stats(launch: Launch, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor, Tensor]:
     """The lse in base 2, and the deltas."""
     shift, delta = torch.empty_like(lse), torch.empty_like(lse)
     batch, heads, q_len, v_dim = out.shape
-    plan.start(
+    launch.start(
         deltas,
         (triton.cdiv(q_len, LEAST), batch * heads),
         Config(LEAST, 1, 4, 1),
@@ -104,7 +106,7 @@ def _stats(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | No
         None if dlse is None else dlse.float().contiguous(),
         delta,
         shift,
-        plan.sizes("q"),
+        launch.sizes("q"),
         BLOCK_M=LEAST,
         V_DIM=v_dim,
         V_PAD=padded(v_dim),
@@ -113,16 +115,16 @@ def _stats(plan: Plan, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | No
     return shift, delta
 
 
-def _launch(kernel: Any, side: str, plan: Plan, tensors: Any, stats: Any, values: Any, functions: Any) -> None:
+def _launch(kernel: Any, side: str, launch: Launch, tensors: Any, stats: Any, values: Any, functions: Any) -> None:
     """One program for each tile of a side, in each (batch, head) of that side's tensor."""
-    start = partial(_start, kernel, side, plan, tensors, stats, values, functions)
-    launched(start, kernel, plan, tensors[0], tensors[2], functions)
+    start = partial(_start, kernel, side, launch, tensors, stats, values, functions)
+    launched(start, kernel, launch, tensors[0], tensors[2], functions)
 
 
 def _start(
     kernel: Any,
     side: str,
-    plan: Plan,
+    launch: Launch,
     tensors: tuple[Tensor, ...],
     stats: tuple[Tensor, ...],
     values: tuple[Any, ...],
@@ -130,12 +132,12 @@ def _start(
     chosen: Config,
 ) -> None:
     q, _, v = tensors[:3]
-    grid, at = plan.block_map.grid, ("q", "kv").index(side)
+    grid, at = launch.block_map.grid, ("q", "kv").index(side)
     block, tile = (grid.block_q, grid.block_kv), (chosen.block_m, chosen.block_n)
-    rows = rows_of(plan.block_map, side, block[at] // tile[at])
+    rows = rows_of(launch.block_map, side, block[at] // tile[at])
     for total in values[2] if len(values) > 2 else ():
         total.zero_()  # a kernel that is timed adds to it more than once
-    plan.start(
+    launch.start(
         kernel,
         (len(rows.schedule), math.prod(tensors[at].shape[:2])),
         chosen,
@@ -143,8 +145,8 @@ def _start(
         *stats,
         located(rows),
         (rows.full, rows.partial),
-        plan.sizes(side),
-        plan.scale,
+        launch.sizes(side),
+        launch.scale,
         *values,
         *functions,
         BLOCK=block,
@@ -152,5 +154,5 @@ def _start(
         SIZE=(q.shape[3], v.shape[3]),
         PAD=(padded(q.shape[3]), padded(v.shape[3])),
         PRECISION="ieee",
-        **plan.options(),
+        **launch.options,
     )

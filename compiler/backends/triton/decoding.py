@@ -14,7 +14,7 @@ from ...blocks.runs import counting
 from ...evaluation.points import Array
 from ..base import Call
 from .configs import Config
-from .launch import Plan, described, near, padded
+from .launch import Launch, described, near, padded
 from .tuning import launched
 
 MOST_QUERIES = 16
@@ -48,13 +48,13 @@ class Work(NamedTuple):
 
 def decodes(call: Call) -> bool:
     """Is this a call for the decode kernels: few queries, in one row of blocks, and more than a few keys?"""
-    grid = call.block_map.grid
+    grid = call.lowered.grid
     long = call.page_table is not None or grid.kv_blocks >= LEAST_BLOCKS
     return grid.q_len <= MOST_QUERIES and grid.q_blocks == 1 and long and not call.wants_gradients
 
 
 def run_decode(
-    plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None = None
+    launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output in q's dtype, and lse float32 [batch, heads, q_len]; a sink logit is a column of the merged row.
 
@@ -69,25 +69,25 @@ def run_decode(
     q, k, v = near(q, k, v)
     result: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def launch(chosen: Config) -> None:
-        result[:] = [_decode(plan, q, k, v, table, chosen)]
+    def start(chosen: Config) -> None:
+        result[:] = [_decode(launch, q, k, v, table, chosen)]
 
-    launched(launch, decode, plan, q, v, plan.functions[:2])
+    launched(start, decode, launch, q, v, launch.functions[:2])
     return result[0]
 
 
 def _decode(
-    plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None, chosen: Config
+    launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None, chosen: Config
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both kernels: how many pieces there are to merge follows from the tiles."""
     from .decode import decode
 
-    work = work_of(plan, q.shape[0], chosen.block_n, parts_on(q.device))
+    work = work_of(launch, q.shape[0], chosen.block_n, parts_on(q.device))
     block_m = padded(work.packed * q.shape[2])
-    sizes = (*plan.sizes("q")[:4], work.packed)
+    sizes = (*launch.sizes("q")[:4], work.packed)
     shapes = [(work.pieces, block_m, v.shape[3]), (work.pieces, block_m), (work.pieces, block_m)]
     pieces = tuple(torch.empty(shape, dtype=torch.float32, device=q.device) for shape in shapes)
-    plan.start(
+    launch.start(
         decode,
         (work.parts,),
         chosen._replace(block_m=block_m, warps=chosen.warps if block_m <= 32 else 2 * chosen.warps),
@@ -100,11 +100,11 @@ def _decode(
         work.full,
         work.partial,
         sizes,
-        plan.scale,
-        plan.mask_values,
-        plan.score_values,
-        mask=plan.functions.mask,
-        score=plan.functions.score,
+        launch.scale,
+        launch.mask_values,
+        launch.score_values,
+        mask=launch.functions.mask,
+        score=launch.functions.score,
         PAGE=0 if table is None else k.shape[2],
         BLOCK_M=block_m,
         BLOCK_N=chosen.block_n,
@@ -113,13 +113,13 @@ def _decode(
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        **plan.options(),
+        **launch.options,
     )
-    return _merged(plan, work, pieces, sizes, q)
+    return _merged(launch, work, pieces, sizes, q)
 
 
 def _merged(
-    plan: Plan, work: Work, pieces: tuple[torch.Tensor, ...], sizes: tuple[int, ...], q: torch.Tensor
+    launch: Launch, work: Work, pieces: tuple[torch.Tensor, ...], sizes: tuple[int, ...], q: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and lse from what the parts wrote."""
     from .decode import merge
@@ -127,7 +127,7 @@ def _merged(
     v_dim = pieces[0].shape[2]
     out = torch.empty((*q.shape[:3], v_dim), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    plan.start(
+    launch.start(
         merge,
         (work.rows, work.packed * q.shape[2]),
         Config(1, PIECES, 4, 1),
@@ -135,7 +135,7 @@ def _merged(
         work.first_of_row,
         described(out),
         lse,
-        plan.sink,
+        launch.sink,
         sizes,
         BLOCK_M=pieces[0].shape[1],
         V_DIM=v_dim,
@@ -153,16 +153,15 @@ def parts_on(device: torch.device) -> int:
     return PARTS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def work_of(plan: Plan, batch: int, block_n: int, parts: int) -> Work:
+def work_of(launch: Launch, batch: int, block_n: int, parts: int) -> Work:
     """The work of a call, kept with its block map: the layers of a model share it."""
-    block_map = plan.block_map
-    key = ("triton decode", batch, plan.heads, plan.group, block_n, parts)
-    if key not in block_map.lists:
-        index = np.broadcast_to(block_map.index, (batch, plan.heads))
-        packed = heads_in_a_row(index, plan.group, block_map.q_len)
-        block_map.lists[key] = _shared_out(block_map, index[:, ::packed].reshape(-1), packed, block_n, parts)
-    found: Work = block_map.lists[key]
-    return found
+    return launch.block_map.derive(_work, batch, launch.heads, launch.group, block_n, parts)
+
+
+def _work(block_map: BlockMap, batch: int, heads: int, group: int, block_n: int, parts: int) -> Work:
+    index = np.broadcast_to(block_map.index, (batch, heads))
+    packed = heads_in_a_row(index, group, block_map.q_len)
+    return _shared_out(block_map, index[:, ::packed].reshape(-1), packed, block_n, parts)
 
 
 def heads_in_a_row(index: Array, group: int, q_len: int) -> int:

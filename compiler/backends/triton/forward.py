@@ -1,8 +1,8 @@
 """The forward kernel: one tile of queries against the runs of key blocks that its row keeps.
 
 Rows come as runs, so no index is loaded inside one; full runs need no mask. The mask and the score are functions
-generated from the spec and passed in: a score is one function, a mask is (first, end, rest), any of them None. `first`
-and `end` bound the keys of a query (in `backward_kv` the queries of a key), `rest` is asked for each pair. Tensors are
+generated from the spec and passed in: a score is one function, a mask `MaskFunctions`, any of them None. `first` and
+`end` bound the keys of a query (in `backward_kv` the queries of a key), `rest` is asked for each pair. Tensors are
 tuples (pointer, strides of batch, head, token, channel).
 """
 
@@ -51,11 +51,11 @@ def ends_of(b, h, at, values, mask, length, other_length):
     nothing for a position past `length`.
     """
     end = at * 0 + other_length
-    if mask[1] is not None:
-        end = tl.minimum(end, tl.maximum(mask[1](b, h, at, values), 0))
+    if mask.end is not None:
+        end = tl.minimum(end, tl.maximum(mask.end(b, h, at, values), 0))
     first = end * 0
-    if mask[0] is not None:
-        first = tl.minimum(tl.maximum(mask[0](b, h, at, values), 0), other_length)
+    if mask.first is not None:
+        first = tl.minimum(tl.maximum(mask.first(b, h, at, values), 0), other_length)
     return first.to(tl.int32), tl.where(at < length, end, 0).to(tl.int32)
 
 
@@ -65,10 +65,10 @@ def kept(ends, start, step, b, h, q, kv, values, mask):
     moved, because the compiler would compare moved positions in 64 bits.
     """
     keep = step < ends[1] - start
-    if mask[0] is not None:
+    if mask.first is not None:
         keep = keep & (step >= ends[0] - start)
-    if mask[2] is not None:
-        keep = keep & mask[2](b, h, q, kv, values)
+    if mask.rest is not None:
+        keep = keep & mask.rest(b, h, q, kv, values)
     return keep
 
 

@@ -7,51 +7,62 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
-from flexspec.expr import Expr, Load, var
+from flexspec.expr import Expr, Load, infix_text, var
 from flexspec.ops import Type
-from flexspec.syntax import formula
 
+from ...printers.triton import MASK_TAKES, SCORE_TAKES, slots, source_of
 from ...simplify.derivative import ONE, derivative, loads_of
 from ...simplify.linear import cast
 from ...simplify.rules import simplify
-from .source import Function, module_of, slots, source_of
+from .functions import Function, module_of
+
+
+class Gradients(NamedTuple):
+    """The jitted functions of a score's gradient: `dscore`, None where it is 1, and `gather`, None without tensors."""
+
+    dscore: Function | None
+    gather: Function | None
+
+
+class Share(NamedTuple):
+    """What one load of a tensor receives: the functions that it takes, and the line of `gather` that adds it."""
+
+    sources: list[str]
+    line: str
 
 
 @lru_cache(256)
-def gradient_functions(
-    score: Expr, names: tuple[str, ...], wide: bool, title: str
-) -> tuple[Function | None, Function | None]:
-    """`dscore`, None where it is 1, and `gather` for the tensors `names`, None where there are none."""
+def gradient_functions(score: Expr, names: tuple[str, ...], wide: bool, title: str) -> Gradients:
+    """The gradient of a score by itself and by the tensors `names`."""
     score = simplify(score)
-    places = slots(score)
     slope = derivative(score, var("score"))
     sources = []
     if slope is not ONE:
-        sources.append(source_of(cast(slope, Type.FLOAT), kind="dscore", wide=wide, places=places))
-    loads = [(at, load) for at, name in enumerate(names) for load in loads_of(score, name)]
-    lines = []
-    for count, (at, load) in enumerate(loads):
-        printed, line = _one(count, at, load, score, wide)
-        sources += [source_of(x, kind=kind, wide=wide, places=places, offset=x is load) for kind, x in printed.items()]
-        lines.append(line)
-    if lines:
-        head = "@triton.jit\ndef gather(s, ds, keep, b, h, q, kv, values, sums):\n    "
-        sources.append(head + "\n    ".join(lines) + "\n")
+        sources.append(source_of(cast(slope, Type.FLOAT), kind="dscore", wide=wide, places=slots(score)))
+    loads = [(tensor, load) for tensor, name in enumerate(names) for load in loads_of(score, name)]
+    shares = [_share(number, tensor, load, score, wide) for number, (tensor, load) in enumerate(loads)]
+    for share in shares:
+        sources += share.sources
+    if shares:
+        head = f"@triton.jit\ndef gather(s, ds, keep, {MASK_TAKES}, values, sums):\n    "
+        sources.append(head + "\n    ".join(share.line for share in shares) + "\n")
     if not sources:
-        return None, None
-    module = module_of(sources, f"Derivatives of {title}", formula(score))
-    return getattr(module, "dscore", None), getattr(module, "gather", None)
+        return Gradients(None, None)
+    module = module_of(sources, f"Derivatives of {title}", infix_text(score))
+    return Gradients(getattr(module, "dscore", None), getattr(module, "gather", None))
 
 
-def _one(count: int, at: int, load: Load, score: Expr, wide: bool) -> tuple[dict[str, Expr], str]:
-    """The functions of one load by name, and the line that adds what it receives."""
-    slope = derivative(score, load)
-    printed: dict[str, Expr] = {f"place_{count}": load}
-    share = "ds"
+def _share(number: int, tensor: int, load: Load, score: Expr, wide: bool) -> Share:
+    """Of the load `number`, which reads the tensor `tensor` of `sums`."""
+    places, slope = slots(score), derivative(score, load)
+    sources = [source_of(load, kind=f"place_{number}", wide=wide, places=places, offset=True)]
+    received = "ds"
     if slope is not ONE:
-        printed[f"slope_{count}"] = cast(slope, Type.FLOAT)
-        share = f"only(ds * slope_{count}(s, b, h, q, kv, values), keep)"
+        sources.append(source_of(cast(slope, Type.FLOAT), kind=f"slope_{number}", wide=wide, places=places))
+        received = f"only(ds * slope_{number}({SCORE_TAKES}, values), keep)"
     names = frozenset().union(*(part.names for part in load.index))
     by_q, by_kv = (bool(names & {side, "score"}) for side in ("q", "kv"))
-    return printed, f"add_to(sums[{at}] + place_{count}(s, b, h, q, kv, values), {share}, {by_q}, {by_kv})"
+    line = f"add_to(sums[{tensor}] + place_{number}({SCORE_TAKES}, values), {received}, {by_q}, {by_kv})"
+    return Share(sources, line)

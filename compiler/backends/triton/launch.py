@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 
-from flexspec.expr import Expr, const, substitute, var
+from flexspec.expr import Expr, const, inputs_of, substitute, var
 
 from ...blocks.block_map import BlockMap
 from ...blocks.integer_range import needs_64_bits
-from ...blocks.tensor_ranges import by_content
-from ...simplify.spans import interval
+from ...pipeline import Lowered
+from ...printers.triton import may_fuse
+from ...simplify.spans import span_of
 from ..base import Call
 from .configs import Config, arch_of
+from .functions import Functions, functions, simple, values_of
 from .rows import Rows, rows_of
-from .source import Functions, functions, may_fuse, simple, values_of
 from .tuning import launched
 
 FAR_STRIDE = 2**31 // 256
@@ -33,12 +34,13 @@ def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **consta
     kernel[grid](*args, **constants, **config.options())
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, eq=False)
+class Launch:
     """What every kernel of one call is given, beside its own tensors.
 
-    functions: of the mask as an interval of keys, and of the score. arch: the GPU it is for, such as "sm_90". start:
-    `run`, or what takes its place ahead of time.
+    functions: of the mask as a span of keys, and of the score. scored: the score, None where it is the product of
+    q and k. wide: integers have 64 bits. arch: the GPU it is for, such as "sm_90". start: `run`, or what takes its
+    place ahead of time.
     """
 
     block_map: BlockMap
@@ -58,6 +60,7 @@ class Plan:
     """float32 [heads]: the score of one more column, which has no value."""
     autotune: bool = False
 
+    @cached_property
     def options(self) -> dict[str, Any]:
         """Of the compiler, for kernels that ask the mask. Fusing is also the cheapest way from scores to weights."""
         return {"enable_fp_fusion": may_fuse(self.mask)}
@@ -68,67 +71,68 @@ class Plan:
         return self.heads, self.group, grid.q_len, grid.kv_len, grid.q_blocks if side == "q" else grid.kv_blocks
 
 
-def plan_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = None) -> Plan:
-    """Functions and values of a call. Kernels for a mask are compiled once; new values and lengths are arguments.
+def launch_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = None) -> Launch:
+    """The launch of a call: what alike calls share is kept, and this call's score values are filled in.
 
-    arch: that of the call's device where left out.
+    Kernels for a mask are compiled once; new values and lengths are arguments. arch: that of the call's device where
+    left out.
     """
-    block_map = call.block_map
+    lowered, device, tensors = call.lowered, call.q.device, call.bound.tensors
+    heads, kv_heads = call.q.shape[1], call.k.shape[1 if call.page_table is None else 2]
+    large = any(tensor.numel() >= 2**31 for tensor in tensors.values())  # where an element lies is an integer too
+    launch = lowered.derive(
+        _launch, call.score, device, heads, heads // kv_heads, call.q.shape[3], large, arch, call.autotune
+    )
+    own: dict[str, Any] = {}
+    if launch.scored is not None and inputs_of(launch.scored):
+        values = {**lowered.values, **tensors}
+        own["score_values"] = values_of(launch.scored, values, device, launch.wide)
+    if sink is not None:
+        own["sink"] = sink.expand(1, heads, 1).contiguous()
+    return replace(launch, **own) if own else launch
+
+
+def _launch(
+    lowered: Lowered,
+    score: Expr,
+    device: torch.device,
+    heads: int,
+    group: int,
+    head_dim: int,
+    large: bool,
+    arch: str | None,
+    autotune: bool,
+) -> Launch:
+    """What calls with these heads on this device share."""
+    block_map, attention = lowered.block_map, lowered.attention
     assert isinstance(block_map, BlockMap)
-    wide = is_wide(call)
-    scale = 1 / math.sqrt(call.q.shape[3]) if call.attention.scale is None else call.attention.scale
-    plain = call.score is var("score") and scale > LEAST_SCALE
-    scored = None if plain else call.score
-    device = call.q.device
-    key = ("triton plan", call.mask, scored, wide, device)
-    if key not in block_map.lists:
-        printed = functions(call.mask, scored, wide, call.attention.label)
-        block_map.lists[key] = printed, values_of(call.mask, _lasting(call), device, wide)
-    made, mask_values = block_map.lists[key]
-    bound = {**call.bound.all_numbers(), **call.bound.tensors}
-    return Plan(
+    wide = large or lowered.derive(is_wide, score)
+    scale = 1 / math.sqrt(head_dim) if attention.scale is None else attention.scale
+    scored = None if score is var("score") and scale > LEAST_SCALE else score
+    fixed = scored is not None and not inputs_of(scored)
+    return Launch(
         block_map,
-        call.mask,
-        made,
-        mask_values,
-        () if scored is None else values_of(scored, bound, device, wide),
+        lowered.mask,
+        functions(lowered.mask, scored, wide, attention.label),
+        values_of(lowered.mask, lowered.values, device, wide),
+        values_of(scored, lowered.values, device, wide) if scored is not None and fixed else (),
         scale,
-        call.q.shape[1],
-        call.q.shape[1] // call.k.shape[1 if call.page_table is None else 2],
+        heads,
+        group,
         scored,
         wide,
-        call.attention.label,
+        attention.label,
         arch_of(device) if arch is None else arch,
-        sink=None if sink is None else sink.expand(1, call.q.shape[1], 1).contiguous(),
-        autotune=call.autotune,
+        autotune=autotune,
     )
 
 
-def _lasting(call: Call) -> dict[str, Any]:
-    """The mask's values, which stay with its map: copies of tensors that the map knows by what they hold."""
-    tensors = {name: x for name, x in call.bound.tensors.items() if name in call.mask.names}
-    copies = {name: x.detach().clone() if by_content(x) else x for name, x in tensors.items()}
-    return {**call.bound.all_numbers(), **copies}
-
-
-def is_wide(call: Call) -> bool:
-    """Do the functions of a call need 64-bit integers? Kept with its map, unless other integer tensors decide too."""
-    if any(x.numel() >= 2**31 for x in call.bound.tensors.values()):
-        return True  # where an element lies is an integer too
-    kept, block_map = call.attention.kept.expr.names | call.mask.names, call.block_map
-    if any(not x.is_floating_point() for name, x in call.bound.tensors.items() if name not in kept):
-        return _computes_wide(call)
-    key = ("triton wide", call.mask, call.score, *sorted(call.bound.numbers.items()))
-    if key not in block_map.lists:
-        block_map.lists[key] = _computes_wide(call)
-    return bool(block_map.lists[key])
-
-
-def _computes_wide(call: Call) -> bool:
-    integers = substitute(call.score, {"score": const(0.0)})
-    mask = simple(call.mask)
-    ends = [end for side in ("q", "kv") for end in interval(mask, side)[:2] if end is not None]
-    return any(needs_64_bits(expr, call.bound, call.block_map.grid) for expr in (mask, integers, *ends))
+def is_wide(lowered: Lowered, score: Expr) -> bool:
+    """Do the mask, the ends of its spans and the score need 64-bit integers?"""
+    mask = simple(lowered.mask)
+    ends = [end for side in ("q", "kv") for end in span_of(mask, side)[:2] if end is not None]
+    exprs = (mask, substitute(score, {"score": const(0.0)}), *ends)
+    return any(needs_64_bits(expr, lowered.values, lowered.grid) for expr in exprs)
 
 
 def near(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -150,7 +154,7 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def run_forward(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Output in q's dtype, and lse float32."""
     from .forward import forward
 
@@ -158,13 +162,18 @@ def run_forward(plan: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     launched(
-        partial(_forward, plan, q, k, v, out, lse), forward, plan, q, v, (plan.functions.mask, plan.functions.score)
+        partial(_forward, launch, q, k, v, out, lse),
+        forward,
+        launch,
+        q,
+        v,
+        (launch.functions.mask, launch.functions.score),
     )
     return out, lse
 
 
 def _forward(
-    plan: Plan,
+    launch: Launch,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -174,9 +183,9 @@ def _forward(
 ) -> None:
     from .forward import forward
 
-    grid = plan.block_map.grid
-    rows = rows_of(plan.block_map, "q", grid.block_q // chosen.block_m)
-    plan.start(
+    grid = launch.block_map.grid
+    rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m)
+    launch.start(
         forward,
         (len(rows.schedule), q.shape[0] * q.shape[1]),
         chosen,
@@ -188,13 +197,13 @@ def _forward(
         located(rows),
         rows.full,
         rows.partial,
-        plan.sizes("q"),
-        plan.scale,
-        plan.mask_values,
-        plan.score_values,
-        plan.sink,
-        mask=plan.functions.mask,
-        score=plan.functions.score,
+        launch.sizes("q"),
+        launch.scale,
+        launch.mask_values,
+        launch.score_values,
+        launch.sink,
+        mask=launch.functions.mask,
+        score=launch.functions.score,
         BLOCK_Q=grid.block_q,
         BLOCK_KV=grid.block_kv,
         BLOCK_M=chosen.block_m,
@@ -204,5 +213,5 @@ def _forward(
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee",
-        **plan.options(),
+        **launch.options,
     )

@@ -82,7 +82,7 @@ class AotReport:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "report.json").write_text(json.dumps(self.facts(), indent=2) + "\n")
-            (folder / "functions.py").write_text(self.source)
+            (folder / "functions.py").write_text(self.source, "utf-8")
             for kernel in self.kernels:
                 for kind, content in kernel.files.items():
                     data = content if isinstance(content, bytes) else content.encode()

@@ -36,14 +36,10 @@ class Rows(NamedTuple):
 
 def rows_of(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
     """The runs along kv of each row of queries ("q"), or along q of each column of keys ("kv"); kept."""
-    key = ("triton", side, tiles_per_block)
-    if key not in block_map.lists:
-        block_map.lists[key] = _made(block_map, side, tiles_per_block)
-    found: Rows = block_map.lists[key]
-    return found
+    return block_map.derive(_rows, side, tiles_per_block)
 
 
-def _made(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
+def _rows(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
     grid = block_map.grid
     kinds = [by_kind(runs, grid) for runs in block_map.maps]
     blocks = grid.q_blocks

@@ -7,75 +7,93 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import triton
 from triton.runtime.interpreter import InterpretedFunction
 
+from ...blocks.block_map import BlockMap
 from ...blocks.grid import Grid
 from .configs import Config, config_of, divisor
-from .source import cache_folder, write
+from .functions import cache_folder, write
 
-if TYPE_CHECKING:
-    from .launch import Plan  # which starts what is chosen here
-
-Launch = Callable[[Config], None]
+Start = Callable[[Config], None]
+"""Starts a kernel with a configuration."""
 Timer = Callable[[Callable[[], None]], float]
-"""Milliseconds of a launch."""
+"""Milliseconds of a start."""
+
+
+class Setting(Protocol):
+    """What a choice depends on beside the kernel and its tensors."""
+
+    @property
+    def block_map(self) -> BlockMap: ...
+    @property
+    def arch(self) -> str: ...
+    @property
+    def group(self) -> int: ...
+    @property
+    def autotune(self) -> bool: ...
 
 
 def launched(
-    launch: Launch, kernel: Any, plan: Plan, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]
+    start: Start, kernel: Any, setting: Setting, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]
 ) -> None:
-    """Start a kernel with the configuration that the plan asks for: the table's, or the best by timing."""
-    launch(chosen(launch, kernel, plan, q, v, functions, timer_on(q.device, kernel) if plan.autotune else None))
+    """Start a kernel with the configuration that the setting asks for: the table's, or the best by timing."""
+    timer = timer_on(q.device, kernel) if setting.autotune else None
+    start(chosen(start, kernel, setting, q, v, functions, timer))
 
 
 def timer_on(device: torch.device, kernel: Any) -> Timer | None:
     """Nothing where timing is worth nothing, as in the interpreter, or must not be, as in the capture of a graph."""
     if isinstance(kernel, InterpretedFunction) or device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
-    return lambda launch: float(triton.testing.do_bench(launch, warmup=5, rep=20, return_mode="median"))
+    return lambda start: float(triton.testing.do_bench(start, warmup=5, rep=20, return_mode="median"))
 
 
 def chosen(
-    launch: Launch,
+    start: Start,
     kernel: Any,
-    plan: Plan,
+    setting: Setting,
     q: torch.Tensor,
     v: torch.Tensor,
     functions: tuple[Any, ...],
     timer: Timer | None,
 ) -> Config:
     """The table's choice without a timer, else the fastest, from the cache folder or timed now."""
-    name, grid = kernel.fn.__name__, plan.block_map.grid
-    first = config_of(name, plan.arch, grid, q, v)
+    name, grid = kernel.fn.__name__, setting.block_map.grid
+    first = config_of(name, setting.arch, grid, q, v)
     if timer is None:
         return first
-    kept = plan.block_map.lists
-    key = ("triton tuned", name, q.dtype, q.shape, v.shape[3], plan.group, *functions)
-    if key not in kept:
-        kept[key] = _kept_or_timed(
-            launch, facts_of(kernel, plan, q, v, functions), candidates(name, grid, first), timer
-        )
-    found: Config = kept[key]
-    return found
+    key = (name, q.dtype, q.shape, v.shape[3], setting.group, functions)
+    given = {"start": start, "facts": partial(facts_of, kernel, setting, q, v, functions), "timer": timer}
+    return setting.block_map.derive(_tuned, key, configs=candidates(name, grid, first), **given)
 
 
-def facts_of(kernel: Any, plan: Plan, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]) -> dict[str, Any]:
+def _tuned(
+    _: BlockMap, key: Hashable, start: Start, facts: Callable[[], dict[str, Any]], configs: list[Config], timer: Timer
+) -> Config:
+    """The choice for one block map, kernel, shape and functions, which the key tells."""
+    return _kept_or_timed(start, facts(), configs, timer)
+
+
+def facts_of(
+    kernel: Any, setting: Setting, q: torch.Tensor, v: torch.Tensor, functions: tuple[Any, ...]
+) -> dict[str, Any]:
     """All that a choice depends on. Lengths, and programs in a row, count up to powers of two."""
-    grid = plan.block_map.grid
+    grid = setting.block_map.grid
     return {
         "kernel": kernel.fn.__name__,
         "gpu": torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else "none",
         "dtype": str(q.dtype),
         "head_dims": [q.shape[3], v.shape[3]],
         "block_size": [grid.block_q, grid.block_kv],
-        "group": plan.group,
+        "group": setting.group,
         "batch * heads": _rounded(q.shape[0] * q.shape[1]),
         "q_len": _rounded(grid.q_len),
         "kv_len": _rounded(grid.kv_len),
@@ -116,7 +134,7 @@ def _divisors(block: int, *most: int) -> list[int]:
     return sorted({divisor(block, each) for each in most})
 
 
-def _kept_or_timed(launch: Launch, facts: dict[str, Any], configs: list[Config], timer: Timer) -> Config:
+def _kept_or_timed(start: Start, facts: dict[str, Any], configs: list[Config], timer: Timer) -> Config:
     path = path_of(facts)
     try:
         kept = Config(**json.loads(path.read_text())["best"])
@@ -127,7 +145,7 @@ def _kept_or_timed(launch: Launch, facts: dict[str, Any], configs: list[Config],
     times: dict[Config, float] = {}
     for config in configs:
         try:
-            times[config] = timer(lambda config=config: launch(config))  # type: ignore[misc]
+            times[config] = timer(lambda config=config: start(config))  # type: ignore[misc]
         except triton.TritonError:  # more registers or shared memory than there is
             continue
     if not times:

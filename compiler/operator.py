@@ -8,26 +8,40 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, library
 
 from flexspec.expr import inputs_of
 
-from ..base import Call
+from .backends.base import Call
 
-if TYPE_CHECKING:
-    from ...attend import CompiledAttention  # which needs this module
 
-_attentions: weakref.WeakValueDictionary[int, CompiledAttention] = weakref.WeakValueDictionary()
+class Enrolled(Protocol):
+    """What the operator asks of an attention.
+
+    held: the float tensors of its scores by name. backward: its backend's.
+    """
+
+    @property
+    def held(self) -> Mapping[str, Tensor]: ...
+    @property
+    def backward(self) -> Callable[..., list[Tensor]] | None: ...
+    def call_of(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, inputs: str, values: Any) -> Call: ...
+    def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]: ...
+    def moved(self, tensor: Tensor, inputs: str, dim: int = -2) -> Tensor: ...
+    def moved_back(self, tensor: Tensor, inputs: str, length: int, dim: int = -2) -> Tensor: ...
+
+
+_attentions: weakref.WeakValueDictionary[int, Enrolled] = weakref.WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def enroll(attention: CompiledAttention) -> int:
+def enroll(attention: Enrolled) -> int:
     """A number by which the operator finds an attention while it lives."""
     _operators()  # before the compiler of a model looks in
     number = next(_numbers)
@@ -59,7 +73,7 @@ def _call(
     names: str,
     number: int,
     inputs: str,
-) -> tuple[CompiledAttention, Call]:
+) -> tuple[Enrolled, Call]:
     """The attention and its call, with the tensors that the operator was given."""
     attention = _attentions[number]
     given: dict[str, Any] = dict(zip(names.split(","), [*tensors, *ints, *floats], strict=False))
@@ -132,20 +146,18 @@ def _backward(
     number: int,
     inputs: str,
 ) -> list[Tensor]:
-    from .autograd import run_backward  # Triton is slow to import
-    from .launch import plan_of
-
     attention, call = _call(q, k, v, tensors, ints, floats, names, number, inputs)
     out, dout = (attention.moved(x, inputs) for x in (out, dout))
     lse, dlse = (attention.moved(x, inputs, dim=-1) for x in (lse, dlse))
     asked = {names.split(",")[at]: tensors[at] for at in wanted}
     read = {name: call.bound.tensors[name] for name in asked if name in inputs_of(call.score)}
-    found = run_backward(plan_of(call), call.q, call.k, call.v, out, lse, dout, dlse, read)
+    assert attention.backward is not None
+    gradients = attention.backward(call, out, lse, dout, dlse, read)
     back = [
-        attention.moved_back(x, inputs, like.shape[2]).contiguous()
-        for x, like in zip(found[:3], (q, k, v), strict=True)
+        attention.moved_back(gradient, inputs, like.shape[2]).contiguous()
+        for gradient, like in zip(gradients[:3], (q, k, v), strict=True)
     ]
-    sums = dict(zip(read, found[3:], strict=True))
+    sums = dict(zip(read, gradients[3:], strict=True))
     return [
         *back,
         *(sums[name].sum_to_size(x.shape) if name in sums else torch.zeros_like(x) for name, x in asked.items()),

@@ -17,8 +17,6 @@ from flexspec.inputs import Bound, check_length, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.user_line import user_caret
 
-from . import frames, frames_text
-
 Query = int | Mapping[str, int]
 MOST_PAIRS = 1 << 27
 """Most pairs of queries and keys that are evaluated for one drawing."""
@@ -65,6 +63,8 @@ class KeptKeys:
 
         The last two axes are an image, and there is one for each position on the others; one axis is a strip. FS054.
         """
+        from .draw import frames, frames_text
+
         if path is not None:
             return frames.save(self, path)
         drawn = frames_text.draw(self)

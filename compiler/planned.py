@@ -5,32 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Expr, inputs_of, params_of
+from flexspec.expr import Expr, inputs_of
 from flexspec.mask import Mask
 from flexspec.order import Order
 from flexspec.user_line import user_caret
 
-from ..backends.base import check_qkv
-from ..blocks.grid import BlockSize
-from ..evaluation.points import as_array
-from ..simplify.specialise import specialise
-from .counting import alone
-from .hardware import hardware_at
-from .planner import plan
-from .plans import Plans, ranges
-from .ranking import moves
-
-if TYPE_CHECKING:
-    from ..attend import CompiledAttention
+from .backends.base import check_qkv
+from .blocks.grid import BlockSize
+from .compiled import CompiledAttention
+from .evaluation.points import as_array
+from .planning.counting import alone
+from .planning.hardware import hardware_at
+from .planning.planner import plan
+from .planning.plans import Plans, ranges
+from .planning.ranking import moves
+from .simplify.specialise import specialise
 
 AUTO: Final = "auto"
-Make = Callable[[Attention, Order | None, BlockSize], "CompiledAttention"]
+Make = Callable[[Attention, Order | None, BlockSize], CompiledAttention]
 
 
 @dataclass(frozen=True)
@@ -198,9 +196,5 @@ def _own(part: Part, whole: Attention, values: Mapping[str, Any], plain: tuple[s
     return {
         name: value
         for name, value in values.items()
-        if name in plain or name in _names(part.attend.spec) or name not in _names(whole)
+        if name in plain or name in part.attend.spec.parts.names or name not in whole.parts.names
     }
-
-
-def _names(spec: Attention) -> set[str]:
-    return {*inputs_of(spec.formula.expr), *params_of(spec.formula.expr), *spec.formula.defaults}

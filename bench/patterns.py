@@ -56,7 +56,7 @@ out where the pattern has an input of its own, or put an `fs.Input` in its place
 the same shapes compile nothing. One batch entry, or one head, serves all.
 
 ```python
-bias = fs.relative_bias(fs.Input("table", ("heads", 257), float))
+bias = fs.scores.relative_bias(fs.Input("table", ("heads", 257), float))
 attend = fs.compile(fs.Attention(fs.token_types(window=64), [bias]))
 out = attend(q, k, v, table=table, types=types, last_global=fs.last_global(types))
 ```

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flexspec.errors import FlexSpecError, choices
-from flexspec.inputs import make_sizes
+from flexspec.inputs import check_length, make_sizes
 from flexspec.user_line import user_caret
 
 from .attend import Attending
@@ -127,8 +127,12 @@ class CompiledAttention(Attending):
             canvas = self.spec.parts.canvas
             q_len = canvas.size if canvas else 4096
         bound, lowered = self._cache.of(make_sizes(q_len, kv_len, batch, heads), values, CPU)
-        grid, few = lowered.grid, heads if kv_heads is None else kv_heads
-        shapes = (heads, grid.q_len, head_dim), (few, grid.kv_len, head_dim), (few, grid.kv_len, v_head_dim or head_dim)
+        grid, few = lowered.grid, check_length("kv_heads", heads if kv_heads is None else kv_heads)
+        width = check_length("head_dim", head_dim)
+        v_width = width if v_head_dim is None else check_length("v_head_dim", v_head_dim)
+        elements = batch * max(heads, few) * max(grid.q_len, grid.kv_len) * max(width, v_width)
+        check_length("the size of q, k or v", elements)
+        shapes = (heads, grid.q_len, width), (few, grid.kv_len, width), (few, grid.kv_len, v_width)
         q, k, v = (torch.empty((batch, *shape), dtype=dtype, device="meta") for shape in shapes)
         check_qkv(q, k, v)
         build = next((each.build for each in (*self.backends, *BACKENDS) if each.build), None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from flexspec.canvas import Canvas
+from flexspec.canvas import MOST_TOKENS, Canvas
 from flexspec.errors import FlexSpecError
 from flexspec.evaluate import evaluate
 from flexspec.inputs import Bound, check_length, make_sizes
@@ -18,6 +18,8 @@ from flexspec.mask import Mask, from_mask_mod
 from flexspec.user_line import user_caret
 
 Query = int | Mapping[str, int]
+MOST_PAIRS = 1 << 27
+"""Most pairs of queries and keys that are evaluated for one drawing."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,6 +106,9 @@ def kept_keys(
     length = _length(laid, start, length)
     queries: list[Any] = list(query) if isinstance(query, Sequence) and not isinstance(query, str) else [query]
     places = tuple(_position(each, laid, start, length) for each in queries)
+    if len(places) * length > MOST_PAIRS:
+        message = f"{len(places):,} queries among {length:,} keys are more than {MOST_PAIRS:,} pairs"
+        raise FlexSpecError("FS030", message, fix="give fewer queries, or a shorter length", where=user_caret())
     if not places:
         raise FlexSpecError("FS020", "no query is given", fix="give one, e.g. dict(h=3, w=5)", where=user_caret())
     bound = mask.bind(make_sizes(length, None, batch, heads), inputs)
@@ -160,7 +165,7 @@ def _head(mask: Mask, bound: Bound, b: int, h: int) -> str:
     """Which batch and head are meant, of those that the mask depends on. FS030."""
     parts = []
     for name, kind, index, size in (("b", "batch", b, bound.sizes.batch), ("h", "head", h, bound.sizes.heads)):
-        if index < 0 or (name in mask.expr.names and index >= (size or 1)):
+        if not 0 <= index <= MOST_TOKENS or (name in mask.expr.names and index >= (size or 1)):
             raise FlexSpecError("FS030", f"there is no {kind} {index}; there are {size or 1}", where=user_caret())
         if name in mask.expr.names and size and size > 1:
             parts.append(f"{kind} {index} of {size}")

@@ -12,13 +12,16 @@ from .errors import FlexSpecError, choices
 from .expr import Expr, apply, const
 from .user_line import user_caret
 
+MOST_TOKENS = 1 << 62
+"""Most tokens of a sequence or a block: a length that is rounded up to whole blocks still fits 64 bits."""
+
 
 @dataclass(frozen=True)
 class Canvas:
     """Named axes with their lengths, outermost first: `Canvas(t=30, h=48, w=80)`.
 
     A token's logical position is its row-major index; `q.t` in a predicate is its coordinate. Where it lies in memory
-    is an order's choice. Raises FS032 on bad names or lengths.
+    is an order's choice. Raises FS032 on bad names or lengths, and past 2**62 tokens.
 
     >>> Canvas(h=2, w=3).size
     6
@@ -34,6 +37,9 @@ class Canvas:
                 message = f"axis `{name}` has length {length!r}"
                 raise FlexSpecError("FS032", message, fix="give an integer of at least 1", where=user_caret())
         object.__setattr__(self, "axes", tuple(axes.items()))
+        if self.size > MOST_TOKENS:
+            message = f"a canvas of the axes {', '.join(axes)} has more than 2**62 tokens"
+            raise FlexSpecError("FS032", message, fix="give shorter axes", where=user_caret())
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -141,6 +141,8 @@ def _read_yaml(text: str) -> Any:
                 keys.add(event.value)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise broken("the document", "anchors and aliases are not read")
+        if tag := getattr(event, "tag", None):
+            raise broken("the document", f"tags such as {tag} are not read")
         if isinstance(event, yaml.CollectionStartEvent):
             levels.append([isinstance(event, yaml.MappingStartEvent), 0, set()])
             if len(levels) > MAX_NESTING:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .canvas import MOST_TOKENS
 from .errors import FlexSpecError, choices
 from .expr import SIZES, Expr, Var, inputs_of, param, params_of, walk
 from .expr import Input as InputNode
@@ -118,10 +119,12 @@ class Sizes:
 
 
 def check_length(name: str, value: object, least: int = 1) -> int:
-    """A size as an int of at least `least`, else FS030."""
+    """A size as an int from `least` to 2**62, else FS030."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         message = f"{name} is {value!r}"
         raise FlexSpecError("FS030", message, fix=f"give an integer of at least {least}", where=user_caret())
+    if value > MOST_TOKENS:
+        raise FlexSpecError("FS030", f"{name} is more than 2**62", fix="give a smaller one", where=user_caret())
     return value
 
 

@@ -11,8 +11,8 @@ from spine import COMPUTED, circles, imports_of, modules_of, without_doors, wron
 LANGUAGE = (
     "errors user_line value_types ops expr grammar syntax captures narrow_dtypes evaluate canvas "
     "orders.base orders.digits orders.ranks orders.curves orders.lookup orders session torch_calls traced "
-    "trace inputs order predicate files formula combine questions mask score weight attention spec patterns text "
-    "compiler __init__ compiler.cli"
+    "trace inputs order predicate files formula combine questions proofs mask score weight attention spec patterns "
+    "text compiler __init__ compiler.cli"
 ).split()
 """Each imports only what stands to its left. Nothing but the command line imports the package itself."""
 
@@ -27,6 +27,7 @@ DOORS = {
     "flexspec": [],  # imports the compiler's public names at their first use
     "flexspec.patterns.catalog": [],  # imports the families, by their names in `listing`
     "flexspec.questions": ["flexspec.compiler.proofs"],  # what the compiler answers, asked through `flexspec`
+    "flexspec.proofs": ["flexspec.compiler.proofs"],  # the same questions as functions
     "flexspec.compiler.blocks.block_map": DRAW,  # `show` of each opens the room that draws
     "flexspec.compiler.proofs.diff": DRAW,
     "flexspec.compiler.proofs.reach": DRAW,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from flexspec.canvas import MOST_TOKENS
 from flexspec.errors import FlexSpecError
 from flexspec.inputs import Sizes, check_length
 from flexspec.orders.base import Order
@@ -38,23 +39,38 @@ BlockSize = int | tuple[int, int]
 
 MAX_BLOCKS = 1 << 23
 """Most blocks on a side: a thousand million tokens in blocks of 128."""
+MAX_BLOCK = 1 << 24
+"""Most tokens on a side of a block: an undecided block is looked at with an array for each of its sides."""
 
 
 def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
-    """The grid of blocks over memory positions. FS030, FS033."""
+    """The grid of blocks over memory positions, padding included. FS030, FS033."""
     pair = block_size if isinstance(block_size, tuple) else (block_size, block_size)
     if len(pair) != 2:
         raise FlexSpecError("FS030", f"block_size is {block_size!r}", fix="give 128 or (128, 64)", where=user_caret())
     block_q, block_kv = (check_length("block_size", side) for side in pair)
-    rows = max(sizes.q_len // block_q, sizes.kv_len // block_kv)
-    if rows > MAX_BLOCKS:
-        message = f"{rows:,} blocks on a side are more than {MAX_BLOCKS:,}"
-        raise FlexSpecError("FS030", message, fix="give a larger block_size", where=user_caret())
-    if order is None:
-        return Grid(sizes.q_len, sizes.kv_len, block_q, block_kv)
-    check_orders([order])
-    order.check(sizes.q_len, sizes.kv_len)
-    return Grid(order.padded(sizes.q_len), order.padded(sizes.kv_len), block_q, block_kv)
+    if max(pair) > MAX_BLOCK:
+        message = f"block_size is {block_size}; a side has at most {MAX_BLOCK:,} tokens"
+        raise FlexSpecError("FS030", message, fix="give a smaller block_size", where=user_caret())
+    lengths = [sizes.q_len, sizes.kv_len]
+    if order is not None:
+        check_orders([order])
+        order.check(*lengths)
+        for side, length in enumerate(lengths):
+            lengths[side] = order.padded(length)
+            if lengths[side] > MOST_TOKENS:
+                message = f"{order} pads {length:,} tokens to more than 2**62 places"
+                raise FlexSpecError("FS033", message, fix="give smaller tiles", where=user_caret())
+    grid = Grid(lengths[0], lengths[1], block_q, block_kv)
+    check_blocks(max(grid.q_blocks, grid.kv_blocks), "give a larger block_size")
+    return grid
+
+
+def check_blocks(count: int, fix: str) -> None:
+    """FS030 where a side has more than `MAX_BLOCKS` blocks."""
+    if count > MAX_BLOCKS:
+        message = f"{count:,} blocks on a side are more than {MAX_BLOCKS:,}"
+        raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
 
 
 def check_orders(given: object, name: str = "orders") -> list[Order | None]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import io
+import sys
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 import flexspec as fs
 from flexspec.errors import FlexSpecError
+from flexspec.patterns.listing import listing
 
-from ..draw import diff as diff_drawing
-from . import pictures
-from . import plan as cli_plan
-from . import values as cli_values
-
-if TYPE_CHECKING:
-    from ..proofs.diff import Diff
+from .reporting import print_json, reporting
 
 app = typer.Typer(
     help="Attention patterns: draw them, explain them, compare them. A PATTERN is text such as "
@@ -70,40 +64,16 @@ CHECK_EXAMPLES = """[bold]Examples[/bold]
 flexspec check 'causal_window(window=8)' --against 'causal() & sliding_window(window=7)' --length 100
 
 flexspec check old.py:mask_mod --against new.yaml --length 65536 --heads 8"""
-
 BUILD_EXAMPLES = """[bold]Examples[/bold]
 
 flexspec build 'causal()' --target sm_90
 
 flexspec build spec.yaml --target sm_80 --dtype float16 --head-dim 64 -o kernels"""
+PLAN_EXAMPLES = """[bold]Examples[/bold]
 
+flexspec plan 'neighborhood(window={t: 18, h: 24, w: 24})' --canvas 30x48x80 --heads 24
 
-@contextmanager
-def _reporting(as_json: bool, *patterns: str) -> Iterator[None]:
-    """A FlexSpecError inside becomes a message and exit code 2; of code, the user's own lines are shown."""
-    try:
-        yield
-    except FlexSpecError as error:
-        text = cli_values.as_options(cli_values.without_foreign_lines(str(error), patterns))
-        if as_json:
-            several = str(error) != error.describe()
-            message = text.removeprefix(f"[{error.code}] ") if several else error.message
-            fix = cli_values.as_options(error.fix) if error.fix else None
-            _print_json({"error": {"code": error.code, "message": message, "fix": fix}})
-        else:
-            from rich.console import Console
-            from rich.text import Text
-
-            head, _, rest = text.partition("\n")
-            console = Console(stderr=True, soft_wrap=True)
-            console.print(Text(head, style="bold red"))
-            if rest:
-                console.print(Text(rest))
-        raise typer.Exit(2) from None
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+flexspec plan 'causal_window(1024)' --length 65536 --hardware a100 --json"""
 
 
 def _print_version(wanted: bool) -> None:
@@ -127,12 +97,8 @@ def _whole(
 @app.command(epilog="[bold]Example[/bold]\n\nflexspec patterns --json")
 def patterns(as_json: Json = False) -> None:
     """List the patterns that pattern text and spec files know."""
-    from flexspec.patterns import CATALOG
-
-    entries = CATALOG.values()
     if as_json:
-        keys = ("name", "kind", "family", "example", "meaning")
-        _print_json([{key: str(getattr(entry, key)) for key in keys} for entry in entries])
+        print_json([pattern._asdict() for pattern in listing()])
         return
     from rich.console import Console
     from rich.table import Table
@@ -142,11 +108,11 @@ def patterns(as_json: Json = False) -> None:
     for title in ("name", "meaning", "example"):
         table.add_column(title, overflow="fold")
     family = None
-    for entry in entries:
-        if family is not None and entry.family != family:
+    for pattern in listing():
+        if family not in (None, pattern.family):
             table.add_section()
-        family = entry.family
-        table.add_row(Text(entry.name, style="cyan"), Text(entry.meaning), Text(entry.example, style="dim"))
+        family = pattern.family
+        table.add_row(Text(pattern.name, style="cyan"), Text(pattern.meaning), Text(pattern.example, style="dim"))
     Console().print(table)
 
 
@@ -175,7 +141,10 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Draw which blocks are empty, partial or full, or the keys of a query: here, or into a picture with -o."""
-    with _reporting(as_json, pattern):
+    with reporting(as_json, pattern):
+        from . import pictures
+        from . import values as cli_values
+
         attention = cli_values.load(pattern)
         q_len, kv_len = cli_values.lengths(length, kv_length, attention)
         part = cli_values.region(region) if region else None
@@ -190,16 +159,16 @@ def show(
                 message = f"a query's keys are drawn among as many as there are queries, not {kv_len:,} of {q_len:,}"
                 raise FlexSpecError("FS030", message, fix="leave --kv-length out")
             places = [cli_values.query(text) for text in query]
-            facts, drawn = pictures.of_queries(attention.mask, places, q_len, head, output, given)
+            facts, drawing = pictures.of_queries(attention.mask, places, q_len, head, output, given)
         else:
             given["block_size"] = cli_values.block_size(block_size)
             orders = [cli_values.order(text, attention) for text in order or ()] or [None]
             maps = [fs.block_map(attention.mask, q_len, kv_len, order=each, **given) for each in orders]
-            facts, drawn = pictures.of_maps(maps, head, output, part)
+            facts, drawing = pictures.of_maps(maps, head, output, part)
         if as_json:
-            _print_json(facts)
+            print_json(facts)
         else:
-            print(drawn())
+            print(drawing())
 
 
 @app.command(epilog=EXPLAIN_EXAMPLES)
@@ -216,14 +185,16 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say what a pattern means, what it costs, and what is proved about it."""
-    with _reporting(as_json, pattern):
+    with reporting(as_json, pattern):
+        from . import values as cli_values
+
         attention = cli_values.load(pattern)
         q_len, kv_len = cli_values.lengths(length, kv_length, attention)
         size, given_order = cli_values.block_size(block_size), cli_values.order(order, attention)
         attend = fs.compile(attention, order=given_order, block_size=size)
         given = {"batch": batch, "heads": heads, **cli_values.inputs(values, *cli_values.formulas(attention))}
         if as_json:
-            _print_json(attend.facts(q_len, kv_len, **given))
+            print_json(attend.facts(q_len, kv_len, **given))
         else:
             print(attend.explain(q_len, kv_len, latex=latex, **given))
 
@@ -240,73 +211,17 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Prove that two patterns keep the same pairs (exit code 0), or show a pair on which they differ (1)."""
-    with _reporting(as_json, pattern, against):
-        sides = cli_values.load(pattern), cli_values.load(against)
-        q_len, kv_len = cli_values.lengths(length, kv_length, *sides)
-        if (sides[0].scores, sides[0].weight) != (sides[1].scores, sides[1].weight):
-            message = "the two sides have different scores or weights, and only masks can be compared"
-            raise FlexSpecError("FS023", message, fix="check patterns without scores")
-        masks = [side.mask for side in sides]
-        given = {"batch": batch, "heads": heads, **cli_values.inputs(values, *masks)}
-        proof = fs.equals(*masks, q_len, kv_len, **given)
-        found = {
-            "equal": proof.holds,
-            "pattern": pattern,
-            "against": against,
-            "q_len": q_len,
-            "kv_len": kv_len or q_len,
-        }
-        if not proof.holds:
-            forth, back = fs.implies(*masks, q_len, kv_len, **given), fs.implies(*masks[::-1], q_len, kv_len, **given)
-            pair = proof.counterexample
-            found |= {"counterexample": dict(zip(("b", "h", "q", "kv"), pair, strict=True))}
-            found |= {"kept_by": pattern if pair == forth.counterexample else against}
-            found |= {"region": cli_values.region_around(pair, q_len, kv_len or q_len)}
-            found |= {"pattern_implies_against": forth.holds, "against_implies_pattern": back.holds}
-        if not as_json:
-            print(_verdict(found), flush=True)  # counting may take longer
-        difference = None if proof.holds else fs.diff(*masks, q_len, kv_len, **given)
+    with reporting(as_json, pattern, against):
+        from .comparison import compare
+
+        comparison = compare(pattern, against, (length, kv_length), values, {"batch": batch, "heads": heads})
         if as_json:
-            _print_json(found | (_counts(difference) if difference else {}))
-        elif difference:
-            print(_details(found, difference))
-    raise typer.Exit(0 if proof.holds else 1)
-
-
-def _counts(difference: Diff) -> dict[str, Any]:
-    regions = [region._asdict() for region in difference.regions]
-    return {
-        "only_pattern": difference.only_a,
-        "only_against": difference.only_b,
-        "regions": [part | {"only": {"a": "pattern", "b": "against"}[part["only"]]} for part in regions],
-    }
-
-
-def _verdict(found: dict[str, Any]) -> str:
-    size = f"{found['q_len']:,} queries x {found['kv_len']:,} keys"
-    if found["equal"]:
-        return f"equal: both keep the same pairs of {size}"
-    at = ", ".join(f"{name}={value:,}" for name, value in found["counterexample"].items())
-    left, right = found["pattern"], found["against"]
-    pairs = (("pattern", "against"), ("against", "pattern"))
-    a_in_b, b_in_a = ("yes" if found[f"{name}_implies_{of}"] else "no" for name, of in pairs)
-    return (
-        f"different at {at}, of {size}\n"
-        f"  kept by      {found['kept_by']}\n"
-        f"  not kept by  {right if found['kept_by'] == left else left}\n"
-        f"  a implies b: {a_in_b}, b implies a: {b_in_a}"
-    )
-
-
-def _details(found: dict[str, Any], difference: Diff) -> str:
-    head = {name: found["counterexample"][name] for name in ("b", "h")}
-    size = f"--length {found['q_len']}"
-    if found["kv_len"] != found["q_len"]:
-        size += f" --kv-length {found['kv_len']}"
-    pattern, region = cli_values.quoted(found["pattern"]), found["region"]
-    drawn = diff_drawing.draw(difference, **head, width=cli_values.terminal_width())
-    see = f"see: flexspec show {pattern} {size} -o mask.png --region {region}"
-    return "\n".join([*str(difference).splitlines()[1:], drawn, see])
+            print_json(comparison.facts())
+        else:
+            print(comparison.verdict(), flush=True)  # counting may take longer
+            if not comparison.equal:
+                print(comparison.details())
+    raise typer.Exit(0 if comparison.equal else 1)
 
 
 @app.command(epilog=BUILD_EXAMPLES)
@@ -327,7 +242,9 @@ def build(
     as_json: Json = False,
 ) -> None:
     """Compile the Triton kernels of a pattern for a GPU, with none at hand, and report on them."""
-    with _reporting(as_json, pattern):
+    with reporting(as_json, pattern):
+        from . import values as cli_values
+
         attention = cli_values.load(pattern)
         size, given_order = cli_values.block_size(block_size), cli_values.order(order, attention)
         report = fs.compile(attention, order=given_order, block_size=size).aot(
@@ -343,12 +260,12 @@ def build(
             **cli_values.inputs(values, *cli_values.formulas(attention)),
         )
         if as_json:
-            _print_json(report.facts() | ({"folder": str(output)} if output else {}))
+            print_json(report.facts() | ({"folder": str(output)} if output else {}))
         else:
             print(report)
 
 
-@app.command(epilog=cli_plan.EXAMPLES)
+@app.command(epilog=PLAN_EXAMPLES)
 def plan(
     pattern: Pattern,
     canvas: Annotated[str | None, typer.Option(help="Sides, e.g. 30x48x80 (t, h, w) or 64x64 (h, w).")] = None,
@@ -364,16 +281,21 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Rank orders of the tokens and block sizes by what they would cost."""
-    with _reporting(as_json, pattern):
+    with reporting(as_json, pattern):
+        from . import plans as cli_plans
+
         given = {"hardware": hardware, "heads": heads, "head_dim": head_dim, "batch": batch, "values": values}
-        given["block_sizes"] = cli_plan.sizes(block_size)
-        plans = cli_plan.table(pattern, canvas, (length, kv_length), given)
+        given["block_sizes"] = cli_plans.sizes(block_size)
+        plans = cli_plans.table(pattern, canvas, (length, kv_length), given)
         if as_json:
-            _print_json(plans.facts(top))
+            print_json(plans.facts(top))
         else:
             print(plans.describe(top))
 
 
 def main() -> None:
-    """The `flexspec` command."""
+    """The `flexspec` command. A letter that the terminal's encoding lacks is written as its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -24,26 +24,26 @@ def of_queries(
 ) -> Drawn:
     """The keys that queries keep, on the mask's canvas, or on a strip of `length` tokens."""
     canvas = None if mask.canvas and mask.canvas.size == length else length
-    found = fs.kept_keys(mask, list(places), canvas=canvas, h=head, **given)
-    path = frames.save(found, output) if output else None
-    queries = [dict(zip(found.canvas.names, found.place(i) or (), strict=True)) for i in range(len(places))]
-    kept = [{"query": query, "kept": count} for query, count in zip(queries, found.counts, strict=True)]
-    facts = {"pattern": found.label, "canvas": found.canvas.lengths, "queries": kept}
-    return _with(path, facts, lambda: frames_text.draw(found, width=terminal_width()))
+    keys = fs.kept_keys(mask, list(places), canvas=canvas, h=head, **given)
+    path = frames.save(keys, output) if output else None
+    queries = [dict(zip(keys.canvas.names, keys.place(i) or (), strict=True)) for i in range(len(places))]
+    kept = [{"query": query, "kept": count} for query, count in zip(queries, keys.counts, strict=True)]
+    facts = {"pattern": keys.label, "canvas": keys.canvas.lengths, "queries": kept}
+    return _with(path, facts, lambda: frames_text.draw(keys, width=terminal_width()))
 
 
 def of_maps(maps: Sequence[BlockMap], head: int, output: Path | None, region: Region | None) -> Drawn:
     """One block map, or several side by side."""
-    for made in maps:
-        index_of(made, 0, head)
+    for block_map in maps:
+        index_of(block_map, 0, head)
     path = None
     if output:
         path = maps[0].show(output, h=head, region=region) if len(maps) == 1 else orders.save(maps, output, h=head)
-    each = [facts_of(made) for made in maps]
+    each = [facts_of(block_map) for block_map in maps]
     return _with(
         path,
         each[0] if len(maps) == 1 else {"orders": each},
-        lambda: "\n\n".join(terminal.draw(made, h=head, width=terminal_width()) for made in maps),
+        lambda: "\n\n".join(terminal.draw(block_map, h=head, width=terminal_width()) for block_map in maps),
     )
 
 
@@ -52,16 +52,16 @@ def _with(path: Path | str | None, facts: dict[str, Any], draw: Callable[[], str
     return (facts | {"picture": str(path)}, lambda: str(path)) if path else (facts, draw)
 
 
-def facts_of(made: BlockMap) -> dict[str, Any]:
+def facts_of(block_map: BlockMap) -> dict[str, Any]:
     """A block map as JSON-able data."""
     return {
-        "pattern": made.label,
-        "q_len": made.q_len,
-        "kv_len": made.kv_len,
-        "block_size": [made.block_q, made.block_kv],
-        "order": None if made.order is None else str(made.order),
-        "batch": made.batch,
-        "heads": made.heads,
-        "blocks": {kind.name.lower(): count for kind, count in made.counts().items()},
-        "density": made.density,
+        "pattern": block_map.label,
+        "q_len": block_map.q_len,
+        "kv_len": block_map.kv_len,
+        "block_size": [block_map.block_q, block_map.block_kv],
+        "order": None if block_map.order is None else str(block_map.order),
+        "batch": block_map.batch,
+        "heads": block_map.heads,
+        "blocks": {kind.name.lower(): count for kind, count in block_map.counts().items()},
+        "density": block_map.density,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -17,15 +18,17 @@ from flexspec.attention import as_attention
 from flexspec.errors import FlexSpecError, choices
 from flexspec.expr import inputs_of
 from flexspec.formula import Formula
-from flexspec.ops import Type
 from flexspec.order import Order
 from flexspec.patterns import CATALOG
 from flexspec.spec import load as load_spec
 from flexspec.text import parse_order, parse_pattern
 from flexspec.user_line import Place
 
+from .arrays import number, tensor_of
+
+DIGITS = "[0-9]{1,19}"
+"""An integer without a sign that nearly fits 64 bits: what is larger is no size of anything."""
 AROUND = 64  # tokens on each side of a counterexample in the region that is suggested
-FOREIGN = re.compile(r'\n?  File "(?P<file>[^"]+)", line \d+(\n    .*\n    [ ]*\^+)?')
 
 
 def load(text: str, catalog: Mapping[str, Any] = CATALOG) -> fs.Attention:
@@ -59,9 +62,10 @@ def _object_in(path: Path, name: str) -> Any:
 
 def _run(path: Path) -> ModuleType:
     """The user's own file as a module. FS054 where it is not there, FS052 where it raises."""
-    spec = importlib.util.spec_from_file_location(f"_of_the_user_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if not os.path.isfile(path):  # False where Path.is_file raises, as of a name that is too long
         raise FlexSpecError("FS054", f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"_of_the_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.resolve().parent))
@@ -69,7 +73,9 @@ def _run(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except FlexSpecError:
         raise
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit too, and what else a file may raise
         message = f"{path} stopped with {type(error).__name__}: {error}"
         raise FlexSpecError("FS052", message, where=_line_of(error, path)) from None
     finally:
@@ -102,10 +108,10 @@ def _canvas(*attentions: fs.Attention) -> fs.Canvas | None:
 
 def block_size(text: str) -> int | tuple[int, int]:
     """`128` or `128x64`. FS030."""
-    found = re.fullmatch(r"(\d+)(?:\s*[x×,]\s*(\d+))?", text.strip())
-    if not found:
+    sides = re.fullmatch(rf"({DIGITS})(?:\s*[x×,]\s*({DIGITS}))?", text.strip())
+    if not sides:
         raise FlexSpecError("FS030", f"the block size is {text!r}", fix="give --block-size 128 or 128x64")
-    return (int(found[1]), int(found[2])) if found[2] else int(found[1])
+    return (int(sides[1]), int(sides[2])) if sides[2] else int(sides[1])
 
 
 def dtype(text: str) -> Any:
@@ -125,92 +131,44 @@ def order(text: str | None, attention: fs.Attention) -> Order | None:
 
 def region(text: str) -> tuple[int, int, int, int]:
     """`0:512,1024:1536` as (q_start, q_stop, kv_start, kv_stop). FS050."""
-    found = re.fullmatch(r"\s*(\d+):(\d+)\s*,\s*(\d+):(\d+)\s*", text.replace("_", ""))
-    if not found:
+    ends = re.fullmatch(rf"\s*({DIGITS}):({DIGITS})\s*,\s*({DIGITS}):({DIGITS})\s*", text.replace("_", ""))
+    if not ends:
         message = f"the region {text!r} cannot be read"
         raise FlexSpecError("FS050", message, fix="give queries and keys, e.g. --region 0:512,1024:1536")
-    q_start, q_stop, kv_start, kv_stop = (int(part) for part in found.groups())
+    q_start, q_stop, kv_start, kv_stop = (int(part) for part in ends.groups())
     return q_start, q_stop, kv_start, kv_stop
 
 
 def query(text: str) -> int | dict[str, int]:
     """A query's coordinates `t=2,h=3,w=5`, or its logical position `300`. FS050."""
     plain = text.replace("_", "").replace(" ", "")
-    if re.fullmatch(r"-?\d+", plain):
+    if re.fullmatch(f"-?{DIGITS}", plain):
         return int(plain)
-    parts = [re.fullmatch(r"(\w+)=(-?\d+)", part) for part in plain.split(",")]
-    found = {part[1]: int(part[2]) for part in parts if part}
-    if len(found) < len(parts):
+    parts = [re.fullmatch(rf"(\w+)=(-?{DIGITS})", part) for part in plain.split(",")]
+    place = {part[1]: int(part[2]) for part in parts if part}
+    if len(place) < len(parts):
         message = f"the query {text!r} cannot be read"
         raise FlexSpecError("FS050", message, fix="name each axis once, e.g. --query t=2,h=3,w=5, or give a position")
-    return found
+    return place
 
 
-def region_around(pair: Sequence[int], q_len: int, kv_len: int) -> str:
-    """A region with the pair (b, h, q, kv) in its middle, as `--region` takes it."""
-    _, _, q, kv = pair
-    return ",".join(f"{max(0, at - AROUND)}:{min(length, at + AROUND)}" for at, length in ((q, q_len), (kv, kv_len)))
+def region_around(q: int, kv: int, q_len: int, kv_len: int) -> str:
+    """A region with the pair (q, kv) in its middle, as `--region` takes it."""
+    sides = ((q, q_len), (kv, kv_len))
+    return ",".join(f"{max(0, index - AROUND)}:{min(length, index + AROUND)}" for index, length in sides)
 
 
 def inputs(texts: Sequence[str] | None, *read_by: Formula) -> dict[str, Any]:
     """Run-time values from `name=value` words, as the tensors and numbers that are read. FS023, FS050."""
     nodes = {name: node for formula in read_by for name, node in inputs_of(formula.expr).items()}
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name.strip().isidentifier() or not value.strip():
             raise FlexSpecError("FS050", f"{text!r} is no value", fix="give -p window=512 or -p document_id=0,0,1")
         node = nodes.get(name.strip())
-        found[name.strip()] = _tensor(value, node) if node else _number(name, value)
-    return found
-
-
-def _number(name: str, text: str) -> bool | int | float:
-    plain = text.strip().lower()
-    if plain in ("true", "false"):
-        return plain == "true"
-    try:
-        return int(plain.replace("_", ""))
-    except ValueError:
-        pass
-    try:
-        return float(plain)
-    except ValueError:
-        raise FlexSpecError("FS023", f"`{name}` is {text!r}; it must be a number") from None
-
-
-def _tensor(text: str, node: Any) -> Any:
-    """`0,0,1` or a .npy file as a tensor of the input's type; leading dims of size 1 are added."""
-    import numpy as np
-    import torch
-
-    dtype = {Type.BOOL: torch.bool, Type.INT: torch.int64}.get(node.type, torch.float32)
-    if text.strip().endswith(".npy"):
-        try:
-            array = np.load(text.strip(), allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise FlexSpecError("FS054", f"{text.strip()} cannot be read: {error}") from None
-        if array.dtype.kind not in "biuf":
-            raise FlexSpecError("FS023", f"{text.strip()} holds {array.dtype}, not numbers")
-        tensor = torch.from_numpy(array if array.dtype.kind != "u" else array.astype(np.int64))
-    else:
-        tensor = torch.tensor([_number(node.name, part) for part in text.split(",")]).to(dtype)
-    while tensor.dim() < len(node.dims):
-        tensor = tensor[None]
-    return tensor
-
-
-def as_options(text: str) -> str:
-    """A fix in the command line's own words."""
-    text = re.sub(r"\bgive (batch|heads)=<count>", r"add --\1 <count>", text)
-    text = re.sub(r"\bgive (\w+)=<", r"add -p \1=<", text)
-    return text.replace("flexspec.patterns.CATALOG lists all", "`flexspec patterns` lists all")
-
-
-def without_foreign_lines(text: str, patterns: Sequence[str]) -> str:
-    """An error's text without the lines of code that are not in a file which the user named."""
-    own = {Path(re.sub(r"\.py:\w*$", ".py", pattern)).resolve() for pattern in patterns}
-    return FOREIGN.sub(lambda found: found[0] if Path(found["file"]).resolve() in own else "", text)
+        given[name.strip()] = tensor_of(node, value) if node else number(name, value)
+    return given
 
 
 def terminal_width() -> int:

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from flexspec.errors import FlexSpecError
 from flexspec.evaluate import divided_by_zero, leaves_its_tensor
 from flexspec.expr import Apply, Const, Expr, Load, Var
 from flexspec.ops import OPS, Type
+from flexspec.user_line import user_caret
 
 Array = np.ndarray[Any, Any]
 
@@ -52,12 +54,19 @@ def evaluate_at(
         return convert(expr, expr.type)
 
 
+MOST_POSITIONS = 1 << 28
+"""Most positions of a side at which a part that reads a tensor is evaluated all at once."""
+
+
 def along(node: Expr, side: str, length: int, tensors: Mapping[str, Array]) -> Array:
     """Values of a one-sided expression at every position of its side."""
     if isinstance(node, Load) and [getattr(part, "name", None) for part in node.index] == [side]:
         tensor = tensors[node.input.name]
         if len(tensor) >= length:
             return tensor[:length].astype(node.type.numpy, copy=False)
+    if length > MOST_POSITIONS:
+        message = f"the mask reads a tensor at {length:,} positions of {side}, more than {MOST_POSITIONS:,}"
+        raise FlexSpecError("FS030", message, fix="give a shorter length", where=user_caret())
     return evaluate_at(node, {side: np.arange(length)}, tensors)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flexspec.expr import Apply, Const, Expr, apply, const, substitute, var, walk
 
 from ..blocks.classify import Trail, classify
-from ..blocks.grid import Grid
+from ..blocks.grid import Grid, check_blocks
 from ..blocks.runs import BlockKind, Runs
 from ..blocks.tensor_ranges import TensorRanges
 from ..evaluation.points import Array, evaluate_at
@@ -57,6 +57,7 @@ def _size(expr: Expr) -> int:
 
 def _parts(expr: Expr, start: int, q_len: int, kv_len: int) -> Iterator[tuple[int, Grid, Expr]]:
     """Rows from `start` on, more and more at once: the first one, their grid, and `expr` counted from there."""
+    check_blocks(max(q_len, kv_len) // BLOCK, "give a shorter length")
     rows = BLOCK
     while start < q_len:
         stop = min(q_len, start + rows)

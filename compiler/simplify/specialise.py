@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from flexspec.errors import FlexSpecError
 from flexspec.expr import Const, Expr, Load, const, params_of, substitute, transform, walk
 from flexspec.inputs import Bound
 from flexspec.ops import Type
+from flexspec.user_line import user_caret
 
 from ..evaluation.points import Array, evaluate_at
 from .rules import rewritten, simplify
@@ -46,11 +48,18 @@ def _constant(value: bool | int | float, kind: Type | None) -> Const:
     return const(float(np.float32(value)) if kind is Type.FLOAT else value, kind)
 
 
+MOST_MASKS = 1 << 22
+"""Most pairs of batch and head of which each has its own expression."""
+
+
 def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> Any:
     """The expression of each (batch, head), an object array [batch | 1, heads | 1]; equal ones are one object."""
     whole = specialise(expr, bound.all_numbers(), {})
     batch = (bound.sizes.batch or 1) if "b" in whole.names else 1
     heads = (bound.sizes.heads or 1) if "h" in whole.names else 1
+    if batch * heads > MOST_MASKS:
+        message = f"the pattern depends on the batch or the head, and {batch * heads:,} of them are to be told apart"
+        raise FlexSpecError("FS030", message, fix=f"give at most {MOST_MASKS:,}", where=user_caret())
     exprs = np.empty((batch, heads), object)
     made: dict[tuple[Any, ...], Expr] = {}
     for (b, h), told in _told_apart(whole, batch, heads, tensors):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..canvas import Canvas
+from ..canvas import MOST_TOKENS, Canvas
 from ..errors import FlexSpecError
 from ..evaluate import evaluate
 from ..expr import Expr, var
@@ -15,6 +15,11 @@ from ..user_line import user_caret
 
 KEPT = 16
 """Lengths and devices whose index tensors an order keeps."""
+MOST_PLACES = 1 << 27
+"""Most memory positions of which an order makes index tensors: 134 million, one gibibyte for each of them.
+
+Orders that are arithmetic make none for a block map or a kernel.
+"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,11 @@ class Order:
     def _count(self) -> int | None:
         return self.canvas.size if self.canvas else None
 
+    @property
+    def batch(self) -> int | None:
+        """How many sequences it orders differently; None: all alike."""
+        return None
+
     def padded(self, length: int) -> int:
         """Memory positions that `length` tokens take."""
         raise NotImplementedError
@@ -94,6 +104,12 @@ class Order:
             message = f"the order is of {what} with {self.tokens:,} tokens; the length is {length:,}"
             fix = f"give an order of {length:,} tokens; for text beside a canvas see fs.concatenated"
             raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
+
+    def _check_places(self, length: int) -> None:
+        places = self.padded(length) * (self.batch or 1)
+        if places > MOST_PLACES:
+            message = f"{self} of {length:,} tokens has {places:,} places; index tensors have at most {MOST_PLACES:,}"
+            raise FlexSpecError("FS033", message, fix="order a shorter sequence", where=user_caret())
 
     def permutation(self, length: int) -> torch.Tensor:
         """int64 [padded]: the logical position of each memory position, -1 where there is padding. FS033.
@@ -143,12 +159,13 @@ class Order:
         key = (length, device)
         if key not in self._kept:
             self.check(length)
+            self._check_places(length)
             if len(self._kept) >= KEPT:
                 self._kept.clear()
             with torch.inference_mode(False), torch.no_grad():
                 self._kept[key] = self._make_moves(length, device)
-        made: Moves = self._kept[key]
-        return made
+        moves: Moves = self._kept[key]
+        return moves
 
     # torch.compiler.assume_constant_result sets this too, but imports the whole compiler
     moves._dynamo_marked_constant = True  # type: ignore[attr-defined]
@@ -160,15 +177,15 @@ class Order:
         # An empty place is written past the end, and cut off.
         slots = table if empty is None else table.masked_fill(empty, length)
         place_of = table.new_empty((*table.shape[:-1], length + (empty is not None)))
-        at = torch.arange(places, device=device).expand_as(table)
-        return Moves(table.clamp(min=0), place_of.scatter_(-1, slots, at)[..., :length].contiguous(), empty)
+        place = torch.arange(places, device=device).expand_as(table)
+        return Moves(table.clamp(min=0), place_of.scatter_(-1, slots, place)[..., :length].contiguous(), empty)
 
     def _table(self, length: int) -> torch.Tensor:
         """int64 [places]: the token of each place, -1 where there is none."""
-        found = self.place(var("m"), length)
-        at = {"m": torch.arange(self.padded(length))}
-        logical = evaluate(found.logical, at).expand(self.padded(length))
-        return logical if found.valid is None else torch.where(evaluate(found.valid, at), logical, -1)
+        place = self.place(var("m"), length)
+        positions = {"m": torch.arange(self.padded(length))}
+        logical = evaluate(place.logical, positions).expand(self.padded(length))
+        return logical if place.valid is None else torch.where(evaluate(place.valid, positions), logical, -1)
 
 
 def moved(
@@ -219,10 +236,12 @@ def _along(index: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def whole_number(what: str, value: object, least: int = 1) -> int:
-    """An integer of at least `least`, else FS033."""
+    """An integer from `least` to 2**62, else FS033."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         fix = f"give an integer of at least {least}"
         raise FlexSpecError("FS033", f"{what} is {value!r}", fix=fix, where=user_caret())
+    if value > MOST_TOKENS:
+        raise FlexSpecError("FS033", f"{what} is more than 2**62", fix="give a smaller one", where=user_caret())
     return value
 
 

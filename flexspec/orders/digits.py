@@ -161,13 +161,24 @@ def _sides(names: tuple[str, ...], values: tuple[int, ...], equals: str) -> str:
 
 
 def row_major(canvas: Canvas) -> Order:
-    """Tokens in the canvas' own axis order, the last axis fastest: memory is logical order."""
+    """Tokens in the canvas' own axis order, the last axis fastest: memory is logical order.
+
+    canvas: the canvas.
+
+    Raises FS033 (no canvas).
+    """
     names = canvas_of(canvas, "row_major").names
     return Tiled(canvas, names, (1,) * len(names))
 
 
 def axes(canvas: Canvas, *names: str) -> Order:
-    """Tokens row-major after permuting the axes, e.g. `axes(video, "h", "w", "t")`. Source: PAROAttention. FS033."""
+    """Tokens row-major after permuting the axes, e.g. `axes(video, "h", "w", "t")`.
+
+    canvas: the canvas.
+    names: each of its axes once, slowest first.
+
+    Source: PAROAttention. Raises FS033.
+    """
     if sorted(names) != sorted(canvas_of(canvas, "axes").names):
         message = f"axes are {', '.join(map(str, names)) or 'not given'}; the canvas has {', '.join(canvas.names)}"
         some = ", ".join(f'"{name}"' for name in reversed(canvas.names))
@@ -178,10 +189,14 @@ def axes(canvas: Canvas, *names: str) -> Order:
 def tiled(canvas: Canvas, *tiles: Any, **sides: int) -> Order:
     """Tiles in row-major order, tokens row-major inside a tile: `tiled(video, t=6, h=8, w=8)`.
 
+    canvas: the canvas.
     tiles: instead of sides by name, one number for all axes, or a dict by axis name; several are tiles of tiles,
-    outermost first, where the inner sides divide the outer ones. Axes not named have tiles of one token. Sides need
-    not divide the canvas: edge tiles are padded, and padding attends to nothing. Raises FS011, FS033. Source: Sliding
-    Tile Attention; tiles of tiles: a kernel's tile inside a larger one for its cache.
+        outermost first, where the inner sides divide the outer ones.
+    sides: tokens of a tile along each axis, one where an axis is not named. They need not divide the canvas: edge
+        tiles are padded, and padding attends to nothing.
+
+    Source: Sliding Tile Attention; tiles of tiles: a kernel's tile inside a larger one for its cache. Raises FS011,
+    FS033.
 
     >>> tiled(Canvas(h=2, w=4), h=2, w=2).permutation(8).tolist()
     [0, 1, 4, 5, 2, 3, 6, 7]
@@ -205,8 +220,14 @@ def dilated(canvas: Canvas, dilation: Any = None, **steps: int) -> Order:
     """Tokens of one residue class together: `dilated(video, 2)`, or by axis, `dilated(video, h=2, w=3)`.
 
     Coordinates `x` of an axis with equal `x % dilation` are a class; classes stand in row-major order, and so do the
-    tokens inside one. A neighborhood with this dilation is then a dense one in each class. Axes not named have one
-    class. Sides that do not divide are padded. Raises FS011, FS033. Source: DiNA; of a plain sequence, see `striped`.
+    tokens inside one. A neighborhood with this dilation is then a dense one in each class. Sides that do not divide are
+    padded.
+
+    canvas: the canvas.
+    dilation: instead of steps by name, one number for all axes, or a dict by axis name.
+    steps: classes of each axis, one where an axis is not named.
+
+    Source: DiNA; of a plain sequence, see `striped`. Raises FS011, FS033.
 
     >>> dilated(Canvas(w=7), 3).permutation(7).tolist()
     [0, 3, 6, 1, 4, -1, 2, 5, -1]

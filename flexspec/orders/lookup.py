@@ -27,11 +27,6 @@ class Table(Order):
     """An order that is held as a tensor: int32, the token of each place, -1 where there is none."""
 
     @property
-    def batch(self) -> int | None:
-        """How many sequences it orders differently; None: all alike."""
-        return None
-
-    @property
     def places(self) -> int:
         """Memory positions that its tokens take."""
         assert self.tokens is not None
@@ -61,10 +56,10 @@ class Table(Order):
         moves, key = self.moves(self.tokens, torch.device(device)), ("tensors", torch.device(device))
         if key not in self._kept:
             with torch.inference_mode(False):
-                at = moves.token_at if moves.empty is None else moves.token_at.masked_fill(moves.empty, -1)
-                self._kept[key] = {TOKEN_AT: at.to(torch.int32), PLACE_OF: moves.place_of.to(torch.int32)}
-        made: dict[str, torch.Tensor] = self._kept[key]
-        return made
+                token_at = moves.token_at if moves.empty is None else moves.token_at.masked_fill(moves.empty, -1)
+                self._kept[key] = {TOKEN_AT: token_at.to(torch.int32), PLACE_OF: moves.place_of.to(torch.int32)}
+        tensors: dict[str, torch.Tensor] = self._kept[key]
+        return tensors
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,12 +120,12 @@ class Concatenated(Table):
         return next((batch for batch in batches if batch is not None), None)
 
     def _table(self, length: int) -> torch.Tensor:
-        made = []
+        segments = []
         for start, part in zip(accumulate(map(_tokens, self.parts), initial=0), self.parts, strict=False):
             own = torch.arange(part) if isinstance(part, int) else part.permutation(_tokens(part))
             own = torch.where(own < 0, -1, own + start)
-            made.append(own if self.batch is None else own.expand(self.batch, -1))
-        return torch.cat(made, -1)
+            segments.append(own if self.batch is None else own.expand(self.batch, -1))
+        return torch.cat(segments, -1)
 
     def __str__(self) -> str:
         return f"concatenated({', '.join(map(str, self.parts))})"
@@ -146,8 +141,11 @@ def morton(canvas: Canvas) -> Order:
     """Tokens by the interleaved bits of their coordinates, the first axis' bit before the others'.
 
     Any sides: points outside of the canvas are left out and nothing is padded. Where all sides are powers of two it is
-    tiles of tiles of side 2, 4, 8, ... The order is a table, from which a mask in memory loads. Source: Morton (1966).
-    FS033.
+    tiles of tiles of side 2, 4, 8, ... The order is a table, from which a mask in memory loads.
+
+    canvas: the canvas, of at most 2**27 tokens.
+
+    Source: Morton (1966). Raises FS033, of a larger canvas where the table is made.
 
     >>> morton(Canvas(h=2, w=4)).permutation(8).tolist()
     [0, 1, 4, 5, 2, 3, 6, 7]
@@ -159,8 +157,12 @@ def hilbert(canvas: Canvas) -> Order:
     """Tokens along the Hilbert curve of the smallest cube of side `2**n` that holds the canvas, in any number of axes.
 
     Points outside of the canvas are left out and nothing is padded. In a cube of side `2**n` each token is a neighbour
-    of the one before. The order is a table, from which a mask in memory loads. Source: Hilbert (1891), by Skilling's
-    bit operations (2004). FS033.
+    of the one before. The order is a table, from which a mask in memory loads.
+
+    canvas: the canvas, of at most 2**27 tokens.
+
+    Source: Hilbert (1891), by Skilling's bit operations (2004). Raises FS033, of a larger canvas where the table is
+    made.
 
     >>> hilbert(Canvas(h=2, w=2)).permutation(4).tolist()
     [0, 1, 3, 2]
@@ -175,9 +177,12 @@ def hilbert(canvas: Canvas) -> Order:
 def by_label(labels: torch.Tensor) -> Order:
     """Tokens with equal labels together, labels ascending, a stable sort: of clusters, flow paths, documents.
 
-    labels: an integer tensor [tokens] or [batch, tokens], a batch of 1 serving all. The sort stays on its device. The
-    kernels of a compiled pattern do not depend on the labels' values: compile with a new order for new labels. Source:
-    Routing Transformer, FLATTEN. Raises FS022, FS023.
+    The sort stays on the labels' device. The kernels of a compiled pattern do not depend on the labels' values: compile
+    with a new order for new labels.
+
+    labels: an integer tensor [tokens] or [batch, tokens], a batch of 1 serving all; at most 2**27 in all.
+
+    Source: Routing Transformer, FLATTEN. Raises FS022, FS023; FS033 of more labels, where they are sorted.
 
     >>> by_label(torch.tensor([2, 0, 2, 1])).permutation(4).tolist()
     [1, 3, 0, 2]
@@ -195,9 +200,12 @@ def by_label(labels: torch.Tensor) -> Order:
 def concatenated(*parts: int | Order) -> Order:
     """Segments one after the other, each in its own order: `concatenated(77, tiled(video, t=6, h=8, w=8))`.
 
-    parts: a number of tokens, which stay as they stand, or an order of a canvas, of labels, or concatenated itself. For
-    masks over text and video, as `segments` makes them. The order is a table, from which a mask in memory loads.
-    Raises FS022, FS033.
+    For masks over text and video, as `segments` makes them. The order is a table, from which a mask in memory loads.
+
+    parts: a number of tokens, which stay as they stand, or an order of a canvas, of labels, or concatenated itself; at
+        most 2**27 places in all.
+
+    Raises FS022, FS033; of more places where the table is made.
 
     >>> from flexspec import tiled
     >>> concatenated(2, tiled(Canvas(h=2, w=3), h=2, w=2)).permutation(8).tolist()

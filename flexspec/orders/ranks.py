@@ -69,9 +69,13 @@ def _cut(logical: Expr, places: int, length: int) -> Place:
 
 
 def striped(ranks: int) -> Order:
-    """Token `i` on rank `i % ranks`, ranks one after the other. Source: Striped Attention. FS033.
+    """Token `i` on rank `i % ranks`, ranks one after the other.
 
     A rank holds `ceil(length / ranks)` places, padded at its end.
+
+    ranks: how many there are.
+
+    Source: Striped Attention. Raises FS033.
 
     >>> striped(2).permutation(6).tolist()
     [0, 2, 4, 1, 3, 5]
@@ -83,8 +87,11 @@ def zigzag(ranks: int) -> Order:
     """Rank `r` holds the chunks `r` and `2 * ranks - 1 - r` of `2 * ranks` equal ones, ranks one after the other.
 
     Of a causal mask each rank then has the same pairs, as an early chunk goes with a late one. A length that
-    `2 * ranks` does not divide is padded at its end. Source: zigzag ring attention, as in Llama 3's context
-    parallelism. FS033.
+    `2 * ranks` does not divide is padded at its end.
+
+    ranks: how many there are.
+
+    Source: zigzag ring attention, as in Llama 3's context parallelism. Raises FS033.
 
     >>> zigzag(2).permutation(8).tolist()
     [0, 1, 6, 7, 2, 3, 4, 5]

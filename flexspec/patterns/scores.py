@@ -1,7 +1,7 @@
 """Score mods: biases by distance, caps and gains. They chain with `+` in reading order.
 
 A table that is a leaf tensor (or a Parameter) is held as it is, so that training it works. In its place stands an
-`fs.Input`, given when the score mod runs: `fs.relative_bias(fs.Input("table", ("heads", 257), float))`.
+`fs.Input`, given when the score mod runs: `fs.scores.relative_bias(fs.Input("table", ("heads", 257), float))`.
 """
 
 from __future__ import annotations

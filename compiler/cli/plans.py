@@ -14,11 +14,6 @@ from flexspec.patterns import CATALOG
 
 from . import values as cli_values
 
-EXAMPLES = """[bold]Examples[/bold]
-
-flexspec plan 'neighborhood(window={t: 18, h: 24, w: 24})' --canvas 30x48x80 --heads 24
-
-flexspec plan 'causal_window(1024)' --length 65536 --hardware a100 --json"""
 AXES = {1: "w", 2: "hw", 3: "thw"}
 
 
@@ -49,7 +44,7 @@ def table(
 def read_canvas(text: str) -> fs.Canvas:
     """`30x48x80` with the axes t, h, w; two are h, w. FS032."""
     sides = re.split(r"[x×]", text.strip())
-    if len(sides) not in AXES or not all(side.isdecimal() for side in sides):
+    if len(sides) not in AXES or not all(re.fullmatch(cli_values.DIGITS, side) for side in sides):
         fix = "give --canvas 30x48x80 (t, h, w) or 64x64 (h, w), or write canvas(...) into the pattern"
         raise FlexSpecError("FS032", f"the canvas is {text!r}", fix=fix)
     return fs.Canvas(**dict(zip(AXES[len(sides)], map(int, sides), strict=True)))
@@ -64,11 +59,11 @@ def _made_on(canvas: fs.Canvas, make: Callable[..., Any]) -> Callable[..., Any]:
     if next(iter(_parameters(make)), None) != "canvas":
         return make
 
-    def made(*args: Any, **given: Any) -> Any:
+    def make_on_canvas(*args: Any, **given: Any) -> Any:
         own = args and isinstance(args[0], fs.Canvas) or "canvas" in given
         return make(*args, **given) if own else make(canvas, *args, **given)
 
-    return made
+    return make_on_canvas
 
 
 def _parameters(make: Callable[..., Any]) -> Iterable[str]:

@@ -14,7 +14,7 @@ from flexspec.expr import Apply, Const, Expr, Load, apply, const, transform, wal
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
 from ..evaluation.points import evaluate_at
-from .limits import endless, limits
+from .limits import FAR, endless, limits
 from .linear import Linear, added, cast, from_linear, linear
 
 Rewrite = Callable[[Apply], Expr | None]
@@ -107,7 +107,9 @@ def arithmetic(node: Apply) -> Expr | None:
         if right.value == 1:
             return cast(left, Type.INT)
         inner = _by_constant(left, "floordiv")
-        return apply("floordiv", inner.operand, const(inner.constant * int(right.value))) if inner else None
+        if inner is None or inner.constant * int(right.value) >= FAR:  # the product must be an integer of 64 bits itself
+            return None
+        return apply("floordiv", inner.operand, const(inner.constant * int(right.value)))
     if node.op == "mod":
         if right.value == 1:
             return const(0)
@@ -213,7 +215,8 @@ def _joined_digits(total: Linear) -> Linear:
 def _digit(term: Expr) -> Digit | None:
     inner, stride = _by_constant(term, "floordiv") or (term, 1)
     number, modulus = _by_constant(inner, "mod") or (inner, None)
-    if modulus and stride == 1 and (quotient := _by_constant(number, "floordiv")):
+    quotient = _by_constant(number, "floordiv")
+    if modulus and stride == 1 and quotient and modulus * quotient.constant < FAR:
         # `x // 5 % 7` is `x % 35 // 5`: the sevenfold of 5 that `%` takes away are 35 of x.
         return Digit(quotient.operand, modulus * quotient.constant, quotient.constant)
     return None if number is term else Digit(number, modulus, stride)

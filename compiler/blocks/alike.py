@@ -51,8 +51,8 @@ class Alike:
         numbers = np.zeros(count, np.int64)
         for feature in self.features:
             if feature.min() != feature.max():
-                told = np.unique(feature, return_inverse=True)[1]
-                numbers = np.unique(numbers * (told.max() + 1) + told, return_inverse=True)[1]
+                value = np.unique(feature, return_inverse=True)[1]
+                numbers = np.unique(numbers * (value.max() + 1) + value, return_inverse=True)[1]
         return numbers
 
     def _read(self, node: Expr, open_: Array) -> Array | int:

@@ -142,10 +142,11 @@ def _check(index: Index, bound: Bound, tables: TensorRanges | None) -> None:
     size = bound.tensors[name].shape[index.axis]
     lengths = {"q": bound.sizes.q_len, "kv": bound.sizes.kv_len}
     seen: set[Expr] = set()
-    for (b, h), each in np.ndenumerate(specialise_each(expr, bound, tables.tensors)):
-        if each not in seen:
-            seen.add(each)
-            outside = _outside(each, size, {side: n for side, n in lengths.items() if side in each.names}, tables)
+    for (b, h), of_head in np.ndenumerate(specialise_each(expr, bound, tables.tensors)):
+        if of_head not in seen:
+            seen.add(of_head)
+            read = {side: length for side, length in lengths.items() if side in of_head.names}
+            outside = _outside(of_head, size, read, tables)
             if outside:
                 place = _at({"b": b, "h": h}) if expr.names & {"b", "h"} else ""
                 raise leaves_its_tensor(name, index.axis, size, outside + place)
@@ -154,18 +155,19 @@ def _check(index: Index, bound: Bound, tables: TensorRanges | None) -> None:
 def _outside(index: Expr, size: int, lengths: Mapping[str, int], tables: TensorRanges) -> str:
     """What is seen of an index that leaves a tensor of `size` somewhere, else nothing."""
     grid = Grid(lengths.get("q", 1), lengths.get("kv", 1), BLOCK, BLOCK)
-    bad = simplify(apply("or", apply("lt", index, const(-size)), apply("ge", index, const(size))))
-    runs = classify(bad, grid, tables)
+    leaves = simplify(apply("or", apply("lt", index, const(-size)), apply("ge", index, const(size))))
+    runs = classify(leaves, grid, tables)
     if not len(runs.start):
         return ""
     if len(lengths) < 2:
         side, length = next(iter(lengths.items()), ("q", 1))
-        each = [evaluate_at(index, {side: np.arange(length)[part]}, tables.tensors) for part in chunks(length, 1)]
-        return f"goes from {min(part.min() for part in each)} to {max(part.max() for part in each)}"
-    row, column = np.searchsorted(runs.first, 0, side="right") - 1, runs.start[0]
-    q, kv = (np.arange(at * BLOCK, min((at + 1) * BLOCK, lengths[side])) for side, at in (("q", row), ("kv", column)))
+        values = [evaluate_at(index, {side: np.arange(length)[part]}, tables.tensors) for part in chunks(length, 1)]
+        return f"goes from {min(part.min() for part in values)} to {max(part.max() for part in values)}"
+    first_block = {"q": np.searchsorted(runs.first, 0, side="right") - 1, "kv": runs.start[0]}
+    starts = {side: block * BLOCK for side, block in first_block.items()}
+    q, kv = (np.arange(start, min(start + BLOCK, lengths[side])) for side, start in starts.items())
     where = {"q": q[:, None], "kv": kv[None]}
-    first = np.argwhere(evaluate_at(bad, where, tables.tensors))[0]
+    first = np.argwhere(evaluate_at(leaves, where, tables.tensors))[0]
     value = evaluate_at(index, where, tables.tensors)[tuple(first)]
     return f"is {value}{_at({'q': q[first[0]], 'kv': kv[first[1]]})}"
 

@@ -66,9 +66,9 @@ class TensorRanges:
         low = np.empty(shape, tensor.dtype)
         high = np.empty(shape, tensor.dtype)
         for level in np.unique(level_of):
-            at = level_of == level
-            cells = [[np.broadcast_to(end, shape)[at] >> level for end in pair] for pair in ends]
-            low[at], high[at] = _extremes(self._level(node.input.name, int(level)), cells)
+            chosen = level_of == level
+            cells = [[np.broadcast_to(end, shape)[chosen] >> level for end in pair] for pair in ends]
+            low[chosen], high[chosen] = _extremes(self._level(node.input.name, int(level)), cells)
         return low.astype(node.type.numpy), high.astype(node.type.numpy)
 
     def _level(self, name: str, level: int) -> Interval:

@@ -39,9 +39,17 @@ def show_orders(
     """Draw the block maps of one mask under several orders: side by side into a picture file, whose path is returned,
     or without a path below each other in the terminal.
 
-    orders: at least one; None is the order of logical positions. length: tokens; the canvas' own where left out.
-    block_size, batch, heads, inputs: as `fs.block_map` takes them. b, h: which batch and head. Raises what
-    `fs.block_map` raises, FS030 (a head that is not there), FS054.
+    mask: a `Mask`, or a FlexAttention mask_mod as it is.
+    orders: at least one; None is the order of logical positions.
+    path: a .png, .svg or .pdf file, or None.
+    length: tokens; the canvas' own where left out.
+    block_size: tokens, one number or (query, key).
+    b, h: which batch and head.
+    batch, heads: how many there are, where the mask depends on them and no input says it.
+    inputs: run-time values by name.
+
+    Raises FS020 (no order, no length), FS030 (a batch or head that is not there), FS033 (what is no list of orders),
+    FS054 (another suffix, or a file that cannot be written), and what `fs.block_map` raises.
 
     >>> import flexspec as fs
     >>> image = fs.Canvas(h=16, w=32)

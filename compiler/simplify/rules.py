@@ -107,7 +107,7 @@ def arithmetic(node: Apply) -> Expr | None:
         if right.value == 1:
             return cast(left, Type.INT)
         inner = _by_constant(left, "floordiv")
-        if inner is None or inner.constant * int(right.value) >= FAR:  # the product must be an integer of 64 bits itself
+        if inner is None or inner.constant * int(right.value) >= FAR:  # the product has to fit 64 bits itself
             return None
         return apply("floordiv", inner.operand, const(inner.constant * int(right.value)))
     if node.op == "mod":

@@ -103,7 +103,8 @@ def block_map(
     batch), FS023 (a value of another type), FS024 (an index leaves its tensor), FS025 (a number that its annotation
     refuses), FS026 (a value has the name of the order's table), FS030 (lengths, counts, block_size), FS031 (batch or
     heads are needed), FS032 (a canvas of another length), FS033 (an order that is none, or of another length), FS034
-    (integers past 64 bits), FS035 (a division by zero), and for a mask_mod what `from_mask_mod` raises.
+    (integers past 64 bits), FS035 (a division by zero, at a pair that is evaluated), and for a mask_mod what
+    `from_mask_mod` raises.
 
     >>> import flexspec as fs
     >>> fs.block_map(fs.causal_window(256), 1_000_000).counts()

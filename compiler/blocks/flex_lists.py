@@ -185,7 +185,7 @@ def _side(
             count, (row, column) = counts[which][kind], of_maps[which][kind]
             shift = (pair * rows + np.arange(rows)) * width - (np.cumsum(count) - count)
             storage[np.repeat(shift, count) + np.arange(len(row))] = column
-        count = np.stack([each[kind] for each in counts])[index].astype(np.int32)
+        count = np.stack([of_kinds[kind] for of_kinds in counts])[index].astype(np.int32)
         strides = (heads * rows * width, rows * width, width, 1)
         indices = torch.from_numpy(storage).as_strided((batch, heads, rows, shown), strides)
         lists += [torch.from_numpy(count).to(device), indices.to(device)]

@@ -166,9 +166,9 @@ def _outside(index: Expr, size: int, lengths: Mapping[str, int], tables: TensorR
     first_block = {"q": np.searchsorted(runs.first, 0, side="right") - 1, "kv": runs.start[0]}
     starts = {side: block * BLOCK for side, block in first_block.items()}
     q, kv = (np.arange(start, min(start + BLOCK, lengths[side])) for side, start in starts.items())
-    where = {"q": q[:, None], "kv": kv[None]}
-    first = np.argwhere(evaluate_at(leaves, where, tables.tensors))[0]
-    value = evaluate_at(index, where, tables.tensors)[tuple(first)]
+    positions = {"q": q[:, None], "kv": kv[None]}
+    first = np.argwhere(evaluate_at(leaves, positions, tables.tensors))[0]
+    value = evaluate_at(index, positions, tables.tensors)[tuple(first)]
     return f"is {value}{_at({'q': q[first[0]], 'kv': kv[first[1]]})}"
 
 

@@ -164,7 +164,7 @@ class _Inside:
         self.order = needed(self.expr, self.side.keys() | self.values)
         self.side |= {node: node.name for node in self.order if isinstance(node, Var)}
         self.block, self.leaf, self.halvings = {}, {}, {}
-        where = {}
+        positions = {}
         for name, blocks in (("q", q_block), ("kv", kv_block)):
             length, size = bounds.grid.side(name)
             stretched = 1 << (size - 1).bit_length()
@@ -172,9 +172,9 @@ class _Inside:
             self.halvings[name] = (stretched // self.leaf[name]).bit_length() - 1
             unique, self.block[name] = np.unique(blocks, return_inverse=True)
             inside = np.minimum(np.arange(stretched), size - 1)
-            where[name] = {name: np.minimum(unique[:, None] * size + inside, length - 1).reshape(-1)}
+            positions[name] = {name: np.minimum(unique[:, None] * size + inside, length - 1).reshape(-1)}
         self.columns: Columns = {
-            node: (name, evaluate_at(node, where[name], self.tables.tensors)) for node, name in self.side.items()
+            node: (name, evaluate_at(node, positions[name], self.tables.tensors)) for node, name in self.side.items()
         }
 
     def settle(self) -> Settled:

@@ -109,9 +109,9 @@ def _extremes(level: Interval, cells: list[list[Array]]) -> Interval:
     lo, hi = level
     lows, highs = [], []
     for corner in range(2 ** len(cells)):
-        where = tuple(cell[corner >> axis & 1] for axis, cell in enumerate(cells))
-        lows.append(lo[where])
-        highs.append(hi[where])
+        at_corner = tuple(cell[corner >> axis & 1] for axis, cell in enumerate(cells))
+        lows.append(lo[at_corner])
+        highs.append(hi[at_corner])
     return np.minimum.reduce(lows), np.maximum.reduce(highs)
 
 

@@ -73,7 +73,7 @@ class Report:
 
     def facts(self) -> dict[str, Any]:
         """Everything as JSON-able data."""
-        made, counts = self.block_map, self.block_map.counts()
+        block_map, counts = self.block_map, self.block_map.counts()
         flops, share = self.flops()
         return {
             "spec": self.spec.label,
@@ -83,16 +83,16 @@ class Report:
             "order": str(self.lowered.order) if self.lowered.order else None,
             "q_len": self.bound.sizes.q_len,
             "kv_len": self.bound.sizes.kv_len,
-            "block_size": [made.block_q, made.block_kv],
+            "block_size": [block_map.block_q, block_map.block_kv],
             "blocks": {kind.name.lower(): count for kind, count in counts.items()},
-            "block_density": made.density,
-            "computed_density": (self.on_device or made).density,
-            "token_density": made.token_density,
+            "block_density": block_map.density,
+            "computed_density": (self.on_device or block_map).density,
+            "token_density": block_map.token_density,
             "flops": flops,
             "fraction_of_dense": share,
-            "map_bytes": made.nbytes,
-            "depends_on_batch": made.batch > 1,
-            "depends_on_head": made.heads > 1,
+            "map_bytes": block_map.nbytes,
+            "depends_on_batch": block_map.batch > 1,
+            "depends_on_head": block_map.heads > 1,
             "proofs": {
                 name: {"holds": proof.holds, "counterexample": proof.counterexample}
                 for name, proof in self.proofs.items()
@@ -159,18 +159,20 @@ def _short(text: str) -> str:
 
 
 def _blocks(report: Report) -> list[str]:
-    made, counts, trail = report.block_map, report.block_map.counts(), report.stages.results["BLOCKS"]
+    block_map, trail = report.block_map, report.stages.results["BLOCKS"]
+    counts = block_map.counts()
     flops, share = report.flops()
     total = sum(counts.values())
     kinds = ", ".join(f"{count:,} {kind.name.lower()} ({count / total:.2%})" for kind, count in counts.items())
-    each = f"{len(made.maps)} distinct map{'s' if len(made.maps) > 1 else ''}"
+    distinct = f"{len(block_map.maps)} distinct map{'s' if len(block_map.maps) > 1 else ''}"
+    lengths = f"{block_map.q_len:,} x {block_map.kv_len:,} tokens"
     return [
-        f"{made.q_len:,} x {made.kv_len:,} tokens in blocks of {made.block_q} x {made.block_kv}, {each}",
+        f"{lengths} in blocks of {block_map.block_q} x {block_map.block_kv}, {distinct}",
         kinds,
-        *(report_lines(report.on_device, made) if report.on_device else ()),
-        f"token density {made.token_density:.4%}, block density {made.density:.4%}",
+        *(report_lines(report.on_device, block_map) if report.on_device else ()),
+        f"token density {block_map.token_density:.4%}, block density {block_map.density:.4%}",
         f"{flops:.3g} FLOPs forward at head_dim {report.head_dim}: {share:.4f} of dense",
-        f"{made.nbytes:,} bytes hold the map",
+        f"{block_map.nbytes:,} bytes hold the map",
         f"decided by {sum(trail.boxes):,} boxes; {trail.witnessed:,} blocks by witnesses, "
         f"{trail.evaluated:,} by evaluation (empty and full ones by bounds)",
     ]
@@ -189,8 +191,9 @@ def _proofs(report: Report) -> list[str]:
         if proof.holds:
             lines.append(f"{name}: yes")
         else:
-            at = dict(zip(("b", "h", "q", "kv"), proof.counterexample or (), strict=True))
-            lines.append(f"{name}: no, e.g. {', '.join(f'{k} = {x}' for k, x in at.items() if x is not None)}")
+            pair = zip(("b", "h", "q", "kv"), proof.counterexample or (), strict=True)
+            shown = ", ".join(f"{index} = {value}" for index, value in pair if value is not None)
+            lines.append(f"{name}: no, e.g. {shown}")
     lines += report.described.proofs
     for name, size in (("batch", report.block_map.batch), ("head", report.block_map.heads)):
         lines.append(f"differs by {name} at these values: {f'yes, {size} maps' if size > 1 else 'no'}")

@@ -26,9 +26,14 @@ MOST_PAIRS = 1 << 27
 class KeptKeys:
     """What some queries of a mask keep. Made by `fs.kept_keys`.
 
-    kept: bool [queries, *the canvas' sides]. queries: each query's logical position. counts: how many keys each keeps,
-    those off the canvas too. length, start: tokens in the sequence, and where the canvas begins in it. head: which
-    batch and head these are, where the mask depends on them.
+    label: the mask's name.
+    canvas: on which the tokens are laid.
+    queries: each query's logical position.
+    kept: bool [queries, *the canvas' sides].
+    counts: how many keys each query keeps, those off the canvas too.
+    length: tokens in the sequence.
+    start: where in it the canvas begins.
+    head: which batch and head these are, in words; empty where the mask does not depend on them.
     """
 
     label: str
@@ -41,8 +46,8 @@ class KeptKeys:
     head: str
 
     def __repr__(self) -> str:
-        each = [f"{self.named(i)} keeps {count:,}" for i, count in enumerate(self.counts)]
-        return f"KeptKeys({self.label}: {'; '.join(each)} of {self.length:,} keys)"
+        counts = [f"{self.named(number)} keeps {count:,}" for number, count in enumerate(self.counts)]
+        return f"KeptKeys({self.label}: {'; '.join(counts)} of {self.length:,} keys)"
 
     def place(self, number: int) -> tuple[int, ...] | None:
         """The coordinates of query `number`, None where it is off the canvas."""
@@ -56,20 +61,25 @@ class KeptKeys:
         place = self.place(number)
         if place is None:
             return f"query {self.queries[number]:,}"
-        return "query " + ", ".join(f"{name}={at:,}" for name, at in zip(self.canvas.names, place, strict=True))
+        named = zip(self.canvas.names, place, strict=True)
+        return "query " + ", ".join(f"{name}={coordinate:,}" for name, coordinate in named)
 
     def show(self, path: str | Path | None = None) -> Path | str:
         """Draw the kept keys: to a picture file (its path is returned), or without a path in the terminal.
 
-        The last two axes are an image, and there is one for each position on the others; one axis is a strip. FS054.
+        The last two axes are an image, and there is one for each position on the others; one axis is a strip.
+
+        path: a .png, .svg or .pdf file, or None.
+
+        Raises FS054 (another suffix, or a file that cannot be written).
         """
         from .draw import frames, frames_text
 
         if path is not None:
             return frames.save(self, path)
-        drawn = frames_text.draw(self)
-        print(drawn)
-        return drawn
+        text = frames_text.draw(self)
+        print(text)
+        return text
 
 
 def kept_keys(
@@ -87,39 +97,51 @@ def kept_keys(
 ) -> KeptKeys:
     """The keys that a query keeps: `fs.kept_keys(mask, dict(t=2, h=3, w=5)).show("keys.png")` draws them on the canvas.
 
-    query: its coordinates by axis, or its logical position; or several of these. canvas: where the mask has none of its
-    own, the canvas on which to lay its tokens in row-major order; a number of tokens is a strip. start, length: where
-    the canvas begins in a longer sequence, as a video beside text, and how long that is. b, h: which batch and head.
-    batch, heads: how many there are, where the mask depends on them and no input says it. inputs: run-time values by
-    name. Evaluates the predicate itself. Raises FS011, FS020 to FS025, FS030 (a query that is not there), FS031, FS032.
+    Evaluates the predicate itself.
+
+    mask: a `Mask`, or a FlexAttention mask_mod as it is.
+    query: its coordinates by axis, or its logical position; or several of these.
+    canvas: where the mask has none of its own, the canvas on which to lay its tokens in row-major order; a number of
+        tokens is a strip.
+    start: where the canvas begins in a longer sequence, as a video beside text.
+    length: tokens of that sequence; None: it ends with the canvas.
+    b, h: which batch and head.
+    batch, heads: how many there are, where the mask depends on them and no input says it.
+    inputs: run-time values by name.
+
+    Raises FS011 (a query names other axes), FS020 (no query, canvas or value), FS021 (an unknown name), FS022 (a tensor
+    of another shape), FS023 (a query or value of another type), FS024 (an index leaves its tensor), FS025 (a number
+    that its annotation refuses), FS030 (start, a length, or a query, batch or head that is not there), FS031 (batch or
+    heads are needed), FS032 (a canvas that does not fit the sequence or the mask), FS034 (a number past 64 bits), FS035
+    (a division by zero), and for a mask_mod what `from_mask_mod` raises.
 
     >>> import flexspec as fs
     >>> image = fs.Canvas(h=3, w=4)
-    >>> found = fs.kept_keys(fs.neighborhood(image, window=dict(h=1, w=3)), dict(h=1, w=2))
-    >>> found
+    >>> keys = fs.kept_keys(fs.neighborhood(image, window=dict(h=1, w=3)), dict(h=1, w=2))
+    >>> keys
     KeptKeys(neighborhood(canvas=canvas(h=3, w=4), window={'h': 1, 'w': 3}): query h=1, w=2 keeps 3 of 12 keys)
-    >>> found.kept[0].int().tolist()
+    >>> keys.kept[0].int().tolist()
     [[0, 0, 0, 0], [0, 1, 1, 1], [0, 0, 0, 0]]
     """
     mask = from_mask_mod(mask)
     laid = _canvas(mask, canvas)
     length = _length(laid, start, length)
-    queries: list[Any] = list(query) if isinstance(query, Sequence) and not isinstance(query, str) else [query]
-    places = tuple(_position(each, laid, start, length) for each in queries)
-    if len(places) * length > MOST_PAIRS:
-        message = f"{len(places):,} queries among {length:,} keys are more than {MOST_PAIRS:,} pairs"
+    several: list[Any] = list(query) if isinstance(query, Sequence) and not isinstance(query, str) else [query]
+    queries = tuple(_position(each, laid, start, length) for each in several)
+    if len(queries) * length > MOST_PAIRS:
+        message = f"{len(queries):,} queries among {length:,} keys are more than {MOST_PAIRS:,} pairs"
         raise FlexSpecError("FS030", message, fix="give fewer queries, or a shorter length", where=user_caret())
-    if not places:
+    if not queries:
         raise FlexSpecError("FS020", "no query is given", fix="give one, e.g. dict(h=3, w=5)", where=user_caret())
     bound = mask.bind(make_sizes(length, None, batch, heads), inputs)
     head = _head(mask, bound, b, h)
-    at = {name: torch.tensor(value) for name, value in (("b", b), ("h", h))}
-    at |= {"q": torch.tensor(places)[:, None], "kv": torch.arange(length)}
+    positions = {"b": torch.tensor(b), "h": torch.tensor(h)}
+    positions |= {"q": torch.tensor(queries)[:, None], "kv": torch.arange(length)}
     tensors = {name: tensor.cpu() for name, tensor in bound.tensors.items()}
-    kept = evaluate(mask.flat, {**bound.all_numbers(), **tensors, **at}).expand(len(places), length)
+    kept = evaluate(mask.flat, {**bound.all_numbers(), **tensors, **positions}).expand(len(queries), length)
     counts = tuple(int(count) for count in kept.sum(1))
-    kept = kept[:, start : start + laid.size].reshape(len(places), *laid.lengths.values())
-    return KeptKeys(mask.label, laid, places, kept, counts, length, start, head)
+    kept = kept[:, start : start + laid.size].reshape(len(queries), *laid.lengths.values())
+    return KeptKeys(mask.label, laid, queries, kept, counts, length, start, head)
 
 
 def _length(canvas: Canvas, start: int, length: int | None) -> int:
@@ -148,16 +170,18 @@ def _canvas(mask: Mask, given: Canvas | int | None) -> Canvas:
 def _position(query: Query, canvas: Canvas, start: int, length: int) -> int:
     """The logical position of a query. FS011, FS023, FS030."""
     on_canvas = isinstance(query, Mapping)
-    at: dict[str, Any] = canvas.per_axis(query, "the query") if on_canvas else {"position": query}
+    coordinates: dict[str, Any] = canvas.per_axis(query, "the query") if on_canvas else {"position": query}
     sizes, what = (canvas.lengths, str(canvas)) if on_canvas else ({"position": length}, "the sequence")
     position = 0
     for name, size in sizes.items():
-        if isinstance(at[name], bool) or not isinstance(at[name], int):
-            raise FlexSpecError("FS023", f"the query's {name} is {at[name]!r}", fix="give integers", where=user_caret())
-        if not 0 <= at[name] < size:
-            message = f"there is no such query: {name} is {at[name]:,}, and {what} has {size:,} there"
+        coordinate = coordinates[name]
+        if isinstance(coordinate, bool) or not isinstance(coordinate, int):
+            message = f"the query's {name} is {coordinate!r}"
+            raise FlexSpecError("FS023", message, fix="give integers", where=user_caret())
+        if not 0 <= coordinate < size:
+            message = f"there is no such query: {name} is {coordinate:,}, and {what} has {size:,} there"
             raise FlexSpecError("FS030", message, fix=f"give {name} from 0 to {size - 1:,}", where=user_caret())
-        position = position * size + at[name]
+        position = position * size + coordinate
     return position + start if on_canvas else position
 
 

@@ -90,11 +90,21 @@ def block_map(
 ) -> BlockMap:
     """Which blocks of a mask are empty, partial or full: exact, derived from the expression.
 
-    q_len, kv_len: tokens (kv_len defaults to q_len). batch, heads: needed where the mask depends on them and no input
-    says it. block_size: tokens, one number or (query, key). order: where tokens lie in memory; the map is over
-    memory positions, padding included. device: of the tensors that the map gives. exact: False leaves a block PARTIAL
-    that bounds alone do not decide, which is correct and may be quicker. inputs: run-time values by name.
-    Raises FS020 to FS035.
+    mask: a `Mask`, or a FlexAttention mask_mod as it is.
+    q_len, kv_len: tokens; kv_len defaults to q_len.
+    batch, heads: how many, needed where the mask depends on them and no input says it.
+    block_size: tokens, one number or (query, key).
+    order: where tokens lie in memory; the map is over memory positions, padding included.
+    device: of the tensors that the map gives.
+    exact: False leaves a block PARTIAL that bounds alone do not decide, which is correct and may be quicker.
+    inputs: run-time values by name.
+
+    Raises FS020 (a value is missing), FS021 (an unknown name), FS022 (a tensor of another shape, an order of another
+    batch), FS023 (a value of another type), FS024 (an index leaves its tensor), FS025 (a number that its annotation
+    refuses), FS026 (a value has the name of the order's table), FS030 (lengths, counts, block_size), FS031 (batch or
+    heads are needed), FS032 (a canvas of another length), FS033 (an order that is none, or of another length), FS034
+    (integers past 64 bits), FS035 (a division by zero, at a pair that is evaluated), and for a mask_mod what
+    `from_mask_mod` raises.
 
     >>> import flexspec as fs
     >>> fs.block_map(fs.causal_window(256), 1_000_000).counts()
@@ -212,10 +222,19 @@ def create_block_mask(
 ) -> Any:
     """Drop-in for torch's `create_block_mask`: the same arguments, the same lists, derived and not evaluated.
 
-    A mask that depends on the batch or the head and is given none is an error (FS031): torch takes index 0 silently.
+    mask_mod: as torch takes it, or a `Mask`.
+    B, H: batch and heads. A mask that depends on one that is None is an error: torch takes index 0 silently.
+    Q_LEN, KV_LEN: tokens.
+    device: of the lists; None: the accelerator, or the CPU where there is none.
+    BLOCK_SIZE: tokens, one number or (query, key).
+    _compile: torch's own; nothing here is compiled.
+    separate_full_blocks: False lists full blocks with the partial ones.
     exact: with False nothing waits for the device, even where the mask reads tensors there; blocks that their bounds
-    leave open are listed as partial. write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
-    Raises what `from_mask_mod` and `block_map` raise.
+        leave open are listed as partial.
+    write_order: compute_dq_write_order and dq_kv_order, where this torch has them.
+
+    Raises FS042 (this torch has no dq write order), and what `block_map` raises; of a mask_mod, which has no values to
+    give, mostly FS024 (an index leaves its tensor), FS030 (a size) and FS031 (B or H is needed).
     """
     mask = from_mask_mod(mask_mod)
     target = torch.device(device or torch.accelerator.current_accelerator() or "cpu")

@@ -133,9 +133,8 @@ def test_a_repeated_call_lowers_nothing_and_reads_nothing_back(name, backend, mo
 
 
 @pytest.mark.slow
-def test_no_sequence_of_lengths_and_batches_ends_in_an_error(monkeypatch):
+def test_no_sequence_of_lengths_and_batches_ends_in_an_error():
     """A code object takes two recompiles here, so that the sequence uses several up."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
 
     @fs.mask
     def local(q, kv, *, window):
@@ -143,10 +142,11 @@ def test_no_sequence_of_lengths_and_batches_ends_in_an_error(monkeypatch):
 
     attend = fs.compile(local, backend="flex")
     shapes = [(1, 300, 300), (1, 64, 600), (1, 100, 100), (1, 7, 107), (2, 300, 300), (2, 2, 256), (2, 7, 107)]
-    for window, (batch, q_len, kv_len) in enumerate([*shapes, *shapes[::-1]], 17):
-        tensors = qkv(q_len, kv_len, batch)
-        wanted = fs.reference_attention(local, *tensors, window=window)
-        torch.testing.assert_close(attend(*tensors, window=window).double(), wanted, atol=3e-6, rtol=3e-6)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for window, (batch, q_len, kv_len) in enumerate([*shapes, *shapes[::-1]], 17):
+            tensors = qkv(q_len, kv_len, batch)
+            wanted = fs.reference_attention(local, *tensors, window=window)
+            torch.testing.assert_close(attend(*tensors, window=window).double(), wanted, atol=3e-6, rtol=3e-6)
 
 
 def test_a_view_is_known_by_what_it_looks_into(monkeypatch):

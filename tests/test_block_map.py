@@ -117,6 +117,13 @@ def test_a_single_pair_in_a_million_squared_is_found():
     assert made.runs(777777 // 128) == [(964, 965, fs.BlockKind.PARTIAL)]
 
 
+@pytest.mark.parametrize("row", [-1, 4])
+def test_a_row_that_is_not_there_is_no_empty_row(row):
+    causal = fs.block_map(fs.causal(), 500)
+    with pytest.raises(fs.FlexSpecError, match="FS030.*no row"):
+        causal.runs(row)
+
+
 def test_batch_and_heads_only_where_the_mask_depends_on_them():
     ids = torch.tensor([[0] * 50 + [1] * 50, [0] * 30 + [1] * 70])
     same = fs.from_mask_mod(lambda b, h, q, kv: ids[b, q] == ids[b, kv])

@@ -51,21 +51,21 @@ class Alike:
         numbers = np.zeros(count, np.int64)
         for feature in self.features:
             if feature.min() != feature.max():
-                told = np.unique(feature, return_inverse=True)[1]
-                numbers = np.unique(numbers * (told.max() + 1) + told, return_inverse=True)[1]
+                value = np.unique(feature, return_inverse=True)[1]
+                numbers = np.unique(numbers * (value.max() + 1) + value, return_inverse=True)[1]
         return numbers
 
-    def _read(self, node: Expr, open_: Array) -> Array | int:
-        """Note the features of a node where it is open. The node is a function of the place plus what this returns."""
+    def _read(self, node: Expr, undecided: Array) -> Array | int:
+        """Note the features of a node where it is undecided; what is returned is its number `c` of each block."""
         if node.type is Type.BOOL and node in self.intervals:
             lo, hi = self.intervals[node]
-            self._note(1 + lo, open_ & (lo == hi))
-            open_ = open_ & (lo != hi)
-        if isinstance(node, Const) or not open_.any():
+            self._note(1 + lo, undecided & (lo == hi))
+            undecided = undecided & (lo != hi)
+        if isinstance(node, Const) or not undecided.any():
             return 0
         if isinstance(node, Var):
             return self.corner[node.name]
-        parts = [self._read(part, open_) for part in node.children]
+        parts = [self._read(part, undecided) for part in node.children]
         sums = isinstance(node, Apply) and not endless(node)
         if isinstance(node, Apply) and sums and node.type is Type.INT:
             if node.op in ("add", "sub"):
@@ -76,12 +76,12 @@ class Alike:
             if isinstance(right, Const) and node.op == "mul":
                 return parts[0] * int(right.value)
             if isinstance(right, Const) and right.value > 0 and node.op in ("floordiv", "mod"):
-                self._note(parts[0] % int(right.value), open_)
+                self._note(parts[0] % int(right.value), undecided)
                 return parts[0] // int(right.value) if node.op == "floordiv" else 0
         if isinstance(node, Apply) and sums and node.op in NEGATED and max(part.type for part in node.args) <= Type.INT:
             parts = [parts[0] - parts[1]]  # a comparison of integers: their difference
         for part in parts:
-            self._note(part, open_)
+            self._note(part, undecided)
         return 0
 
     def _note(self, feature: Array | int, where: Array) -> None:

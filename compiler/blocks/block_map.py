@@ -38,9 +38,19 @@ class BSR(NamedTuple):
 class BlockMap(Derives):
     """The blocks of a mask at given lengths. Made by `fs.block_map`.
 
-    `index` int64 [batch, heads] says which of `maps` each (batch, head) has; both sizes are 1 where the mask does
-    not depend on them. A block is FULL when every pair of existing positions is kept. Under an order, positions are
-    memory positions and padding is never kept.
+    A block is FULL when every pair of existing positions is kept. Under an order, positions are memory positions and
+    padding is never kept.
+
+    label: the mask's name.
+    grid: lengths and block sizes, in tokens.
+    maps: the runs of each distinct mask.
+    exprs: those masks, over `q` and `kv` alone.
+    index: int64 [batch, heads], which of `maps` each (batch, head) has; both sizes are 1 where the mask does not
+        depend on them.
+    tensors: what the masks read, by name.
+    order: where tokens lie in memory; None as they are.
+    print_mask_mod: makes `mask_mod`.
+    device: of the tensors that the map gives.
     """
 
     label: str
@@ -97,7 +107,12 @@ class BlockMap(Derives):
         return f"BlockMap({self.label}: {shape}, {kinds}, density {self.density:.2%})"
 
     def of(self, b: int = 0, h: int = 0) -> Runs:
-        """The runs of one (batch, head); a size of 1 serves every index."""
+        """The runs of one (batch, head); a size of 1 serves every index.
+
+        b, h: which batch and head.
+
+        Raises FS030 (a batch or head that is not there).
+        """
         return self.maps[self._which(b, h)]
 
     def _which(self, b: int, h: int) -> int:
@@ -109,11 +124,20 @@ class BlockMap(Derives):
         return int(self.index[b if rows > 1 else 0, h if columns > 1 else 0])
 
     def runs(self, q_block: int, *, b: int = 0, h: int = 0) -> list[tuple[int, int, BlockKind]]:
-        """The runs of one row of blocks: (first kv-block, one past the last, kind)."""
-        found = self.of(b, h)
-        span = slice(int(found.first[q_block]), int(found.first[q_block + 1]))
-        parts = zip(found.start[span], found.stop[span], found.kind[span], strict=True)
-        return [(int(start), int(stop), BlockKind(kind)) for start, stop, kind in parts]
+        """The runs of one row of blocks: (first kv-block, one past the last, kind), ascending.
+
+        q_block: the row, from 0.
+        b, h: which batch and head.
+
+        Raises FS030 (a row, batch or head that is not there).
+        """
+        if not 0 <= q_block < self.q_blocks:
+            message = f"there is no row {q_block} of blocks; the map has {self.q_blocks:,}"
+            raise FlexSpecError("FS030", message, fix=f"give 0 to {self.q_blocks - 1:,}", where=user_caret())
+        runs = self.of(b, h)
+        of_row = slice(int(runs.first[q_block]), int(runs.first[q_block + 1]))
+        fields = zip(runs.start[of_row], runs.stop[of_row], runs.kind[of_row], strict=True)
+        return [(int(start), int(stop), BlockKind(kind)) for start, stop, kind in fields]
 
     def kinds(self) -> torch.Tensor:
         """uint8 [batch, heads, q_blocks, kv_blocks] of `BlockKind`."""
@@ -122,8 +146,9 @@ class BlockMap(Derives):
 
     def counts(self) -> dict[BlockKind, int]:
         """Blocks of each kind over all (batch, head) of the map."""
-        each = [runs.counts() for runs in self.maps]
-        total = {kind: sum(each[i][kind] for i in self.index.flat) for kind in (BlockKind.PARTIAL, BlockKind.FULL)}
+        of_maps = [runs.counts() for runs in self.maps]
+        stored = (BlockKind.PARTIAL, BlockKind.FULL)
+        total = {kind: sum(of_maps[which][kind] for which in self.index.flat) for kind in stored}
         empty = self.index.size * self.q_blocks * self.kv_blocks - sum(total.values())
         return {BlockKind.EMPTY: empty, **total}
 
@@ -141,8 +166,8 @@ class BlockMap(Derives):
     @cached_property
     def kept_pairs(self) -> int:
         """Pairs that the mask keeps, over all (batch, head) of the map; partial blocks are evaluated."""
-        each = [self.kept(which) for which in range(len(self.maps))]
-        return sum(each[which] for which in self.index.flat)
+        of_maps = [self.kept(which) for which in range(len(self.maps))]
+        return sum(of_maps[which] for which in self.index.flat)
 
     @property
     def token_density(self) -> float:
@@ -150,7 +175,7 @@ class BlockMap(Derives):
         return self.kept_pairs / (self.index.size * self.q_len * self.kv_len)
 
     def kept(self, which: int) -> int:
-        """Pairs that one of `maps` keeps."""
+        """Pairs that one of `maps`, the one at index `which`, keeps."""
         total = 0
         for kind, q, kv in self.blocks(which):
             if kind is BlockKind.FULL:
@@ -160,15 +185,16 @@ class BlockMap(Derives):
         return total
 
     def blocks(self, which: int) -> Iterator[tuple[BlockKind, Array, Array]]:
-        """The non-empty blocks of one map, in chunks of one kind: their q and kv ranges, int64 [n, 2]."""
+        """The non-empty blocks of one map, in chunks of one kind: the kind, their q and kv ranges, int64 [n, 2] each.
+
+        which: index of the map in `maps`.
+        """
         rows, columns, kinds = self.maps[which].blocks()
         for kind in (BlockKind.FULL, BlockKind.PARTIAL):
             chosen = np.flatnonzero(kinds == kind)
-            for some in self.chunks(len(chosen)):
-                at = chosen[some]
-                q = np.stack([rows[at] * self.block_q, np.minimum((rows[at] + 1) * self.block_q, self.q_len)], 1)
-                end = np.minimum((columns[at] + 1) * self.block_kv, self.kv_len)
-                yield kind, q, np.stack([columns[at] * self.block_kv, end], 1)
+            for chunk in self.chunks(len(chosen)):
+                row, column = rows[chosen[chunk]], columns[chosen[chunk]]
+                yield kind, *self._ranges(row, column)
 
     def chunks(self, count: int) -> Iterator[slice]:
         """Slices of `count` blocks, each of so many that their pairs fit at once."""
@@ -176,43 +202,66 @@ class BlockMap(Derives):
         return (slice(start, start + step) for start in range(0, count, step))
 
     def pairs(self, which: int, q: Array, kv: Array) -> Array:
-        """bool [n, block_q, block_kv]: the pairs of blocks given by ranges [n, 2]; False past their ends."""
-        at_q = q[:, :1] + np.arange(self.block_q)
-        at_kv = kv[:, :1] + np.arange(self.block_kv)
-        inside = (at_q < q[:, 1:])[:, :, None] & (at_kv < kv[:, 1:])[:, None, :]
-        where = {"q": np.minimum(at_q, self.q_len - 1)[:, :, None]}
-        where["kv"] = np.minimum(at_kv, self.kv_len - 1)[:, None, :]
-        return evaluate_at(self.exprs[which], where, self.tensors) & inside
+        """Which pairs of some blocks are kept: bool [n, block_q, block_kv], False past a block's end.
+
+        which: index of the map in `maps`.
+        q, kv: the blocks' first position and the one past their last, int64 [n, 2].
+        """
+        q_idx = q[:, :1] + np.arange(self.block_q)
+        kv_idx = kv[:, :1] + np.arange(self.block_kv)
+        inside = (q_idx < q[:, 1:])[:, :, None] & (kv_idx < kv[:, 1:])[:, None, :]
+        positions = {"q": np.minimum(q_idx, self.q_len - 1)[:, :, None]}
+        positions["kv"] = np.minimum(kv_idx, self.kv_len - 1)[:, None, :]
+        return evaluate_at(self.exprs[which], positions, self.tensors) & inside
 
     def kinds_of(self, which: int, row: Array, column: Array) -> Array:
-        """The kinds of single blocks of one map, uint8 [n], by their pairs; row, column: int64 [n]."""
-        sides = ((row, self.block_q, self.q_len), (column, self.block_kv, self.kv_len))
-        q, kv = (np.stack([block * size, np.minimum((block + 1) * size, length)], 1) for block, size, length in sides)
+        """The kinds of single blocks of one map, uint8 [n] of `BlockKind`, by their pairs.
+
+        which: index of the map in `maps`.
+        row, column: of each block, int64 [n].
+        """
+        q, kv = self._ranges(row, column)
         kinds = np.empty(len(row), np.uint8)
-        for some in self.chunks(len(row)):
-            kept = self.pairs(which, q[some], kv[some]).sum((1, 2))
-            every = kept == (q[some, 1] - q[some, 0]) * (kv[some, 1] - kv[some, 0])
-            kinds[some] = np.where(every, BlockKind.FULL, np.where(kept > 0, BlockKind.PARTIAL, BlockKind.EMPTY))
+        for chunk in self.chunks(len(row)):
+            kept = self.pairs(which, q[chunk], kv[chunk]).sum((1, 2))
+            every = kept == (q[chunk, 1] - q[chunk, 0]) * (kv[chunk, 1] - kv[chunk, 0])
+            kinds[chunk] = np.where(every, BlockKind.FULL, np.where(kept > 0, BlockKind.PARTIAL, BlockKind.EMPTY))
         return kinds
 
+    def _ranges(self, row: Array, column: Array) -> tuple[Array, Array]:
+        """First position, and one past the last, of blocks on the q and on the kv side: int64 [n, 2] each."""
+        sides = ((row, self.block_q, self.q_len), (column, self.block_kv, self.kv_len))
+        q, kv = (np.stack([block * size, np.minimum((block + 1) * size, length)], 1) for block, size, length in sides)
+        return q, kv
+
     def tokens(self, q_start: int, q_stop: int, kv_start: int, kv_stop: int, *, b: int = 0, h: int = 0) -> torch.Tensor:
-        """The pairs of a region themselves: bool [q, kv]. FS030 for a region outside the lengths."""
+        """The pairs of a region themselves: bool [q, kv].
+
+        q_start, q_stop, kv_start, kv_stop: positions, the stops left out.
+        b, h: which batch and head.
+
+        Raises FS030 (a region that is empty or not inside the lengths, a batch or head that is not there).
+        """
         sides = ((q_start, q_stop, self.q_len), (kv_start, kv_stop, self.kv_len))
         if not all(0 <= start < stop <= length for start, stop, length in sides):
             message = f"the region {q_start}:{q_stop}, {kv_start}:{kv_stop} is not inside {self.q_len} x {self.kv_len}"
             raise FlexSpecError("FS030", message, where=user_caret())
-        where = {"q": np.arange(q_start, q_stop)[:, None], "kv": np.arange(kv_start, kv_stop)[None, :]}
-        kept = evaluate_at(self.exprs[self._which(b, h)], where, self.tensors)
+        positions = {"q": np.arange(q_start, q_stop)[:, None], "kv": np.arange(kv_start, kv_stop)[None, :]}
+        kept = evaluate_at(self.exprs[self._which(b, h)], positions, self.tensors)
         return torch.from_numpy(np.broadcast_to(kept, (q_stop - q_start, kv_stop - kv_start)).copy())
 
     def slice(self, q: tuple[int, int] | None = None, *, kv_len: int | None = None) -> BlockMap:
         """Part of this map, for decoding and chunked prefill: made once at the longest length, and never rebuilt.
 
+        The result is the map of these queries, counted from 0, against these keys: exact, its `mask_mod` shifted by a
+        captured tensor, so that the next chunk compiles no new kernel. Sizes that the mask itself reads (`q_len`,
+        `kv_len`) stay those of this map. Under an order, q and kv_len count memory positions.
+
         q: (start, stop) in tokens, all queries where left out; start is a multiple of `block_q`, or all of them are in
-        one block of queries. kv_len: how many keys there are so far. The result is the map of these queries, counted
-        from 0, against these keys: exact, its `mask_mod` shifted by a captured tensor, so that the next chunk compiles
-        no new kernel. Sizes that the mask itself reads (`q_len`, `kv_len`) stay those of this map. Under an order, q
-        and kv_len count memory positions. FS030.
+            one block of queries.
+        kv_len: how many keys there are so far, all where left out.
+
+        Raises FS030 (queries or keys that the map has not, a start inside a block that the queries leave).
 
         >>> import flexspec as fs
         >>> whole = fs.block_map(fs.causal_window(256), 131_072)
@@ -231,25 +280,33 @@ class BlockMap(Derives):
             print_mask_mod=partial(shifted, partial(attrgetter("mask_mod"), self), start, self.device),
         )
         kinds = [partial(part.kinds_of, which) for which in range(len(self.maps))]
-        maps = [cut_runs(*each, self.grid, grid, start) for each in zip(self.maps, kinds, strict=True)]
+        maps = [
+            cut_runs(runs, kinds_of, self.grid, grid, start) for runs, kinds_of in zip(self.maps, kinds, strict=True)
+        ]
         return replace(part, maps=tuple(maps))
 
     def to_bsr(self, *, b: int = 0, h: int = 0) -> BSR:
-        """Block sparse rows of one (batch, head), as kernels take them."""
+        """Block sparse rows of one (batch, head), as kernels take them.
+
+        b, h: which batch and head.
+
+        Raises FS030 (a batch or head that is not there).
+        """
         rows, columns, kinds = self.of(b, h).blocks()
         counts = np.bincount(rows, minlength=self.q_blocks)
         row_ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        parts = (row_ptr, columns.astype(np.int32), kinds)
-        return BSR(*(torch.from_numpy(part).to(self.device) for part in parts))
+        arrays = (row_ptr, columns.astype(np.int32), kinds)
+        return BSR(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def to_flex(self, mask_mod: Any = None, *, compact: bool = True) -> Any:
         """torch's `BlockMask` for `torch.compile(flex_attention)`, kv and q sides made straight from the runs.
 
-        mask_mod: what its partial blocks evaluate; default: the mask's own. compact: index lists as wide as the
-        fullest row needs, int32 [batch, heads, rows, width], where torch has a column for every block. On the CPU they
-        are views with torch's shape whose rows overlap in memory. The result's `to_dense`, `str` and slices take only
-        lists as torch makes them, which `compact=False` gives: field by field those of `create_block_mask`. A new width
-        compiles a kernel again, up to a few times in all; with `compact=False` a new mask of the same lengths does not.
+        mask_mod: what its partial blocks evaluate; default: the mask's own.
+        compact: index lists as wide as the fullest row needs, int32 [batch, heads, rows, width], where torch has a
+            column for every block. On the CPU they are views with torch's shape whose rows overlap in memory. The
+            result's `to_dense`, `str` and slices take only lists as torch makes them, which `compact=False` gives:
+            field by field those of `create_block_mask`. A new width compiles a kernel again, up to a few times in all;
+            with `compact=False` a new mask of the same lengths does not.
 
         >>> import flexspec as fs
         >>> lists = fs.block_map(fs.causal_window(1024), 65_536).to_flex()
@@ -259,7 +316,12 @@ class BlockMap(Derives):
         return to_flex(self, mask_mod or self.mask_mod, compact=compact)
 
     def flex_lists(self, batch: int | None, heads: int | None, *, compact: bool, separate_full_blocks: bool) -> Lists:
-        """torch's index lists, kept (see `flex_lists.to_flex`)."""
+        """torch's index lists, kept (see `flex_lists.to_flex`).
+
+        batch, heads: expand dense lists to these sizes.
+        compact: as `to_flex` takes it.
+        separate_full_blocks: False lists full blocks with the partial ones, in dense lists.
+        """
         if compact:
             return self.derive(_compact_lists)
         return self.derive(_dense_lists, batch, heads, separate_full_blocks)
@@ -274,8 +336,12 @@ class BlockMap(Derives):
     ) -> Path | str:
         """Draw the map: to a picture file (its path is returned), or without a path in the terminal.
 
-        region: (q_start, q_stop, kv_start, kv_stop) draws the pairs themselves there, in a file only. Raises FS020,
-        FS030, FS054.
+        path: a .png, .svg or .pdf file, or None.
+        b, h: which batch and head.
+        region: (q_start, q_stop, kv_start, kv_stop) draws the pairs themselves there, in a file only.
+
+        Raises FS020 (a region without a path), FS030 (a batch or head that is not there, a region outside the map or
+        of more than 4,096 positions on a side), FS054 (another suffix, or a file that cannot be written).
         """
         from ..draw import picture, terminal
 
@@ -284,9 +350,9 @@ class BlockMap(Derives):
         if region is not None:
             fix = "give a path, e.g. show('region.png', region=...)"
             raise FlexSpecError("FS020", "a region is drawn to a file", fix=fix, where=user_caret())
-        drawn = terminal.draw(self, b=b, h=h)
-        print(drawn)
-        return drawn
+        text = terminal.draw(self, b=b, h=h)
+        print(text)
+        return text
 
 
 def _compact_lists(block_map: BlockMap) -> Lists:

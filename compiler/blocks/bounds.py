@@ -51,6 +51,13 @@ class Bounds:
         return len(self.starts[name]) - 1
 
     def _join_equal_blocks(self, name: str) -> None:
+        """Make one cell of neighbouring blocks in which all that is read of this side is the same constant.
+
+        In such blocks the expression is one function of the other side's positions, so that all blocks of a cell have
+        one kind, and a bound or a pair of the first holds for the others. Equal least and greatest values are not
+        enough: two blocks may hold the same values at other places. A bare position differs from block to block, and
+        then nothing is joined.
+        """
         mine = [node for node, side in self._side.items() if side == name]
         if any(isinstance(node, Var) for node in mine):
             return
@@ -59,7 +66,8 @@ class Bounds:
         for node in mine:
             lo, hi = self._of_side(node, 0)
             same = (lo[1:] == hi[1:]) & (lo[1:] == lo[:-1]) & (hi[1:] == hi[:-1])
-            fresh[1:] |= ~(same & (lo[1:] != 0)) if node.type > Type.INT else ~same  # 0.0 and -0.0 are equal
+            # 0.0 and -0.0 are equal, and what divides by them is not: a float zero joins nothing.
+            fresh[1:] |= ~(same & (lo[1:] != 0)) if node.type > Type.INT else ~same
         first = np.flatnonzero(fresh)
         for node in mine:
             lo, hi = self._known[node, 0]
@@ -87,16 +95,16 @@ class Bounds:
             return self._known[node, level]
         name = self._side[node]
         if not any(isinstance(part, Load) for part in walk(node)):
-            places = self._positions(name, level)
-            inside = self.values | {part: places for part in walk(node) if isinstance(part, Var)}
-            found = spread(needed(node, self.values), inside, self.tables.over)[node]
+            positions = self._positions(name, level)
+            inside = self.values | {part: positions for part in walk(node) if isinstance(part, Var)}
+            interval = spread(needed(node, self.values), inside, self.tables.over)[node]
         elif level == 0:
-            found = self.tables.by_block(node, name, *self.grid.side(name))
+            interval = self.tables.by_block(node, name, *self.grid.side(name))
         else:
             lo, hi = self._of_side(node, level - 1)
-            found = (pairs(np.minimum, lo), pairs(np.maximum, hi))
-        self._known[node, level] = found
-        return found
+            interval = (pairs(np.minimum, lo), pairs(np.maximum, hi))
+        self._known[node, level] = interval
+        return interval
 
     def _positions(self, name: str, level: int) -> Interval:
         """First and last position of every box of a side."""

@@ -3,6 +3,10 @@
 Whole regions are decided by bounds; only undecided boxes are split. Where most of them stay undecided, all cells are
 bounded at once, row by row. A block that bounds leave open is settled in `leaves`. Nothing of size `q_len * kv_len` is
 ever allocated.
+
+The answer is exact, because bounds enclose: where the least value over a box is True, every pair of it is kept, so
+every block in it is FULL, and where the greatest is False, every one is EMPTY. The parts of a split box hold its blocks
+and no others, so each block is decided by one box that holds it, or settled alone.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from ..evaluation.points import Array
 from .bounds import Bounds
 from .grid import Grid
 from .leaves import Leaves, chunks
-from .runs import BlockKind, Found, Runs, merged, of_boxes, of_table, stacked
+from .runs import BlockKind, LooseRuns, Runs, merged, of_boxes, of_table, stacked
 from .tensor_ranges import TensorRanges
 
 _FINER = 3
@@ -49,7 +53,7 @@ class _Search:
         self.leaves = Leaves(bounds)
         self.starts = bounds.starts
         self.size = {name: len(starts) - 1 for name, starts in self.starts.items()}
-        self.found: list[Found] = []
+        self.decided: list[LooseRuns] = []
 
     def runs(self) -> Runs:
         """Coarse to fine; or all cells at once, as soon as most boxes of a level stay undecided."""
@@ -62,15 +66,15 @@ class _Search:
             level -= finer
             inside = np.arange(1 << finer)[:, None]
             parts = [
-                self._split(level, (q_box[at] << finer) + inside, (kv_box[at] << finer) + inside)
-                for at in chunks(len(q_box), 1 << 2 * finer)
+                self._split(level, (q_box[chunk] << finer) + inside, (kv_box[chunk] << finer) + inside)
+                for chunk in chunks(len(q_box), 1 << 2 * finer)
             ]
             q_box, kv_box = (np.concatenate([part[side] for part in parts] or [q_box]) for side in (0, 1))
         kinds = self._settle(q_box, kv_box)
         for kind in (BlockKind.PARTIAL, BlockKind.FULL):
             chosen = kinds == kind
-            self._found(0, q_box[chosen], kv_box[chosen], kv_box[chosen], kind)
-        return merged(self.found, self.bounds.grid.q_blocks, self.bounds.grid.kv_blocks)
+            self._decide(0, q_box[chosen], kv_box[chosen], kv_box[chosen], kind)
+        return merged(self.decided, self.bounds.grid.q_blocks, self.bounds.grid.kv_blocks)
 
     def _boxes(self, name: str, level: int) -> int:
         return -(-self.size[name] >> level)
@@ -80,18 +84,20 @@ class _Search:
         q_count, kv_count = (self._boxes(name, level) for name in ("q", "kv"))
         q, kv = np.minimum(q_box, q_count - 1)[:, None], np.minimum(kv_box, kv_count - 1)[None]
         surely, possibly = self.bounds.over(level, q, kv)
+        # Boxes past the last one stand for it, and count for nothing.
         exists = (q_box < q_count)[:, None] & (kv_box < kv_count)[None]
         self.trail.boxes.append(int(exists.sum()))
-        self._found(level, *_joined(q, kv, surely & exists), BlockKind.FULL)
+        self._decide(level, *_joined(q, kv, surely & exists), BlockKind.FULL)
         return _chosen(q, kv, possibly & ~surely & exists)
 
-    def _found(self, level: int, q_box: Array, kv_first: Array, kv_last: Array, kind: BlockKind) -> None:
+    def _decide(self, level: int, q_box: Array, kv_first: Array, kv_last: Array, kind: BlockKind) -> None:
+        """Note boxes of one kind, each from `kv_first` to `kv_last`, in blocks."""
         ends = ((q_box, q_box, "q"), (kv_first, kv_last, "kv"))
         q, kv = (
             (self.starts[name][first << level], self.starts[name][np.minimum((last + 1) << level, self.size[name])])
             for first, last, name in ends
         )
-        self.found.append(of_boxes(q, kv, kind))
+        self.decided.append(of_boxes(q, kv, kind))
 
     def _settle(self, q_cell: Array, kv_cell: Array) -> Array:
         """The kinds of undecided cells: the same for all blocks of one."""
@@ -103,16 +109,17 @@ class _Search:
         return kinds
 
     def _all_cells(self) -> Runs:
+        """Every cell by itself; what a level before this has decided is bounded again, and found to be the same."""
         kv = np.arange(self.size["kv"])[None]
         parts = []
-        for at in chunks(self.size["q"], self.size["kv"]):
-            q = np.arange(self.size["q"])[at, None]
+        for rows in chunks(self.size["q"], self.size["kv"]):
+            q = np.arange(self.size["q"])[rows, None]
             surely, possibly = self.bounds.over(0, q, kv)
-            kinds = 2 * surely.astype(np.uint8)
-            open_ = possibly & ~surely
-            kinds[open_] = self._settle(*_chosen(q, kv, open_))
+            kinds = surely * np.uint8(BlockKind.FULL)
+            undecided = possibly & ~surely
+            kinds[undecided] = self._settle(*_chosen(q, kv, undecided))
             self.trail.boxes.append(kinds.size)
-            parts.append(of_table(kinds, self.starts["q"][at.start : at.stop + 1], self.starts["kv"]))
+            parts.append(of_table(kinds, self.starts["q"][rows.start : rows.stop + 1], self.starts["kv"]))
         return stacked(parts)
 
 

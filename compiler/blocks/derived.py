@@ -20,8 +20,8 @@ class Derives:
 
         given: what the function needs beside and what does not change its result while the key is the same.
         """
-        told = (function, *key)
-        if told not in self._derived:
-            self._derived[told] = function(self, *key, **given)
-        result: Result = self._derived[told]
+        whole_key = (function, *key)
+        if whole_key not in self._derived:
+            self._derived[whole_key] = function(self, *key, **given)
+        result: Result = self._derived[whole_key]
         return result

@@ -139,7 +139,8 @@ def by_kind(runs: Runs, grid: Grid) -> list[KindRuns]:
         stop[last] -= 1
         row, start = np.insert(row, last + 1, row[last]), np.insert(start, last + 1, grid.kv_blocks - 1)
         stop, kind = np.insert(stop, last + 1, grid.kv_blocks), np.insert(kind, last + 1, BlockKind.PARTIAL)
-    return [KindRuns(row[at], start[at], stop[at]) for at in (kind == BlockKind.PARTIAL, kind == BlockKind.FULL)]
+    kinds = (kind == BlockKind.PARTIAL, kind == BlockKind.FULL)
+    return [KindRuns(row[chosen], start[chosen], stop[chosen]) for chosen in kinds]
 
 
 def contiguous_lists(block_map: OfRuns) -> dict[str, bool]:
@@ -180,11 +181,11 @@ def _side(
     lists = []
     for kind in range(2):
         storage = np.zeros(batch * heads * rows * width + shown - width, np.int32)
-        for place, which in enumerate(index.flat):
+        for pair, which in enumerate(index.flat):  # of batch and head
             count, (row, column) = counts[which][kind], of_maps[which][kind]
-            shift = (place * rows + np.arange(rows)) * width - (np.cumsum(count) - count)
+            shift = (pair * rows + np.arange(rows)) * width - (np.cumsum(count) - count)
             storage[np.repeat(shift, count) + np.arange(len(row))] = column
-        count = np.stack([each[kind] for each in counts])[index].astype(np.int32)
+        count = np.stack([of_kinds[kind] for of_kinds in counts])[index].astype(np.int32)
         strides = (heads * rows * width, rows * width, width, 1)
         indices = torch.from_numpy(storage).as_strided((batch, heads, rows, shown), strides)
         lists += [torch.from_numpy(count).to(device), indices.to(device)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -65,24 +66,25 @@ class Leaves:
         columns = self._known_columns(len(q_block))
         left = np.arange(len(q_block))
         for places in _witnesses():
-            for at in chunks(len(left), places.shape[1]):
-                some = left[at]
-                where = {"q": self._at("q", q_block[some], places[0]), "kv": self._at("kv", kv_block[some], places[1])}
-                stays = _evaluate(self.expr, self.tables.tensors, where, columns)
+            for chunk in chunks(len(left), places.shape[1]):
+                some = left[chunk]
+                blocks = {"q": q_block[some], "kv": kv_block[some]}
+                positions = {name: self._at(name, blocks[name], places[side]) for side, name in enumerate(blocks)}
+                stays = _evaluate(self.expr, self.tables.tensors, positions, columns)
                 seen.kept[some] |= stays.any(0)
                 seen.dropped[some] |= ~stays.all(0)
             left = left[seen.open()[left]]
-        one, like = self._alike(q_cell[left], kv_cell[left])
-        chosen = left[one]
-        for at in chunks(len(chosen), CHUNK // _BLOCKS):
-            some = chosen[at]
-            found = _Inside(self.bounds, q_block[some], kv_block[some]).settle()
-            seen.kept[some], seen.dropped[some] = found.kept, found.dropped
-        seen.kept[left], seen.dropped[left] = seen.kept[chosen[like]], seen.dropped[chosen[like]]
+        first, class_of = self._alike(q_cell[left], kv_cell[left])
+        chosen = left[first]
+        for chunk in chunks(len(chosen), CHUNK // _BLOCKS):
+            some = chosen[chunk]
+            settled = _Inside(self.bounds, q_block[some], kv_block[some]).settle()
+            seen.kept[some], seen.dropped[some] = settled.kept, settled.dropped
+        seen.kept[left], seen.dropped[left] = seen.kept[chosen[class_of]], seen.dropped[chosen[class_of]]
         return seen.kinds(), len(chosen)
 
     def _alike(self, q_cell: Array, kv_cell: Array) -> tuple[Array, Array]:
-        """One cell of each class of cells that are alike, and for each cell which of them."""
+        """The first cell of each class of cells that are alike, and the class of each cell."""
         if len(q_cell) < _FEW:
             return np.arange(len(q_cell)), np.arange(len(q_cell))
         corner, sizes = {}, []
@@ -91,8 +93,8 @@ class Leaves:
             corner[name] = self.bounds.starts[name][cell] * size
             sizes.append(np.minimum(length - corner[name], size))
         classes = Alike(corner, self.bounds.all_over(0, q_cell, kv_cell)).classes(self.expr, sizes)
-        _, one, like = np.unique(classes, return_index=True, return_inverse=True)
-        return one, like
+        _, first, class_of = np.unique(classes, return_index=True, return_inverse=True)
+        return first, class_of
 
     def _known_columns(self, blocks: int) -> Columns:
         """One side's values at every position beforehand, once so many blocks are looked at that it pays."""
@@ -129,14 +131,23 @@ def _witnesses() -> list[Array]:
     return [corners, *np.split(scatter, _ROUNDS - 1, axis=1)]
 
 
-def _evaluate(expr: Expr, tensors: Mapping[str, Array], at: Mapping[str, Array], columns: Columns) -> Array:
-    kept = evaluate_at(expr, at, tensors, columns)
-    return np.broadcast_to(kept, np.broadcast_shapes(*(each.shape for each in at.values())))
+def _evaluate(expr: Expr, tensors: Mapping[str, Array], positions: Mapping[str, Array], columns: Columns) -> Array:
+    kept = evaluate_at(expr, positions, tensors, columns)
+    return np.broadcast_to(kept, np.broadcast_shapes(*(side.shape for side in positions.values())))
 
 
 def chunks(count: int, size: int) -> list[slice]:
     step = max(1, CHUNK // size)
     return [slice(start, start + step) for start in range(0, count, step)]
+
+
+class _Extremes(NamedTuple):
+    """The least and greatest value of a one-sided node in every box of one level."""
+
+    node: Expr
+    side: str
+    least: Array
+    greatest: Array
 
 
 class _Inside:
@@ -153,7 +164,7 @@ class _Inside:
         self.order = needed(self.expr, self.side.keys() | self.values)
         self.side |= {node: node.name for node in self.order if isinstance(node, Var)}
         self.block, self.leaf, self.halvings = {}, {}, {}
-        where = {}
+        positions = {}
         for name, blocks in (("q", q_block), ("kv", kv_block)):
             length, size = bounds.grid.side(name)
             stretched = 1 << (size - 1).bit_length()
@@ -161,9 +172,9 @@ class _Inside:
             self.halvings[name] = (stretched // self.leaf[name]).bit_length() - 1
             unique, self.block[name] = np.unique(blocks, return_inverse=True)
             inside = np.minimum(np.arange(stretched), size - 1)
-            where[name] = {name: np.minimum(unique[:, None] * size + inside, length - 1).reshape(-1)}
+            positions[name] = {name: np.minimum(unique[:, None] * size + inside, length - 1).reshape(-1)}
         self.columns: Columns = {
-            node: (name, evaluate_at(node, where[name], self.tables.tensors)) for node, name in self.side.items()
+            node: (name, evaluate_at(node, positions[name], self.tables.tensors)) for node, name in self.side.items()
         }
 
     def settle(self) -> Settled:
@@ -172,16 +183,16 @@ class _Inside:
         box, owner = self.block, np.arange(len(self.block["q"]))
         seen = Settled(*np.zeros((2, len(owner)), bool))
         for level in range(top, -1, -1):
-            known = {node: (lo[box[name]], hi[box[name]]) for node, name, lo, hi in extremes[level]}
+            known = {node: (lo[box[side]], hi[box[side]]) for node, side, lo, hi in extremes[level]}
             ends = spread(self.order, self.values | known, self.tables.over)[self.expr]
             surely, possibly = (np.broadcast_to(end, owner.shape) for end in ends)
             seen.kept[owner[surely]] = True
             seen.dropped[owner[~possibly]] = True
             left = np.flatnonzero(possibly & ~surely & seen.open()[owner])
             if level:
-                self._middles(level, {name: at[left] for name, at in box.items()}, owner[left], seen)
+                self._middles(level, {name: boxes[left] for name, boxes in box.items()}, owner[left], seen)
                 left = left[seen.open()[owner[left]]]
-            box, owner = {name: at[left] for name, at in box.items()}, owner[left]
+            box, owner = {name: boxes[left] for name, boxes in box.items()}, owner[left]
             if level:
                 box, owner = self._halves(level, box, owner)
         self._pair_by_pair(box, owner, seen)
@@ -190,21 +201,21 @@ class _Inside:
     def _middles(self, level: int, box: dict[str, Array], owner: Array, seen: Settled) -> None:
         """One pair of each box, which is cheaper than its bounds: of a partial block some soon disagree."""
         sides = {name: self.leaf[name] << min(level, self.halvings[name]) for name in box}
-        at = {name: boxes * sides[name] + sides[name] // 2 for name, boxes in box.items()}
-        stays = _evaluate(self.expr, self.tables.tensors, at, self.columns)
+        places = {name: boxes * sides[name] + sides[name] // 2 for name, boxes in box.items()}
+        stays = _evaluate(self.expr, self.tables.tensors, places, self.columns)
         seen.kept[owner[stays]] = True
         seen.dropped[owner[~stays]] = True
 
-    def _extremes(self, top: int) -> list[list[tuple[Expr, str, Array, Array]]]:
-        """Of each level, finest first: the least and greatest value of each one-sided node in every box."""
-        levels: list[list[tuple[Expr, str, Array, Array]]] = [[] for _ in range(top + 1)]
+    def _extremes(self, top: int) -> list[list[_Extremes]]:
+        """Of each one-sided node at each level, finest first."""
+        levels: list[list[_Extremes]] = [[] for _ in range(top + 1)]
         for node, (name, values) in self.columns.items():
             parts = values.reshape(-1, self.leaf[name])
             lo, hi = parts.min(1), parts.max(1)
             for level in range(top + 1):
                 if 0 < level <= self.halvings[name]:
                     lo, hi = pairs(np.minimum, lo), pairs(np.maximum, hi)
-                levels[level].append((node, name, lo, hi))
+                levels[level].append(_Extremes(node, name, lo, hi))
         return levels
 
     def _halves(self, level: int, box: dict[str, Array], owner: Array) -> tuple[dict[str, Array], Array]:
@@ -220,8 +231,8 @@ class _Inside:
         number = np.arange(len(owner)) - np.searchsorted(owner, owner)  # of a box among its block's
         for now in (number % _APART == 0, number % _APART != 0):
             left = np.flatnonzero(now & seen.open()[owner])
-            for at in chunks(len(left), self.leaf["q"] * self.leaf["kv"]):
-                some = left[at]
+            for chunk in chunks(len(left), self.leaf["q"] * self.leaf["kv"]):
+                some = left[chunk]
                 q, kv = (
                     box[name][some] * self.leaf[name] + np.arange(self.leaf[name])[:, None] for name in ("q", "kv")
                 )

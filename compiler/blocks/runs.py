@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,8 +56,13 @@ class Runs:
         return sum(part.nbytes for part in (self.first, self.start, self.stop, self.kind))
 
 
-Found = tuple[Array, Array, Array, Array]
-"""Runs in any order: row of blocks, first kv-block, one past the last, kind."""
+class LooseRuns(NamedTuple):
+    """Runs in any order: row of blocks, first kv-block, one past the last, kind; [runs] each."""
+
+    row: Array
+    start: Array
+    stop: Array
+    kind: Array
 
 
 def counting(start: Array, size: Array) -> Array:
@@ -65,16 +71,16 @@ def counting(start: Array, size: Array) -> Array:
     return np.repeat(start - before, size) + np.arange(int(size.sum()))
 
 
-def of_boxes(q: tuple[Array, Array], kv: tuple[Array, Array], kind: int) -> Found:
+def of_boxes(q: tuple[Array, Array], kv: tuple[Array, Array], kind: int) -> LooseRuns:
     """Boxes of blocks (first, one past the last on each side) as one run per row of blocks."""
     height = q[1] - q[0]
     kinds = np.full(int(height.sum()), kind, np.uint8)
-    return counting(q[0], height), np.repeat(kv[0], height), np.repeat(kv[1], height), kinds
+    return LooseRuns(counting(q[0], height), np.repeat(kv[0], height), np.repeat(kv[1], height), kinds)
 
 
-def merged(found: Sequence[Found], q_blocks: int, kv_blocks: int) -> Runs:
-    """Runs in order, neighbours of one kind joined."""
-    rows, start, stop, kind = (np.concatenate(parts) for parts in zip(*found, strict=True))
+def merged(loose: Sequence[LooseRuns], q_blocks: int, kv_blocks: int) -> Runs:
+    """Runs that do not overlap, in reading order, neighbours of one kind joined."""
+    rows, start, stop, kind = (np.concatenate(parts) for parts in zip(*loose, strict=True))
     order = np.argsort(rows * (kv_blocks + 1) + start, kind="stable")
     rows, start, stop, kind = rows[order], start[order], stop[order], kind[order]
     fresh = np.ones(len(rows), bool)
@@ -91,13 +97,13 @@ def of_table(kinds: Array, q_start: Array, kv_start: Array) -> Runs:
     rows, columns = kinds.shape
     fresh = np.ones((rows, columns), bool)
     np.not_equal(kinds[:, 1:], kinds[:, :-1], out=fresh[:, 1:])
-    at = np.flatnonzero(fresh)
-    kind = kinds.reshape(-1)[at]
-    ends = np.append(at[1:], rows * columns)
+    first = np.flatnonzero(fresh)  # places in reading order: a row begins afresh, so no run goes over its end
+    kind = kinds.reshape(-1)[first]
+    end = np.append(first[1:], rows * columns)
     kept = np.flatnonzero(kind)
-    at, ends, kind = at[kept], ends[kept], kind[kept]
-    row = at // columns
-    start, stop = kv_start[at - row * columns], kv_start[ends - row * columns]
+    first, end, kind = first[kept], end[kept], kind[kept]
+    row = first // columns
+    start, stop = kv_start[first - row * columns], kv_start[end - row * columns]
     counts, height = np.bincount(row, minlength=rows), np.diff(q_start)
     if len(height) < q_start[-1] - q_start[0]:  # a row that stands for several is repeated
         again = counting(np.repeat(np.cumsum(counts) - counts, height), np.repeat(counts, height))
@@ -108,11 +114,12 @@ def of_table(kinds: Array, q_start: Array, kv_start: Array) -> Runs:
 def stacked(parts: Sequence[Runs]) -> Runs:
     """The rows of several maps below each other."""
     counts = np.concatenate([np.diff(part.first) for part in parts])
-    each = zip(*((part.start, part.stop, part.kind) for part in parts), strict=True)
-    return _packed(counts, *(np.concatenate(arrays) for arrays in each))
+    fields = zip(*((part.start, part.stop, part.kind) for part in parts), strict=True)
+    return _packed(counts, *(np.concatenate(arrays) for arrays in fields))
 
 
 def _packed(counts: Array, start: Array, stop: Array, kind: Array) -> Runs:
+    """Runs in reading order; counts: how many each row has."""
     first = np.zeros(len(counts) + 1, np.int32)
     np.cumsum(counts, out=first[1:])
     return Runs(first, start.astype(np.int32), stop.astype(np.int32), kind)

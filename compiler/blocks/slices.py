@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +14,22 @@ from flexspec.user_line import user_caret
 
 from ..evaluation.points import Array
 from .grid import Grid
-from .runs import BlockKind, Runs
+from .runs import BlockKind, LooseRuns, Runs, counting, merged
 
 Kinds = Callable[[Array, Array], Array]
 """The kinds of blocks of the part, uint8 [n], from their rows and columns."""
 
 
-def checked_part(whole: Grid, q: tuple[int, int] | None, kv_len: int | None) -> tuple[int, int, int]:
-    """The first query of a part, the one past its last, and its keys. FS030.
+class Part(NamedTuple):
+    """The queries `start` to `stop` of a map, and its first `kv_len` keys."""
+
+    start: int
+    stop: int
+    kv_len: int
+
+
+def checked_part(whole: Grid, q: tuple[int, int] | None, kv_len: int | None) -> Part:
+    """The part that is asked for, if it can be cut out. FS030.
 
     A start inside a block is only legal where that block holds all the queries.
     """
@@ -30,7 +38,7 @@ def checked_part(whole: Grid, q: tuple[int, int] | None, kv_len: int | None) -> 
         message = f"kv_len is {keys:,}; the map has {whole.kv_len:,} keys"
         raise FlexSpecError("FS030", message, fix="make the map at the longest length", where=user_caret())
     if q is None:
-        return 0, whole.q_len, keys
+        return Part(0, whole.q_len, keys)
     if not isinstance(q, tuple) or len(q) != 2:
         raise FlexSpecError("FS030", f"q is {q!r}", fix="give (start, stop)", where=user_caret())
     start, stop = check_length("the start of q", q[0], 0), check_length("the stop of q", q[1])
@@ -42,7 +50,7 @@ def checked_part(whole: Grid, q: tuple[int, int] | None, kv_len: int | None) -> 
         message = f"the queries {start:,} to {stop:,} start inside a block of {whole.block_q} and leave it"
         fix = f"start at {first:,}, stop at {first + whole.block_q:,}, or make the map with a smaller block_q"
         raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
-    return start, stop, keys
+    return Part(start, stop, keys)
 
 
 def shifted(print_mask_mod: Callable[[], Any], first: int, device: torch.device) -> Callable[..., Any]:
@@ -60,42 +68,30 @@ def shifted(print_mask_mod: Callable[[], Any], first: int, device: torch.device)
 def cut_runs(runs: Runs, kinds: Kinds, whole: Grid, part: Grid, start: int) -> Runs:
     """The runs of the queries from `start` on and the first keys, as many as `part` has.
 
-    Full and empty blocks stay so. A partial block that lost pairs is asked for its kind: those of the last row, where
+    A partial block that lost pairs is asked for its kind: those of the last row, where
     the cut goes through it, and of the last column. A start inside a block cuts that block alone, so its row is the
     last one too.
+
+    Full and empty blocks are kept as they are, because what is true of all their pairs is true of those that are left.
     """
     stop_query = start + part.q_len
     cut_q = start % whole.block_q > 0 or (stop_query % whole.block_q > 0 and stop_query < whole.q_len)
     cut_kv = part.kv_len % whole.block_kv > 0 and part.kv_len < whole.kv_len
     first_row = start // whole.block_q
     first = runs.first[first_row : first_row + part.q_blocks + 1]
-    span = slice(int(first[0]), int(first[-1]))
+    chosen = slice(int(first[0]), int(first[-1]))
     row = np.repeat(np.arange(part.q_blocks), np.diff(first))
-    begin, end, kind = runs.start[span], np.minimum(runs.stop[span], part.kv_blocks), runs.kind[span]
+    begin, end, kind = runs.start[chosen], np.minimum(runs.stop[chosen], part.kv_blocks), runs.kind[chosen]
     partial = kind == BlockKind.PARTIAL
     edge = partial & (end == part.kv_blocks) & (begin < end) & cut_kv
     end = end - edge
     bottom = partial & (row == part.q_blocks - 1) & cut_q
     size = np.maximum(end - begin, 0) * bottom
-    column = np.repeat(begin - np.cumsum(size) + size, size) + np.arange(size.sum())
-    column = np.concatenate([column, np.full(edge.sum(), part.kv_blocks - 1)])
+    column = np.concatenate([counting(begin, size), np.full(edge.sum(), part.kv_blocks - 1)])
     row_of = np.concatenate([np.repeat(row, size), row[edge]])
+    kind_of = kinds(row_of, column)
+    some = kind_of != BlockKind.EMPTY
     kept = ~bottom & (begin < end)
-    return _joined(
-        np.concatenate([row[kept], row_of]),
-        np.concatenate([begin[kept], column]),
-        np.concatenate([end[kept], column + 1]),
-        np.concatenate([kind[kept], kinds(row_of, column)]),
-        part.q_blocks,
-    )
-
-
-def _joined(row: Array, start: Array, stop: Array, kind: Array, rows: int) -> Runs:
-    """Runs in reading order without empty ones, neighbours of one kind as one."""
-    order = np.lexsort((start, row))
-    order = order[kind[order] != BlockKind.EMPTY]
-    row, start, stop, kind = row[order], start[order], stop[order], kind[order]
-    same = (row[1:] == row[:-1]) & (start[1:] == stop[:-1]) & (kind[1:] == kind[:-1])
-    fresh, last = np.append([True], ~same)[: len(row)], np.append(~same, [True])[: len(row)]
-    first = np.concatenate([[0], np.cumsum(np.bincount(row[fresh], minlength=rows))])
-    return Runs(first.astype(np.int32), start[fresh].astype(np.int32), stop[last].astype(np.int32), kind[fresh])
+    uncut = LooseRuns(row[kept], begin[kept], end[kept], kind[kept])
+    cut = LooseRuns(row_of[some], column[some], column[some] + 1, kind_of[some])
+    return merged([uncut, cut], part.q_blocks, part.kv_blocks)

@@ -66,9 +66,9 @@ class TensorRanges:
         low = np.empty(shape, tensor.dtype)
         high = np.empty(shape, tensor.dtype)
         for level in np.unique(level_of):
-            at = level_of == level
-            cells = [[np.broadcast_to(end, shape)[at] >> level for end in pair] for pair in ends]
-            low[at], high[at] = _extremes(self._level(node.input.name, int(level)), cells)
+            chosen = level_of == level
+            cells = [[np.broadcast_to(end, shape)[chosen] >> level for end in pair] for pair in ends]
+            low[chosen], high[chosen] = _extremes(self._level(node.input.name, int(level)), cells)
         return low.astype(node.type.numpy), high.astype(node.type.numpy)
 
     def _level(self, name: str, level: int) -> Interval:
@@ -109,9 +109,9 @@ def _extremes(level: Interval, cells: list[list[Array]]) -> Interval:
     lo, hi = level
     lows, highs = [], []
     for corner in range(2 ** len(cells)):
-        where = tuple(cell[corner >> axis & 1] for axis, cell in enumerate(cells))
-        lows.append(lo[where])
-        highs.append(hi[where])
+        at_corner = tuple(cell[corner >> axis & 1] for axis, cell in enumerate(cells))
+        lows.append(lo[at_corner])
+        highs.append(hi[at_corner])
     return np.minimum.reduce(lows), np.maximum.reduce(highs)
 
 

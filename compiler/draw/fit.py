@@ -41,20 +41,22 @@ def figure(fits: Fits) -> Any:
     shown, problem = list(fits)[:MOST_HEADS], fits.problem
     width = 1.2 * GAP + 3 * (PANEL + GAP) + CURVE + LEGEND
     height = TOP + len(shown) * (PANEL + 1.5 * GAP) + 0.2
-    made = Figure(figsize=(width, height), dpi=120)
-    FigureCanvasAgg(made)
+    fig = Figure(figsize=(width, height), dpi=120)
+    FigureCanvasAgg(fig)
     title = f"{problem.q_len:,} x {problem.kv_len:,} tokens, budget {problem.budget:.3g} of the {problem.by}"
-    made.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=10.5, weight="bold")
+    fig.text(0.5, 1 - 0.12 / height, title, ha="center", va="top", fontsize=10.5, weight="bold")
     for row, fit in enumerate(shown):
         bottom = height - TOP - row * (PANEL + 1.5 * GAP) - 0.35 - PANEL
-        left = [1.2 * GAP + column * (PANEL + GAP) for column in range(4)]
-        sizes = [(at, bottom, CURVE if at == left[-1] else PANEL, PANEL) for at in left]
-        panels = [made.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in sizes]
+        lefts = [1.2 * GAP + column * (PANEL + GAP) for column in range(4)]
+        sizes = zip(lefts, (PANEL, PANEL, PANEL, CURVE), strict=True)
+        panels = [
+            fig.add_axes((left / width, bottom / height, across / width, PANEL / height)) for left, across in sizes
+        ]
         _observed(panels[0], fits, fit.head)
         _pattern(panels[1], fit)
         _blocks(panels[2], fit)
         _curve(panels[3], fits, fit)
-    return made
+    return fig
 
 
 def _observed(axes: Any, fits: Fits, head: int) -> None:
@@ -75,23 +77,23 @@ def _blocks(axes: Any, fit: Fit) -> None:
     axes.set_title("in memory" if fit.order is None else f"in memory: {fit.order}", fontsize=7.5, parse_math=False)
 
 
-def _shaded(axes: Any, made: BlockMap, head: int) -> None:
+def _shaded(axes: Any, block_map: BlockMap, head: int) -> None:
     from matplotlib.colors import ListedColormap
 
-    cells = block_cells(made, 0, head if made.heads > 1 else 0, (256, 256))
+    cells = block_cells(block_map, 0, head if block_map.heads > 1 else 0, (256, 256))
     colors = ListedColormap([COLORS[shade] for shade in Shade])
     ends = cells.shades.shape[0] * cells.cell_q, cells.shades.shape[1] * cells.cell_kv
     _map(axes, cells.shades, *ends, cmap=colors, vmin=0, vmax=len(Shade) - 1)
-    axes.set_xlim(0, made.kv_len)
-    axes.set_ylim(made.q_len, 0)
+    axes.set_xlim(0, block_map.kv_len)
+    axes.set_ylim(block_map.q_len, 0)
     axes.set_yticklabels([])
 
 
 def _map(axes: Any, values: Any, q_len: int, kv_len: int, **style: Any) -> None:
     axes.imshow(values, extent=(0, kv_len, q_len, 0), interpolation="none", aspect="auto", **style)
     for side, length in ((axes.xaxis, kv_len), (axes.yaxis, q_len)):
-        at = list(ticks(0, length, 1, 4))
-        side.set_ticks(at, [f"{value:,}" for value in at])
+        positions = list(ticks(0, length, 1, 4))
+        side.set_ticks(positions, [f"{position:,}" for position in positions])
     _quiet(axes)
 
 

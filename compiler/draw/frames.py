@@ -56,32 +56,35 @@ def frames_of(keys: KeptKeys, number: int) -> list[Frame]:
     images = kept.reshape(prod(length for _, length in outer), -1, kept.shape[-1])
     place = keys.place(number)
     frames = []
-    for image, at in zip(images, np.ndindex(*(length for _, length in outer)), strict=True):
-        name = ", ".join(f"{axis}={index}" for (axis, _), index in zip(outer, at, strict=True))
-        own = (0, *place)[-2:] if place and at == place[:-2] else None
+    for image, index_of_frame in zip(images, np.ndindex(*(length for _, length in outer)), strict=True):
+        name = ", ".join(f"{axis}={index}" for (axis, _), index in zip(outer, index_of_frame, strict=True))
+        own = (0, *place)[-2:] if place and index_of_frame == place[:-2] else None
         frames.append(Frame(name, image, own))
     return frames
 
 
 def groups_of(keys: KeptKeys) -> list[Group]:
     """The frames in the order in which they are drawn."""
-    each = [frames_of(keys, number) for number in range(len(keys.queries))]
+    of_queries = [frames_of(keys, number) for number in range(len(keys.queries))]
     names = [f"{keys.named(i)} keeps {count:,}" for i, count in enumerate(keys.counts)]
-    alone = len(each) == 1
+    alone = len(of_queries) == 1
     if len(keys.canvas.axes) <= 2:
-        shown = [Frame("" if alone else name, one.kept, one.own) for name, (one,) in zip(names, each, strict=True)]
-        note = f"the first {MOST_FRAMES} of {len(each):,} queries" if len(each) > MOST_FRAMES else ""
+        only = zip(names, of_queries, strict=True)
+        shown = [Frame("" if alone else name, frame.kept, frame.own) for name, (frame,) in only]
+        note = f"the first {MOST_FRAMES} of {len(of_queries):,} queries" if len(of_queries) > MOST_FRAMES else ""
         return [Group("", shown[:MOST_FRAMES], note=note)]
     sides = list(keys.canvas.lengths.values())[:-2]
-    made = []
-    for name, frames in zip(names[:MOST_QUERIES], each, strict=False):
+    groups = []
+    for name, frames in zip(names[:MOST_QUERIES], of_queries, strict=False):
         shown = _around_own(frames)
         columns = sides[-1] if len(sides) > 1 and len(shown) == len(frames) else None
         note = _left_out(frames, shown)
-        made.append(Group("", shown, columns, note) if alone else Group(f"{name}{note and '; '}{note}", shown, columns))
-    if len(each) > MOST_QUERIES:
-        made[-1] = replace(made[-1], note=f"the first {MOST_QUERIES} of {len(each):,} queries")
-    return made
+        named = Group(f"{name}{note and '; '}{note}", shown, columns)
+        groups.append(Group("", shown, columns, note) if alone else named)
+    if len(of_queries) > MOST_QUERIES:
+        note = f"the first {MOST_QUERIES} of {len(of_queries):,} queries"
+        groups[-1] = replace(groups[-1], note=note)
+    return groups
 
 
 def _left_out(frames: list[Frame], shown: list[Frame]) -> str:
@@ -119,20 +122,20 @@ def figure(keys: KeptKeys) -> Any:
     title = picture.titled(keys.label, columns=int(width * 9.5))
     notes = picture.wrapped(facts_of(keys, groups), columns=int(width * 15))
     header = 0.28 + 0.235 * len(title) + picture.MARGIN["line"] * len(notes)
-    each = size.rows * (size.down + size.gap) + MARGIN["below"] + (MARGIN["group"] if len(groups) > 1 else 0)
-    height = header + len(groups) * each + MARGIN["legend"]
+    down = size.rows * (size.down + size.gap) + MARGIN["below"] + (MARGIN["group"] if len(groups) > 1 else 0)
+    height = header + len(groups) * down + MARGIN["legend"]
 
-    made = Figure(figsize=(width, height), dpi=size.dpi)
-    FigureCanvasAgg(made)
-    picture.write_header(made, title, notes)
+    fig = Figure(figsize=(width, height), dpi=size.dpi)
+    FigureCanvasAgg(fig)
+    picture.write_header(fig, title, notes)
     for number, group in enumerate(groups):
-        top = height - header - number * each
+        top = height - header - number * down
         if len(groups) > 1:
-            made.text(0.5, (top - 0.16) / height, group.name, fontsize=9, weight="bold", ha="center", va="center")
+            fig.text(0.5, (top - 0.16) / height, group.name, fontsize=9, weight="bold", ha="center", va="center")
             top -= MARGIN["group"]
-        _draw_group(made, keys, group, size, top)
-    _legend(made, groups, size)
-    return made
+        _draw_group(fig, keys, group, size, top)
+    _legend(fig, groups, size)
+    return fig
 
 
 @dataclass(frozen=True)
@@ -179,25 +182,25 @@ def _fitted(group: Group) -> Size:
     return Size(ceil(count / in_row), in_row, wide, wide * ratio, gap, pitch, dots * cells / side, step, clear)
 
 
-def _draw_group(made: Any, keys: KeptKeys, group: Group, size: Size, top: float) -> None:
-    width, height = made.get_size_inches()
+def _draw_group(fig: Any, keys: KeptKeys, group: Group, size: Size, top: float) -> None:
+    width, height = fig.get_size_inches()
     left = MARGIN["left"] + (BOX[0] + size.pitch - size.across - size.columns * size.pitch) / 2
     several = len(keys.canvas.axes) > 2
     counted = several and all(len(frame.name) + 7 <= size.across * 14 for frame in group.frames)
     for number, frame in enumerate(group.frames):
         row, column = divmod(number, size.columns)
-        x, y = left + column * size.pitch, top - (row + 1) * (size.down + size.gap)
-        x, y = (round(at * size.dpi) / size.dpi for at in (x, y))
-        axes = made.add_axes((x / width, y / height, size.across / width, size.down / height))
+        corner = left + column * size.pitch, top - (row + 1) * (size.down + size.gap)
+        start, foot = (round(inches * size.dpi) / size.dpi for inches in corner)  # at a whole dot
+        axes = fig.add_axes((start / width, foot / height, size.across / width, size.down / height))
         _fill(axes, frame, size)
-        above = (y + size.down + 0.045) / height
+        above = (foot + size.down + 0.045) / height
         weight = "bold" if several and frame.own is not None else "normal"
         if counted:
-            made.text(x / width, above, frame.name, fontsize=8, weight=weight)
+            fig.text(start / width, above, frame.name, fontsize=8, weight=weight)
             count = f"{int(frame.kept.sum()):,}"
-            made.text((x + size.across) / width, above, count, fontsize=8, color="#555555", ha="right")
+            fig.text((start + size.across) / width, above, count, fontsize=8, color="#555555", ha="right")
         else:
-            made.text((x + size.across / 2) / width, above, frame.name, fontsize=8, weight=weight, ha="center")
+            fig.text((start + size.across / 2) / width, above, frame.name, fontsize=8, weight=weight, ha="center")
         _label(axes, keys, at_corner=number == (len(group.frames) - 1) // size.columns * size.columns)
 
 
@@ -213,8 +216,8 @@ def _fill(axes: Any, frame: Frame, size: Size) -> None:
     axes.set_ylim(rows, 0)
     if size.clear:
         for line, count in ((axes.axvline, columns), (axes.axhline, rows)):
-            for at in range(1, count):
-                line(at, color="#FFFFFF", linewidth=0.7)
+            for position in range(1, count):
+                line(position, color="#FFFFFF", linewidth=0.7)
     if frame.own is not None:
         _mark(axes, frame, size.clear)
     for spine in axes.spines.values():
@@ -253,8 +256,8 @@ def _label(axes: Any, keys: KeptKeys, *, at_corner: bool) -> None:
         length = keys.canvas.lengths[name]
         most = round(dots / axes.figure.dpi * 1.6)
         few = sorted({0, length - 1}) if dots > 0.3 * axes.figure.dpi else [0]
-        at = list(ticks(0, length, 1, most)) if most > 2 else few
-        side.set_ticks([value + 0.5 for value in at], [f"{value:,}" for value in at])
+        positions = list(ticks(0, length, 1, most)) if most > 2 else few
+        side.set_ticks([position + 0.5 for position in positions], [f"{position:,}" for position in positions])
     axes.set_xlabel(f"{names[-1]} →", fontsize=8, labelpad=1)
     if len(names) > 1:
         axes.set_ylabel(f"← {names[0]}", fontsize=8, labelpad=2)
@@ -277,7 +280,7 @@ def facts_of(keys: KeptKeys, groups: Sequence[Group]) -> list[str]:
     return facts
 
 
-def _legend(made: Any, groups: Sequence[Group], size: Size) -> None:
+def _legend(fig: Any, groups: Sequence[Group], size: Size) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -291,4 +294,4 @@ def _legend(made: Any, groups: Sequence[Group], size: Size) -> None:
         else:
             ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": OWN, "markeredgewidth": 1.6}
             handles.append(Line2D([], [], marker="o", linestyle="", markersize=7, label=text, **ring))
-    picture.legend(made, handles)
+    picture.legend(fig, handles)

@@ -65,4 +65,4 @@ def _in_rows(boxes: list[list[str]], width: int) -> Iterator[str]:
 
 
 def _inked(line: str) -> str:
-    return "".join(f"\x1b[38;5;{INKS[one]}m{one}\x1b[0m" if one in INKS else one for one in line)
+    return "".join(f"\x1b[38;5;{INKS[mark]}m{mark}\x1b[0m" if mark in INKS else mark for mark in line)

@@ -39,9 +39,17 @@ def show_orders(
     """Draw the block maps of one mask under several orders: side by side into a picture file, whose path is returned,
     or without a path below each other in the terminal.
 
-    orders: at least one; None is the order of logical positions. length: tokens; the canvas' own where left out.
-    block_size, batch, heads, inputs: as `fs.block_map` takes them. b, h: which batch and head. Raises what
-    `fs.block_map` raises, FS030 (a head that is not there), FS054.
+    mask: a `Mask`, or a FlexAttention mask_mod as it is.
+    orders: at least one; None is the order of logical positions.
+    path: a .png, .svg or .pdf file, or None.
+    length: tokens; the canvas' own where left out.
+    block_size: tokens, one number or (query, key).
+    b, h: which batch and head.
+    batch, heads: how many there are, where the mask depends on them and no input says it.
+    inputs: run-time values by name.
+
+    Raises FS020 (no order, no length), FS030 (a batch or head that is not there), FS033 (what is no list of orders),
+    FS054 (another suffix, or a file that cannot be written), and what `fs.block_map` raises.
 
     >>> import flexspec as fs
     >>> image = fs.Canvas(h=16, w=32)
@@ -59,9 +67,9 @@ def show_orders(
     maps = [block_map(mask, tokens, order=order, **shared) for order in orders]
     if path is not None:
         return save(maps, path, b=b, h=h)
-    drawn = "\n\n".join(terminal.draw(each, b=b, h=h) for each in maps)
-    print(drawn)
-    return drawn
+    text = "\n\n".join(terminal.draw(blocks, b=b, h=h) for blocks in maps)
+    print(text)
+    return text
 
 
 def save(maps: Sequence[BlockMap], path: str | Path, *, b: int = 0, h: int = 0) -> Path:
@@ -70,13 +78,13 @@ def save(maps: Sequence[BlockMap], path: str | Path, *, b: int = 0, h: int = 0) 
     return picture.write(figure(maps, b=b, h=h), path)
 
 
-def title_of(made: BlockMap, b: int = 0, h: int = 0) -> list[str]:
+def title_of(blocks: BlockMap, b: int = 0, h: int = 0) -> list[str]:
     """The order, and what it costs: blocks that are not empty, of how many, and how many of them are full."""
-    counts = made.of(b, h).counts()
-    partial, full, every = counts[BlockKind.PARTIAL], counts[BlockKind.FULL], made.q_blocks * made.kv_blocks
-    name = "logical order" if made.order is None else str(made.order)
+    counts = blocks.of(b, h).counts()
+    partial, full, every = counts[BlockKind.PARTIAL], counts[BlockKind.FULL], blocks.q_blocks * blocks.kv_blocks
+    name = "logical order" if blocks.order is None else str(blocks.order)
     share = picture.percent((partial + full) / every)
-    note = picture.tile_note(made, whole(made))
+    note = picture.tile_note(blocks, whole(blocks))
     return [name, f"{partial + full:,} of {every:,} blocks, {share}", "; ".join([f"{full:,} of them full", *note])]
 
 
@@ -85,44 +93,49 @@ def figure(maps: Sequence[BlockMap], *, b: int = 0, h: int = 0) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    parts = [picture.cells_of(each, b, h) for each in maps]
+    drawn = [picture.cells_of(blocks, b, h) for blocks in maps]
     in_row = IN_ROW.get(len(maps), 3)
-    dpi = picture.axes_size(parts[0], SIDES[in_row])[2]
-    sizes = [picture.axes_size(cells, SIDES[in_row], dpi) for cells in parts]
-    across, down = (max(size[axis] for size in sizes) for axis in (0, 1))
+    dpi = picture.axes_size(drawn[0], SIDES[in_row]).dpi
+    sizes = [picture.axes_size(cells, SIDES[in_row], dpi) for cells in drawn]
+    across, down = max(size.across for size in sizes), max(size.down for size in sizes)
     width = max(LEFT + RIGHT + in_row * across + (in_row - 1) * (GAP + LEFT / 2), 6.4)
     title = picture.titled(maps[0].label, columns=int(width * 9.5))
     notes = picture.wrapped(_facts(maps[0], heads_text(maps[0], b, h)), columns=int(width * 15))
     header = 0.28 + 0.235 * len(title) + picture.MARGIN["line"] * len(notes)
     height = header + -(-len(maps) // in_row) * (ABOVE + down) + 0.5
-    made = Figure(figsize=(width, height), dpi=dpi)
-    FigureCanvasAgg(made)
-    picture.write_header(made, title, notes)
+    fig = Figure(figsize=(width, height), dpi=dpi)
+    FigureCanvasAgg(fig)
+    picture.write_header(fig, title, notes)
     used = in_row * across + (in_row - 1) * (GAP + LEFT / 2)
     start = LEFT + (width - LEFT - RIGHT - used) / 2
-    for number, (each, cells, size) in enumerate(zip(maps, parts, sizes, strict=True)):
+    for number, (blocks, cells, size) in enumerate(zip(maps, drawn, sizes, strict=True)):
         row, column = divmod(number, in_row)
-        x, top = start + column * (across + GAP + LEFT / 2), height - header - row * (ABOVE + down) - ABOVE
-        axes = made.add_axes((x / width, (top - size[1]) / height, size[0] / width, size[1] / height))
-        picture.fill(axes, each, cells, [picture.COLORS[shade] for shade in picture.Shade], labels=False)
-        name, *rest = title_of(each, b, h)
+        left = start + column * (across + GAP + LEFT / 2)
+        top = height - header - row * (ABOVE + down) - ABOVE
+        axes = fig.add_axes((left / width, (top - size.down) / height, size.across / width, size.down / height))
+        picture.fill(axes, blocks, cells, [picture.COLORS[shade] for shade in picture.Shade], labels=False)
+        name, *rest = title_of(blocks, b, h)
         style: dict[str, Any] = {"ha": "center", "parse_math": False}
-        middle = (x + size[0] / 2) / width
-        made.text(middle, (top + 0.62) / height, name, fontsize=9, weight="bold", **style)
-        made.text(middle, (top + 0.28) / height, "\n".join(rest), fontsize=8.5, color="#444444", **style)
-    picture.legend(made, picture.patches(_entries(parts)))
-    return made
+        middle = (left + size.across / 2) / width
+        fig.text(middle, (top + 0.62) / height, name, fontsize=9, weight="bold", **style)
+        fig.text(middle, (top + 0.28) / height, "\n".join(rest), fontsize=8.5, color="#444444", **style)
+    picture.legend(fig, picture.patches(_entries(drawn)))
+    return fig
 
 
-def _facts(made: BlockMap, head: str) -> list[str]:
-    tokens = made.q_len if made.order is None or made.order.canvas is None else made.order.canvas.size
-    facts = [f"{tokens:,} tokens", f"blocks of {made.block_q} × {made.block_kv}", "queries downwards, keys rightwards"]
+def _facts(blocks: BlockMap, head: str) -> list[str]:
+    tokens = blocks.q_len if blocks.order is None or blocks.order.canvas is None else blocks.order.canvas.size
+    facts = [
+        f"{tokens:,} tokens",
+        f"blocks of {blocks.block_q} × {blocks.block_kv}",
+        "queries downwards, keys rightwards",
+    ]
     return [*facts, head] if head else facts
 
 
-def _entries(parts: Sequence[Cells]) -> list[tuple[str, str]]:
+def _entries(drawn: Sequence[Cells]) -> list[tuple[str, str]]:
     shades = picture.Shade
-    pairs = any(cells.pairs for cells in parts)
+    pairs = any(cells.pairs for cells in drawn)
     entries = [(shades.BLANK, "empty blocks"), (shades.DROPPED if pairs else shades.MIXED, "partial blocks")]
     entries += [(shades.KEPT, "pairs kept in them")] if pairs else []
     return [(picture.COLORS[shade], text) for shade, text in [*entries, (shades.SOLID, "full blocks")]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -61,12 +61,12 @@ def writable(path: str | Path) -> Path:
     return path
 
 
-def write(made: Any, path: Path) -> Path:
+def write(fig: Any, path: Path) -> Path:
     """A figure into a file that says nothing of when or by what it was written; its path. FS054."""
     stamp = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        made.savefig(path, metadata=stamp[path.suffix.lower()])
+        fig.savefig(path, metadata=stamp[path.suffix.lower()])
     except OSError as error:
         raise FlexSpecError("FS054", f"{path} cannot be written: {error.strerror or error}") from None
     return path
@@ -103,27 +103,35 @@ def laid_out(
     header = 0.16 + 0.235 * len(title) + MARGIN["line"] * len(notes) + MARGIN["axis"]
     height = header + down + MARGIN["legend"]
 
-    made = Figure(figsize=(width, height), dpi=dpi)
-    FigureCanvasAgg(made)
+    fig = Figure(figsize=(width, height), dpi=dpi)
+    FigureCanvasAgg(fig)
     left = MARGIN["left"] + max(0.0, width - across - MARGIN["left"] - MARGIN["right"]) / 2
-    axes = made.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
+    axes = fig.add_axes((left / width, MARGIN["legend"] / height, across / width, down / height))
     fill(axes, block_map, cells, colors)
-    write_header(made, title, notes)
-    legend(made, patches(entries))
-    return made
+    write_header(fig, title, notes)
+    legend(fig, patches(entries))
+    return fig
 
 
-def write_header(made: Any, title: list[str], notes: list[str]) -> None:
+def write_header(fig: Any, title: list[str], notes: list[str]) -> None:
     """The title's and the notes' lines at the top of a figure."""
-    height = made.get_size_inches()[1]
+    height = fig.get_size_inches()[1]
     style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False}
-    made.text(0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style)
+    fig.text(0.5, 1 - 0.13 / height, "\n".join(title), fontsize=11.5, weight="bold", linespacing=1.25, **style)
     below = 0.16 + 0.235 * len(title)
-    made.text(0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style)
+    fig.text(0.5, 1 - below / height, "\n".join(notes), fontsize=8.5, color="#444444", linespacing=1.4, **style)
 
 
-def axes_size(cells: Cells, side: float = SIDE, dpi: float | None = None) -> tuple[float, float, float]:
-    """Inches across, inches down, and dots per inch at which each cell is a whole number of dots.
+class AxesSize(NamedTuple):
+    """Inches of a drawn map, and the dots per inch of its figure."""
+
+    across: float
+    down: float
+    dpi: float
+
+
+def axes_size(cells: Cells, side: float = SIDE, dpi: float | None = None) -> AxesSize:
+    """The size at which each cell is a whole number of dots.
 
     side: inches of the longer axis. dpi: where it is chosen already."""
     q_start, q_stop, kv_start, kv_stop = cells.region
@@ -134,7 +142,7 @@ def axes_size(cells: Cells, side: float = SIDE, dpi: float | None = None) -> tup
     dpi = dpi or max(1, round(200 * longer[1] / longer[0])) * longer[0] / longer[1]
     across_dots = max(1, round(across * dpi / columns)) * columns
     down_dots = max(1, round(down * dpi / rows)) * rows
-    return across_dots / dpi, down_dots / dpi, dpi
+    return AxesSize(across_dots / dpi, down_dots / dpi, dpi)
 
 
 def fill(axes: Any, block_map: BlockMap, cells: Cells, colors: list[str], *, labels: bool = True) -> None:
@@ -173,8 +181,8 @@ def fill(axes: Any, block_map: BlockMap, cells: Cells, colors: list[str], *, lab
             max(2, round(9 * size.height / axes.figure.dpi / SIDE)),
         ),
     ):
-        at = list(ticks(start, stop, block if stop - start > block else 1, most))
-        side.set_ticks(at, [f"{value:,}" for value in at])
+        positions = list(ticks(start, stop, block if stop - start > block else 1, most))
+        side.set_ticks(positions, [f"{position:,}" for position in positions])
     axes.tick_params(labelsize=8, length=3, color="#666666")
     for spine in axes.spines.values():
         spine.set(color="#666666", linewidth=0.8)
@@ -194,9 +202,9 @@ def _lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
     )
     if cells.pairs and max(q_stop - q_start, kv_stop - kv_start) <= SMALL:
         for line, start, stop, _ in sides:
-            for at in range(start + 1, stop):
-                line(at, color="#FFFFFF", linewidth=1.1)
-                line(at, color="#D9D9D9", linewidth=0.35)
+            for position in range(start + 1, stop):
+                line(position, color="#FFFFFF", linewidth=1.1)
+                line(position, color="#D9D9D9", linewidth=0.35)
     if max((stop - start) / block for _, start, stop, block in sides) > SMALL:
         return
     many = max((stop - start) / block for _, start, stop, block in sides) > SMALL / 4
@@ -205,8 +213,8 @@ def _lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
         color, width = "#BDBDBD", 0.45
     for line, start, stop, block in sides:
         if block > 1 or not cells.pairs:
-            for at in starts(start, stop, block):
-                line(at, color=color, linewidth=width)
+            for position in starts(start, stop, block):
+                line(position, color=color, linewidth=width)
 
 
 def starts(start: int, stop: int, step: int) -> range:
@@ -243,9 +251,10 @@ def tile_note(block_map: BlockMap, region: Region) -> list[str]:
 
 
 def _tile_lines(axes: Any, block_map: BlockMap, cells: Cells) -> None:
-    for line, found in zip((axes.axhline, axes.axvline), tile_starts(block_map, cells.region), strict=True):
-        for at in found:
-            line(at, color=TILES, linewidth=1.3 if cells.pairs else 0.8 if len(found) <= MOST_TILES / 2 else 0.4)
+    for line, positions in zip((axes.axhline, axes.axvline), tile_starts(block_map, cells.region), strict=True):
+        width = 1.3 if cells.pairs else 0.8 if len(positions) <= MOST_TILES / 2 else 0.4
+        for position in positions:
+            line(position, color=TILES, linewidth=width)
 
 
 def titled(label: str, columns: int) -> list[str]:
@@ -304,9 +313,9 @@ def patches(entries: list[tuple[str, str]]) -> list[Any]:
     return [Patch(facecolor=color, edgecolor="#666666", linewidth=0.6, label=text) for color, text in entries]
 
 
-def legend(made: Any, handles: list[Any]) -> None:
+def legend(fig: Any, handles: list[Any]) -> None:
     """One line at the foot of a figure."""
-    made.legend(
+    fig.legend(
         handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=len(handles), frameon=False,
         fontsize=8.5, handlelength=1.1, handleheight=1.1, columnspacing=1.4, handletextpad=0.5,
     )  # fmt: skip

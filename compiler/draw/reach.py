@@ -32,19 +32,19 @@ def figure(reach: Reach) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(WIDTH, HEIGHT), dpi=150)
-    FigureCanvasAgg(made)
+    fig = Figure(figsize=(WIDTH, HEIGHT), dpi=150)
+    FigureCanvasAgg(fig)
     down, bottom = 0.93 * SIDE / HEIGHT, 0.5 / HEIGHT
-    field = made.add_axes((0.85 / WIDTH, bottom, SIDE / WIDTH, down))
-    scale = made.add_axes(((SIDE + 1.0) / WIDTH, bottom, 0.14 / WIDTH, down))
-    growth = made.add_axes(((SIDE + 2.45) / WIDTH, bottom, (SIDE - 0.2) / WIDTH, down))
+    field = fig.add_axes((0.85 / WIDTH, bottom, SIDE / WIDTH, down))
+    scale = fig.add_axes(((SIDE + 1.0) / WIDTH, bottom, 0.14 / WIDTH, down))
+    growth = fig.add_axes(((SIDE + 2.45) / WIDTH, bottom, (SIDE - 0.2) / WIDTH, down))
     _field(field, scale, reach)
     _growth(growth, reach)
     style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False}
-    made.text(0.5, 1 - 0.13 / HEIGHT, _short(reach.label), fontsize=11.5, weight="bold", **style)
+    fig.text(0.5, 1 - 0.13 / HEIGHT, _short(reach.label), fontsize=11.5, weight="bold", **style)
     facts = f"{reach.length:,} tokens  ·  blocks of {reach.block_size}  ·  {reach.full_text()}"
-    made.text(0.5, 1 - 0.4 / HEIGHT, facts, fontsize=8.5, color="#444444", **style)
-    return made
+    fig.text(0.5, 1 - 0.4 / HEIGHT, facts, fontsize=8.5, color="#444444", **style)
+    return fig
 
 
 def _short(label: str) -> str:
@@ -75,8 +75,8 @@ def _field(axes: Any, scale: Any, reach: Reach) -> None:
     axes.set_xlabel("key position", fontsize=9.5, labelpad=6)
     axes.set_ylabel("query position", fontsize=9.5, labelpad=6)
     for side in (axes.xaxis, axes.yaxis):
-        at = list(ticks(0, reach.length, reach.block_size if reach.length > reach.block_size else 1, 7))
-        side.set_ticks(at, [f"{value:,}" for value in at])
+        positions = list(ticks(0, reach.length, reach.block_size if reach.length > reach.block_size else 1, 7))
+        side.set_ticks(positions, [f"{position:,}" for position in positions])
     _quiet(axes)
     step = -(-(reach.layers + 1) // 12)
     bar = axes.figure.colorbar(ScalarMappable(norm, colormaps["viridis"]), cax=scale)

@@ -80,9 +80,9 @@ def coarse_runs(runs: Runs, window: Region, rows: int, columns: int) -> Levels:
     out = np.empty((-(-(bottom - top) // rows), len(edges)), np.uint8)
     for number, row in enumerate(range(top, bottom, rows)):
         height = min(rows, bottom - row)
-        span = slice(int(runs.first[row]), int(runs.first[row + height]))
-        start, stop = (np.clip(side[span] - left, 0, right - left) for side in (runs.start, runs.stop))
-        full = runs.kind[span] == FULL
+        of_rows = slice(int(runs.first[row]), int(runs.first[row + height]))
+        start, stop = (np.clip(side[of_rows] - left, 0, right - left) for side in (runs.start, runs.stop))
+        full = runs.kind[of_rows] == FULL
         kept = _covered(start, stop, edges, right - left)
         filled = _covered(start[full], stop[full], edges, right - left)
         out[number] = np.where(kept == 0, EMPTY, np.where(filled == height * widths, FULL, PARTIAL))

@@ -80,7 +80,7 @@ def _load(node: Load, tensor: Array, index: tuple[Array, ...]) -> Array:
 
 def one_sided(root: Expr) -> dict[Expr, str]:
     """The largest parts of `root` that depend on one of `q` and `kv` only, with that side; bare positions left out."""
-    found: dict[Expr, str] = {}
+    side_of: dict[Expr, str] = {}
     stack, seen = [root], set()
     while stack:
         node = stack.pop()
@@ -89,10 +89,10 @@ def one_sided(root: Expr) -> dict[Expr, str]:
         seen.add(node)
         sides = node.names & {"q", "kv"}
         if len(sides) == 1:
-            found[node] = next(iter(sides))
+            side_of[node] = next(iter(sides))
         else:
             stack.extend(node.children)
-    return found
+    return side_of
 
 
 def of_no_side(root: Expr, tensors: Mapping[str, Array]) -> dict[Expr, Array]:

@@ -7,16 +7,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import reduce
+from typing import NamedTuple
 
 from flexspec.errors import FlexSpecError
 from flexspec.expr import Apply, Const, Expr, Load, apply, const, transform, walk
 from flexspec.ops import NEGATED, OPS, SWAPPED, Type
 
 from ..evaluation.points import evaluate_at
-from .limits import endless, limits
+from .limits import FAR, endless, limits
 from .linear import Linear, added, cast, from_linear, linear
 
-Rule = Callable[[Apply], Expr | None]
+Rewrite = Callable[[Apply], Expr | None]
+"""A node with the same value everywhere, or None where there is nothing to do."""
 
 
 def simplify(expr: Expr) -> Expr:
@@ -25,8 +27,9 @@ def simplify(expr: Expr) -> Expr:
 
 
 def rewritten(node: Expr) -> Expr:
+    """A node whose operands are simplified already, rewritten until no rewrite applies."""
     while isinstance(node, Apply):
-        new = next((new for rule in RULES if (new := rule(node)) is not None and new is not node), None)
+        new = next((new for rewrite in REWRITES if (new := rewrite(node)) is not None and new is not node), None)
         if new is None:
             return node
         node = new
@@ -49,11 +52,12 @@ def logic(node: Apply) -> Expr | None:
     if node.type is not Type.BOOL:
         return None
     if node.op == "not":
-        (x,) = node.args
-        if isinstance(x, Apply) and x.op == "not":
-            return x.args[0]
-        if isinstance(x, Apply) and x.op in NEGATED and max(arg.type for arg in x.args) <= Type.INT:
-            return apply(NEGATED[x.op], *x.args)
+        (operand,) = node.args
+        if isinstance(operand, Apply) and operand.op == "not":
+            return operand.args[0]
+        # Of integers only: of a NaN both `a < b` and `a >= b` are false.
+        if isinstance(operand, Apply) and operand.op in NEGATED and max(arg.type for arg in operand.args) <= Type.INT:
+            return apply(NEGATED[operand.op], *operand.args)
         return None
     if node.op in ("and", "or", "xor"):
         a, b = node.args
@@ -87,55 +91,73 @@ def casts(node: Apply) -> Expr | None:
 
 
 def arithmetic(node: Apply) -> Expr | None:
-    """`x // 1`, `x % 1`, `min(x, x)`, nested `//` and `%` by positive constants."""
+    """`x // 1`, `x % 1`, `min(x, x)`, nested `//` and `%` by positive constants.
+
+    `x // m // n` is `x // (m * n)`: both count the multiples of `m * n` that `x` has passed, as floors are taken
+    downwards each time. `x % m % n` is `x % n` where `n` divides `m`: what `% m` takes away are multiples of `n` too.
+    """
     if node.type is not Type.INT or len(node.args) != 2:
         return None
-    x, c = node.args
-    if node.op in ("min", "max") and x is c:
-        return cast(x, Type.INT)
-    if not isinstance(c, Const) or c.value <= 0:
+    left, right = node.args
+    if node.op in ("min", "max") and left is right:
+        return cast(left, Type.INT)
+    if not isinstance(right, Const) or right.value <= 0:
         return None
     if node.op == "floordiv":
-        if c.value == 1:
-            return cast(x, Type.INT)
-        inner = _by_constant(x, "floordiv")
-        return apply("floordiv", inner[0], const(inner[1] * int(c.value))) if inner else None
+        if right.value == 1:
+            return cast(left, Type.INT)
+        inner = _by_constant(left, "floordiv")
+        if inner is None or inner.constant * int(right.value) >= FAR:  # the product has to fit 64 bits itself
+            return None
+        return apply("floordiv", inner.operand, const(inner.constant * int(right.value)))
     if node.op == "mod":
-        if c.value == 1:
+        if right.value == 1:
             return const(0)
-        inner = _by_constant(x, "mod")
-        return apply("mod", inner[0], c) if inner and inner[1] % c.value == 0 else None
+        inner = _by_constant(left, "mod")
+        return apply("mod", inner.operand, right) if inner and inner.constant % right.value == 0 else None
     return None
 
 
 def digits(node: Apply) -> Expr | None:
-    """`(6 * a + b) // 6` and `(6 * a + b) % 6`: multiples of the divisor leave, and `b` goes where it fits below it."""
+    """`(6 * a + b) // 6` and `(6 * a + b) % 6`: multiples of the divisor leave, and `b` goes where it fits below it.
+
+    Division rounds down, so for all integers, negative ones too, `(n * a + b) // n` is `a + b // n` and
+    `(n * a + b) % n` is `b % n`; with `0 <= b < n` these are `a` and `b`. A sum that starts again past 64 bits has lost
+    a multiple of 2**64, which few divisors divide: where one may (`endless`), nothing leaves.
+    """
     if node.type is not Type.INT or node.op not in ("floordiv", "mod"):
         return None
-    x, c = node.args
-    if not isinstance(c, Const) or c.value <= 0 or endless(x):
+    dividend, right = node.args
+    if not isinstance(right, Const) or right.value <= 0 or endless(dividend):
         return None
-    divisor = int(c.value)
-    terms, constant = linear(x)
+    divisor = int(right.value)
+    terms, constant = linear(dividend)
     whole = {term: count // divisor for term, count in terms.items() if count % divisor == 0}
-    rest = {term: count for term, count in terms.items() if count % divisor}
-    left = from_linear(rest, constant % divisor)
-    lo, hi = limits(left)
-    fits = lo >= 0 and hi < divisor
-    if not (fits or whole or constant // divisor) or not _fits(terms, constant):
+    others = {term: count for term, count in terms.items() if count % divisor}
+    rest = from_linear(others, constant % divisor)
+    least, most = limits(rest)
+    below = least >= 0 and most < divisor
+    if not (below or whole or constant // divisor) or not _fits(terms, constant):
         return None
     if node.op == "mod":
-        return left if fits else apply("mod", left, c)
-    if not fits:
-        whole[rewritten(apply("floordiv", left, c))] = 1
+        return rest if below else apply("mod", rest, right)
+    if not below:
+        whole[rewritten(apply("floordiv", rest, right))] = 1
     return from_linear(whole, constant // divisor)
 
 
-def _by_constant(x: Expr, op: str) -> tuple[Expr, int] | None:
-    if isinstance(x, Apply) and x.op == op and x.type is Type.INT:
-        a, c = x.args
-        if isinstance(c, Const) and c.value > 0:
-            return a, int(c.value)
+class ByConstant(NamedTuple):
+    """A division or remainder by a positive constant."""
+
+    operand: Expr
+    constant: int
+
+
+def _by_constant(node: Expr, op: str) -> ByConstant | None:
+    if isinstance(node, Apply) and node.op == op and node.type is Type.INT:
+        operand, right = node.args
+        if isinstance(right, Const) and right.value > 0:
+            return ByConstant(operand, int(right.value))
     return None
 
 
@@ -154,37 +176,50 @@ def sums(node: Apply) -> Expr | None:
     """A sum in which a term or a constant occurs twice: each once; digits that follow each other: one."""
     if node.type is not Type.INT or node.op not in ("add", "sub", "neg", "mul"):
         return None
-    found = linear(node)
-    terms, constant = joined = _joined_digits(found)
-    if not _fits(terms, constant):
+    plain = linear(node)
+    joined = _joined_digits(plain)
+    if not _fits(*joined):
         return None
-    new = from_linear(terms, constant)
-    return new if joined is not found or _count_terms(new) < _count_terms(node) else None
+    new = from_linear(*joined)
+    return new if joined is not plain or _count_terms(new) < _count_terms(node) else None
 
 
-def _joined_digits(sum_: Linear) -> Linear:
-    """`x // 30 * 30 + x % 30` is `x`, and so with any two digits of one number that follow each other."""
-    terms, constant = sum_
-    digits = [(*found, term, count) for term, count in terms.items() if (found := _digit(term))]
-    for low, (x, below, stride, small, times) in enumerate(digits):
-        for high, (y, above, step, large, count) in enumerate(digits):
-            if low == high or y is not x or step != below or step % stride or count != times * (step // stride):
+class Digit(NamedTuple):
+    """A term that is `number % modulus // stride`; modulus None: no remainder is taken."""
+
+    number: Expr
+    modulus: int | None
+    stride: int
+
+
+def _joined_digits(total: Linear) -> Linear:
+    """`x // 30 * 30 + x % 30` is `x`, and so with any two digits of one number that follow each other.
+
+    Let `y = x % above`, and `step` divide `above`: then `x % step` is `y % step`. Let `stride` divide `step`: then
+    `y // step * step` is a multiple of it, and what is left of `y`, its `y % step`, is divided alone:
+    `y // stride = y // step * (step // stride) + y % step // stride`.
+    """
+    digits = [(term, digit, count) for term, count in total.terms.items() if (digit := _digit(term))]
+    for small, (number, step, stride), times in digits:
+        for large, high, count in digits:
+            if small is large or high.number is not number or high.stride != step or step % stride:
                 continue
-            if above is None or above % step == 0:
-                whole = x if above is None else apply("mod", x, const(above))
+            if count == times * (step // stride) and (high.modulus is None or high.modulus % step == 0):
+                whole = number if high.modulus is None else apply("mod", number, const(high.modulus))
                 whole = whole if stride == 1 else apply("floordiv", whole, const(stride))
-                left = {term: count for term, count in terms.items() if term not in (small, large)}
-                return _joined_digits(added((left, constant), linear(whole), times))
-    return sum_
+                others = {term: count for term, count in total.terms.items() if term not in (small, large)}
+                return _joined_digits(added(Linear(others, total.constant), linear(whole), times))
+    return total
 
 
-def _digit(term: Expr) -> tuple[Expr, int | None, int] | None:
-    """A term that is `x % modulus // stride`: `x`, modulus (None: no remainder is taken), stride."""
+def _digit(term: Expr) -> Digit | None:
     inner, stride = _by_constant(term, "floordiv") or (term, 1)
-    x, modulus = _by_constant(inner, "mod") or (inner, None)
-    if modulus and stride == 1 and (deeper := _by_constant(x, "floordiv")):
-        return deeper[0], modulus * deeper[1], deeper[1]  # `x // 5 % 7` is `x % 35 // 5`
-    return None if x is term else (x, modulus, stride)
+    number, modulus = _by_constant(inner, "mod") or (inner, None)
+    quotient = _by_constant(number, "floordiv")
+    if modulus and stride == 1 and quotient and modulus * quotient.constant < FAR:
+        # `x // 5 % 7` is `x % 35 // 5`: the sevenfold of 5 that `%` takes away are 35 of x.
+        return Digit(quotient.operand, modulus * quotient.constant, quotient.constant)
+    return None if number is term else Digit(number, modulus, stride)
 
 
 def may_wrap(comparison: Apply) -> bool:
@@ -201,7 +236,12 @@ def may_wrap(comparison: Apply) -> bool:
 
 
 def compare(node: Apply) -> Expr | None:
-    """An integer comparison as `terms < constant`, divided by the terms' common factor."""
+    """An integer comparison as `terms < constant`, divided by the terms' common factor.
+
+    The terms are a multiple of the factor `g`, and their quotient `s` is an integer. So `g * s < c` is `s < c / g`, and
+    as nothing lies between integers, `s < ceil(c / g)`; `>=` likewise. `g * s <= c` is `s <= floor(c / g)`, as is `>`.
+    Where `g` does not divide `c`, no `g * s` equals it.
+    """
     if node.op not in NEGATED or max(arg.type for arg in node.args) > Type.INT:
         return None
     if all(arg.type is Type.BOOL for arg in node.args):
@@ -226,4 +266,4 @@ def compare(node: Apply) -> Expr | None:
     return apply(op, from_linear(terms, 0), const(right))
 
 
-RULES: tuple[Rule, ...] = (fold, casts, logic, choose, arithmetic, digits, sums, compare)
+REWRITES: tuple[Rewrite, ...] = (fold, casts, logic, choose, arithmetic, digits, sums, compare)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from flexspec.expr import Apply, Expr, apply, const, var
 from flexspec.ops import Type
 
-from .linear import Linear, added, from_linear, linear
+from .linear import NOTHING, Linear, added, from_linear, linear
 from .rules import may_wrap, simplify
 
 MOST = 2**31 - 1
@@ -50,7 +50,7 @@ def span_of(mask: Expr, side: str) -> Span:
     rest: list[Expr] = []
     for part in _parts(simplify(mask)):
         if side not in part.names:
-            if part is not const(True):
+            if part is not const(True):  # without it nothing is kept: no position lies before 0
                 ends.append(apply("where", part, const(MOST), const(0)))
             continue
         limits = _limits(part, side)
@@ -74,7 +74,11 @@ def _parts(mask: Expr) -> Iterator[Expr]:
 
 
 def _limits(part: Expr, side: str) -> list[Limit]:
-    """The ends that a part is the same as; none where it is no span."""
+    """The ends that a part is the same as; none where it is no span.
+
+    Every comparison is brought to sums that are at most 0: of integers, `a < b` is `a - b + 1 <= 0`, and `a == b` is
+    both `a - b <= 0` and `b - a <= 0`.
+    """
     if not isinstance(part, Apply):
         return []
     if part.op == "or":
@@ -82,50 +86,63 @@ def _limits(part: Expr, side: str) -> list[Limit]:
     if part.op not in ("lt", "le", "gt", "ge", "eq") or any(arg.type is not Type.INT for arg in part.args):
         return []
     less = added(linear(part.args[0]), linear(part.args[1]), -1)
-    more = added(({}, 0), less, -1)
+    more = added(NOTHING, less, -1)
     strict = int(part.op in ("lt", "gt"))
     sums = {"lt": [less], "le": [less], "gt": [more], "ge": [more], "eq": [less, more]}[part.op]
-    solved = [_solved(*each, side, may_wrap(part)) for terms, total in sums for each in _signs(terms, total + strict)]
+    plain = [total for terms, constant in sums for total in _signs(Linear(terms, constant + strict))]
+    solved = [_solved(total, side, may_wrap(part)) for total in plain]
     return [limit for limit in solved if limit] if all(solved) else []
 
 
 def _united(a: list[Limit], b: list[Limit]) -> list[Limit]:
-    """Of either part: two that end are one that ends at the later end."""
+    """Of either part: two that end are one that ends at the later end, as `kv < a | kv < b` is `kv < max(a, b)`.
+
+    Of parts that are limited on different sides, or on both, the union may have a hole, and is no span.
+    """
     if len(a) != 1 or len(b) != 1 or a[0].end != b[0].end:
         return []
     wider = "max" if a[0].end == "end" else "min"
     return [Limit(a[0].end, apply(wider, a[0].value, b[0].value))]
 
 
-def _signs(terms: dict[Expr, int], total: int) -> Iterator[Linear]:
-    """A sum that is at most 0, without `abs`: `abs(a) + b <= 0` where both `a + b` and `b - a` are."""
-    size = next((term for term, count in terms.items() if _is_abs(term) and count == 1), None)
+def _signs(total: Linear) -> Iterator[Linear]:
+    """Sums that are all at most 0 where `total` is, without `abs`.
+
+    `abs(a)` is the greater of `a` and `-a`, so `abs(a) + b <= 0` where both `a + b` and `b - a` are. Of `b - abs(a)`
+    one of two would do, which is no conjunction: it stays.
+    """
+    size = next((term for term, count in total.terms.items() if _is_abs(term) and count == 1), None)
     if size is None:
-        yield terms, total
+        yield total
         return
-    others = {term: count for term, count in terms.items() if term is not size}
+    others = {term: count for term, count in total.terms.items() if term is not size}
     for sign in (1, -1):
-        yield from _signs(*added((others, total), linear(size.children[0]), sign))
+        yield from _signs(added(Linear(others, total.constant), linear(size.children[0]), sign))
 
 
 def _is_abs(term: Expr) -> bool:
     return isinstance(term, Apply) and term.op == "abs"
 
 
-def _solved(terms: dict[Expr, int], total: int, side: str, wraps: bool) -> Limit | None:
-    """`terms + total <= 0` for the position; None where it is not alone, or is multiplied."""
+def _solved(total: Linear, side: str, wraps: bool) -> Limit | None:
+    """`total <= 0` for the position; None where it is not alone, or is multiplied.
+
+    `rest - kv <= 0` is `kv >= rest`; `rest + kv <= 0` is `kv < 1 - rest`.
+    """
     position = var(side)
-    factor = terms.get(position, 0)
-    others = {term: count for term, count in terms.items() if term is not position}
+    factor = total.terms.get(position, 0)
+    others = {term: count for term, count in total.terms.items() if term is not position}
     if factor not in (1, -1) or any(side in term.names for term in others):
         return None
-    if wraps:  # a tensor's number of any size, compared: one more or less is safe only near the positions
-        if len(others) != 1 or abs(total) > 1:
+    if wraps:
+        # A tensor's number of any size, compared: one more or less may start again past 64 bits. Cut off to -2 and to
+        # MOST - 1, it lies on the same side of every position, and one more or less does too.
+        if len(others) != 1 or abs(total.constant) > 1:
             return None
         ((number, count),) = others.items()
         if count != -factor:
             return None
         others = {apply("max", const(-2), apply("min", number, const(MOST - 1))): count}
     if factor == -1:
-        return Limit("first", from_linear(others, total))
-    return Limit("end", from_linear({term: -count for term, count in others.items()}, 1 - total))
+        return Limit("first", from_linear(others, total.constant))
+    return Limit("end", from_linear({term: -count for term, count in others.items()}, 1 - total.constant))

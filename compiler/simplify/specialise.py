@@ -20,12 +20,12 @@ from .rules import rewritten, simplify
 
 def specialise(expr: Expr, values: Mapping[str, int | float | bool], tensors: Mapping[str, Array]) -> Expr:
     """`expr` with parameters, sizes or positions fixed to `values`, loads at fixed places read, and simplified."""
-    told = tuple((name, value, repr(value)) for name, value in values.items() if name in expr.names)
-    filled = _filled(expr, told)
+    read = tuple((name, value, repr(value)) for name, value in values.items() if name in expr.names)
+    filled = _filled(expr, read)
 
     def fixed(node: Expr) -> bool:
-        held = isinstance(node, Load) and node.input.name in tensors
-        return held and all(isinstance(part, Const) for part in node.children)
+        known = isinstance(node, Load) and node.input.name in tensors
+        return known and all(isinstance(part, Const) for part in node.children)
 
     def visit(node: Expr) -> Expr:
         return _constant(evaluate_at(node, {}, tensors).item(), node.type) if fixed(node) else rewritten(node)
@@ -53,7 +53,11 @@ MOST_MASKS = 1 << 22
 
 
 def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> Any:
-    """The expression of each (batch, head), an object array [batch | 1, heads | 1]; equal ones are one object."""
+    """The expression of each (batch, head), an object array [batch | 1, heads | 1]; equal ones are one object.
+
+    A (b, h) enters an expression only through the parts that depend on `b` and `h` alone and through what stands above
+    them. Where all of these parts have equal values, the expressions are equal, and are simplified once.
+    """
     whole = specialise(expr, bound.all_numbers(), {})
     batch = (bound.sizes.batch or 1) if "b" in whole.names else 1
     heads = (bound.sizes.heads or 1) if "h" in whole.names else 1
@@ -61,12 +65,12 @@ def specialise_each(expr: Expr, bound: Bound, tensors: Mapping[str, Array]) -> A
         message = f"the pattern depends on the batch or the head, and {batch * heads:,} of them are to be told apart"
         raise FlexSpecError("FS030", message, fix=f"give at most {MOST_MASKS:,}", where=user_caret())
     exprs = np.empty((batch, heads), object)
-    made: dict[tuple[Any, ...], Expr] = {}
-    for (b, h), told in _told_apart(whole, batch, heads, tensors):
-        if told not in made:
-            places = {name: at for name, at in (("b", b), ("h", h)) if name in whole.names}
-            made[told] = specialise(whole, places, tensors)
-        exprs[b, h] = made[told]
+    by_values: dict[tuple[Any, ...], Expr] = {}
+    for (b, h), values in _told_apart(whole, batch, heads, tensors):
+        if values not in by_values:
+            indices = {name: index for name, index in (("b", b), ("h", h)) if name in whole.names}
+            by_values[values] = specialise(whole, indices, tensors)
+        exprs[b, h] = by_values[values]
     for axis in (0, 1):
         if (exprs == exprs.take([0], axis)).all():
             exprs = exprs.take([0], axis)
@@ -84,7 +88,7 @@ def _told_apart(
             stack.extend(node.children)
         elif node.names & {"b", "h"}:
             parts.append(node)
-    at = {"b": np.arange(batch)[:, None], "h": np.arange(heads)[None, :]}
-    values = [np.broadcast_to(evaluate_at(part, at, tensors), (batch, heads)) for part in dict.fromkeys(parts)]
+    indices = {"b": np.arange(batch)[:, None], "h": np.arange(heads)[None, :]}
+    values = [np.broadcast_to(evaluate_at(part, indices, tensors), (batch, heads)) for part in dict.fromkeys(parts)]
     for b, h in np.ndindex(batch, heads):
         yield (b, h), tuple(repr(value[b, h]) for value in values)

@@ -8,7 +8,7 @@ import pytest
 import sympy
 from flexspec.compiler.proofs import count
 from flexspec.compiler.proofs.count import pairs_formula
-from flexspec.compiler.simplify.rules import specialise
+from flexspec.compiler.simplify.specialise import specialise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_masks import DECLARED, Written, masks, tables, truth

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from flexspec.compiler.planning.block_counts import Tally
+from flexspec.compiler.planning.block_counts import BlockCounts
 from flexspec.compiler.planning.boxes import boxes, permutation
 from flexspec.compiler.planning.candidates import Candidate, candidates, cut_evenly, steps_of
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
@@ -184,13 +184,13 @@ def test_the_first_plan_is_the_best_of_an_exhaustive_search(name: str, moved: bo
     assert plans.best.seconds <= best * (1 + 1e-12)
 
 
-def rows_of(dense: np.ndarray, block: tuple[int, int]) -> Tally:
+def rows_of(dense: np.ndarray, block: tuple[int, int]) -> BlockCounts:
     found, full = [], []
     for i in range(0, len(dense), block[0]):
         parts = [dense[i : i + block[0], j : j + block[1]] for j in range(0, dense.shape[1], block[1])]
         found.append(sum(bool(part.any()) for part in parts))
         full.append(sum(bool(part.all()) for part in parts))
-    return Tally(np.array(found), np.array(full))
+    return BlockCounts(np.array(found), np.array(full))
 
 
 def test_a_canvas_beside_text() -> None:

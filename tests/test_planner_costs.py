@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from flexspec.compiler.planning import cost, counting, ranking
-from flexspec.compiler.planning.block_counts import Tally, coarser
+from flexspec.compiler.planning.block_counts import BlockCounts, coarser
 from flexspec.compiler.planning.candidates import Candidate
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
 from flexspec.compiler.planning.hardware import HARDWARE, Hardware, hardware_at, hardware_of
@@ -18,9 +18,9 @@ VIDEO = fs.Canvas(t=4, h=6, w=5)
 ACROSS, LINE = fs.axial(VIDEO, "t"), fs.axial(VIDEO, "w")
 
 
-def rows(*found: int, full: int | None = None) -> Tally:
+def rows(*found: int, full: int | None = None) -> BlockCounts:
     table = torch.tensor(found).numpy()
-    return Tally(table, table if full is None else table * 0 + full)
+    return BlockCounts(table, table if full is None else table * 0 + full)
 
 
 SHAPE = Shape(q_len=512, kv_len=512, batch=1, heads=1, kv_heads=1, head_dim=64)
@@ -79,7 +79,7 @@ def test_only_orders_that_move_tokens_pay_for_it() -> None:
 def test_coarser_tables_of_ragged_maps(mask: fs.Mask) -> None:
     fine = fs.block_map(mask, 120, block_size=(4, 3))
     for times in [(1, 1), (2, 1), (1, 3), (4, 7), (30, 50)]:
-        found = coarser(fine.kinds()[0, 0].numpy(), times).counts
+        found = coarser(fine.kinds()[0, 0].numpy(), times).totals
         wanted = fs.block_map(mask, 120, block_size=(4 * times[0], 3 * times[1])).counts()
         assert found == (wanted[fs.BlockKind.PARTIAL], wanted[fs.BlockKind.FULL])
 
@@ -222,6 +222,6 @@ def test_published_shares_of_sliding_tiles() -> None:
     cube = fs.Canvas(t=48, h=48, w=48)
     near = fs.neighborhood(cube, window=11)
     counter = counting.Counter.of(near, near.bind(make_sizes(cube.size), {}))
-    ((tally,),) = counter.tallies(Candidate(fs.tiled(cube, 4), ((64, 64),))).values()
+    ((count,),) = counter.block_counts(Candidate(fs.tiled(cube, 4), ((64, 64),))).values()
     inside = (6 * 12 + 6) * 12 + 6
-    assert (tally.found[inside], tally.full[inside], len(tally.found)) == (125, 1, 12**3)
+    assert (count.kept[inside], count.full[inside], len(count.kept)) == (125, 1, 12**3)

@@ -14,8 +14,7 @@ import torch
 import flexspec.patterns as patterns
 from flexspec.canvas import Canvas
 from flexspec.errors import FlexSpecError
-from flexspec.mask import Mask, from_mask_mod
-from flexspec.mask import mask as mask_of
+from flexspec.mask import Mask, from_mask_mod, mask
 from flexspec.order import Order, axes, striped, tiled
 from flexspec.patterns.video import band
 from flexspec.user_line import user_caret
@@ -69,16 +68,16 @@ def _given(item: Any, orders: tuple[Order | None, ...], sizes: Sequence[int]) ->
         raise FlexSpecError("FS023", message, fix=fix, where=user_caret())
     if not isinstance(item, Mask) and _takes_one(item):
         return Family(getattr(item, "__name__", "candidate"), item, sizes, orders)
-    mask = from_mask_mod(item)
-    still_open = [name for name, parameter in mask.parameters.items() if parameter.default is None]
+    pattern = from_mask_mod(item)
+    still_open = [name for name, parameter in pattern.parameters.items() if parameter.default is None]
     if len(still_open) > 1:
-        message = f"`{mask.label}` has {len(still_open)} open parameters: {', '.join(still_open)}"
-        fix = f"bind all but one, e.g. {mask.label.split('(')[0]}({still_open[0]}=4)"
+        message = f"`{pattern.label}` has {len(still_open)} open parameters: {', '.join(still_open)}"
+        fix = f"bind all but one, e.g. {pattern.label.split('(')[0]}({still_open[0]}=4)"
         raise FlexSpecError("FS021", message, fix=fix, where=user_caret())
-    name = mask.label.removesuffix("()")
+    name = pattern.label.removesuffix("()")
     if not still_open:
-        return Family(name, lambda _: mask, ONE, orders)
-    return Family(name, lambda size: mask(**{still_open[0]: size}), sizes, orders)
+        return Family(name, lambda _: pattern, ONE, orders)
+    return Family(name, lambda size: pattern(**{still_open[0]: size}), sizes, orders)
 
 
 def _takes_one(fn: Callable[..., Any]) -> bool:
@@ -186,7 +185,7 @@ def _columns(ranked: torch.Tensor, block: int, size: int) -> Mask:
     chosen = sorted(ranked[:size].tolist())
     columns = torch.zeros(len(ranked), dtype=torch.bool)
     columns[chosen] = True
-    return mask_of(lambda kv: columns[kv // block]).named("columns", block=block, kept=chosen)
+    return mask(lambda kv: columns[kv // block]).named("columns", block=block, kept=chosen)
 
 
 def _strided(stride: int, _: int) -> Mask:

@@ -170,8 +170,8 @@ def fit(
     orders: tried for each candidate; the one with which it can be largest is taken, as an order changes no mass.
     block_size: tokens, one number or (query, key).
     softmax: True where `attention` is logits, -inf where masked.
-    pooled: True where an entry is the weight of a block of `block_size` tokens. It counts as kept where its block is not
-        empty, and orders are not searched, as a pooled map cannot be reordered.
+    pooled: True where an entry is the weight of a block of `block_size` tokens. It counts as kept where its block is
+        not empty, and orders are not searched, as a pooled map cannot be reordered.
     q_len, kv_len: tokens, where the last blocks of a pooled map are ragged.
 
     The mass is exact but for rounding in float64. Equal masses go to the lower density.

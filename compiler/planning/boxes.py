@@ -37,8 +37,8 @@ def relations(expr: Expr, canvas: Canvas | None, tensors: Mapping[str, Array]) -
         return None
     of_axis: dict[str, Expr] = dict.fromkeys(canvas.names, const(True))
     for part in _conjuncts(expr):
-        # Pairs that are kept on every axis are those that the AND keeps, as each part speaks of one axis. A part of none
-        # is true or false for all pairs alike, so any axis may have it.
+        # Pairs that are kept on every axis are those that the AND keeps, as each part speaks of one axis. A part of
+        # none is true or false for all pairs alike, so any axis may have it.
         axes = {name.partition(".")[2] for name in part.names & _coordinates(canvas)}
         if len(axes) > 1 or part.names - tensors.keys() - {f"{s}.{a}" for s in ("q", "kv") for a in axes}:
             return None
@@ -121,9 +121,9 @@ def permutation(order: Order | None, length: int) -> Array:
 
 def count_blocks(relations: Mapping[str, Array], q: Boxes, kv: Boxes) -> BlockCounts:
     """The rows of blocks of a mask, q-blocks by kv-blocks."""
-    # In a product of sets the coordinates of different axes are chosen independently. So a pair of tokens that is kept on
-    # every axis exists if each axis has a kept pair of coordinates, and all pairs of tokens are kept if each axis keeps
-    # all of its own. Numbers of pairs are far below 2**53, so float64 counts them exactly.
+    # In a product of sets the coordinates of different axes are chosen independently. So a pair of tokens that is kept
+    # on every axis exists if each axis has a kept pair of coordinates, and all pairs of tokens are kept if each axis
+    # keeps all of its own. Numbers of pairs are far below 2**53, so float64 counts them exactly.
     some, every = [], []
     for relation, q_sets, kv_sets in zip(relations.values(), q.sets, kv.sets, strict=True):
         kept = q_sets.astype(np.float64) @ relation @ kv_sets.T
@@ -140,8 +140,8 @@ def _rows(related: list[Array], q: Boxes, kv: Boxes, chosen: Array | None) -> Ar
     shape = tuple(map(len, kv.sets))
     if prod(shape) > CELLS:
         return _rows_by_pairs(related, q.set_of, kv.set_of if chosen is None else kv.set_of[chosen])
-    # Blocks of the same sets count the same, so first the kv-blocks of each combination of sets are counted. The sum over
-    # combinations of this count times one factor for each axis then goes axis by axis, as a product of matrices.
+    # Blocks of the same sets count the same, so first the kv-blocks of each combination of sets are counted. The sum
+    # over combinations of this count times one factor for each axis then goes axis by axis, as a product of matrices.
     combination = np.ravel_multi_index(tuple(kv.set_of.T), shape)
     counts = np.bincount(combination, chosen, prod(shape)).reshape(shape).astype(np.float64)
     totals = reduce(lambda table, axis: np.tensordot(table, axis, ((0,), (1,))), related, counts)

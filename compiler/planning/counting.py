@@ -135,8 +135,8 @@ class Counter:
         whole = grid.q_len // size  # a ragged last row is left out
         step = -(-whole // SAMPLED_ROWS)
         rows = whole // step
-        # The middle row of each `step` rows, written as a mask of its own: query `q` of it is the query of the same place
-        # in row `q // size * step + step // 2`.
+        # The middle row of each `step` rows, written as a mask of its own: query `q` of it is the query of the same
+        # place in row `q // size * step + step // 2`.
         row = apply("floordiv", var("q"), const(size))
         q_idx = apply("add", apply("mul", row, const(step * size)), apply("mod", var("q"), const(size)))
         sampled = {"q": apply("add", q_idx, const(step // 2 * size))}

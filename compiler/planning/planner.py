@@ -60,10 +60,10 @@ def plan(
     progress: called with how many candidates are done, and how many there are.
     inputs: run-time values by name.
 
-    A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of conditions
-    on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders counted. A
-    canvas beside text (`fs.with_text`) is a plain sequence here: plan the canvas' part alone, and then the whole with
-    `orders=[fs.concatenated(order, text), ...]`.
+    A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of
+    conditions on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders
+    counted. A canvas beside text (`fs.with_text`) is a plain sequence here: plan the canvas' part alone, and then the
+    whole with `orders=[fs.concatenated(order, text), ...]`.
 
     Raises FS020 (a value is missing), FS021, FS022, FS023, FS025 (one is unknown or does not fit, or the spec is none),
     FS026 (a value has the name of an order's table), FS030, FS031, FS032 (lengths, block sizes, head_dim, batch and
@@ -85,8 +85,7 @@ def plan(
     bound = _bound(attention, make_sizes(_length(q_len, canvas), kv_len, batch, heads), inputs)
     tried = _candidates(attention.parts.mask, bound, canvas, sizes, orders, check_orders(more_orders, "more_orders"))
     shape = _shape(bound, kv_heads, head_dim)
-    counter = Counter.of(attention.parts.mask, bound)
-    ranking = Ranking(counter, shape, hardware_of(hardware), moved, attention.label)
+    ranking = Ranking(Counter.of(attention.parts.mask, bound), shape, hardware_of(hardware), moved, attention.label)
     return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
 
 

@@ -62,9 +62,9 @@ class Counter:
     def of(cls, mask: Mask, bound: Bound) -> Counter:
         ranges = ranges_of(bound)
         check_range(mask.expr, ranges.tensors)
-        each = specialise_each(mask.expr, bound, ranges.tensors)
-        distinct = list(dict.fromkeys(each.flat))
-        index = np.array([distinct.index(expr) for expr in each.flat]).reshape(each.shape)
+        filled = specialise_each(mask.expr, bound, ranges.tensors)
+        distinct = list(dict.fromkeys(filled.flat))
+        index = np.array([distinct.index(expr) for expr in filled.flat]).reshape(filled.shape)
         return cls(mask, bound, ranges, distinct, index)
 
     @cached_property

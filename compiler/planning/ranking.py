@@ -127,8 +127,8 @@ class Ranking:
         """The plan with the counts of its block map."""
         maps = [self.counter.block_map(which, plan.order, plan.block_size) for which in index.flat]
         counts = [block_map.counts() for block_map in maps]
-        some, full = (sum(count[kind] for count in counts) for kind in (BlockKind.PARTIAL, BlockKind.FULL))
-        return replace(plan, partial=some, full=full)
+        computed, full = (sum(count[kind] for count in counts) for kind in (BlockKind.PARTIAL, BlockKind.FULL))
+        return replace(plan, partial=computed, full=full)
 
     def _kept(self, index: Array, order: Order | None, block: Block) -> int:
         pairs = {which: self.counter.kept_pairs(which, order, block) for which in {*index.flat}}

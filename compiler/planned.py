@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -23,7 +23,7 @@ from .evaluation.points import as_array
 from .planning.counting import alone
 from .planning.hardware import hardware_at
 from .planning.planner import plan
-from .planning.plans import Plans, ranges
+from .planning.plans import Plans, range_text
 from .planning.ranking import moves
 from .simplify.specialise import specialise
 
@@ -41,8 +41,15 @@ class Part:
     def __str__(self) -> str:
         block = self.attend.block_size
         size = f"{block[0]} x {block[1]}" if isinstance(block, tuple) else block
-        where = f"heads {ranges(self.heads)}: " if self.heads else ""
+        where = f"heads {range_text(self.heads)}: " if self.heads else ""
         return f"{where}order {self.attend.order or 'as is'}, blocks of {size}"
+
+
+class Choice(NamedTuple):
+    """The plans for one size of call, and what runs because of them."""
+
+    plans: Plans
+    parts: list[Part]
 
 
 @dataclass(eq=False, repr=False)
@@ -58,10 +65,10 @@ class PlannedAttention:
     order: Order | str | None
     block_size: BlockSize | str
     make: Make
-    _kept: dict[tuple[Any, ...], tuple[Plans, list[Part]]] = field(default_factory=dict)
+    _kept: dict[tuple[Any, ...], Choice] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        chosen = dict.fromkeys("; ".join(map(str, parts)) for _, parts in self._kept.values())
+        chosen = dict.fromkeys("; ".join(map(str, choice.parts)) for choice in self._kept.values())
         return f"compile({self.spec.label}, order={self.order}{''.join(f', {text}' for text in chosen)})"
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> Any:
@@ -80,14 +87,14 @@ class PlannedAttention:
         check_qkv(q, k, v)
         with_lse = options.pop("return_lse", False)
         heads = q.shape[1], k.shape[1]
-        parts = self._planned(q.shape[2], k.shape[2], q.shape[0], heads, q.shape[3], q.device, options)[1]
+        parts = self._planned(q.shape[2], k.shape[2], q.shape[0], heads, q.shape[3], q.device, options).parts
         if parts[0].heads is None:
             return parts[0].attend(q, k, v, return_lse=with_lse, **options)
         order = torch.tensor([head for part in parts for head in part.heads or ()], device=q.device).argsort()
-        runs = [self._run(part, q, k, v, with_lse, options) for part in parts]
+        results = [self._run(part, q, k, v, with_lse, options) for part in parts]
         if not with_lse:
-            return torch.cat(runs, 1).index_select(1, order)
-        return tuple(torch.cat(each, 1).index_select(1, order) for each in zip(*runs, strict=True))
+            return torch.cat(results, 1).index_select(1, order)
+        return tuple(torch.cat(by_part, 1).index_select(1, order) for by_part in zip(*results, strict=True))
 
     def _run(self, part: Part, q: Any, k: Any, v: Any, with_lse: bool, values: Mapping[str, Any]) -> Any:
         """Output, or output and lse, of some heads."""
@@ -96,15 +103,15 @@ class PlannedAttention:
         whole = list(dict.fromkeys(keys))
         if list(heads) == [key * group + i for key in whole for i in range(group)]:
             keys = whole  # these key heads serve no other part
-        q, k, v = (x[:, list(chosen)] for x, chosen in ((q, heads), (k, keys), (v, keys)))
+        q, k, v = q[:, list(heads)], k[:, keys], v[:, keys]
         return part.attend(q, k, v, return_lse=with_lse, **_own(part, self.spec, values))
 
     def _planned(
         self, q_len: int, kv_len: int, batch: int | None, heads: Any, head_dim: int, device: Any, values: Any
-    ) -> tuple[Plans, list[Part]]:
+    ) -> Choice:
         key = (q_len, kv_len, heads, head_dim, device)
         if key not in self._kept:
-            made = plan(
+            plans = plan(
                 self.spec,
                 q_len,
                 kv_len,
@@ -118,7 +125,7 @@ class PlannedAttention:
                 check=0,
                 **values,
             )
-            self._kept[key] = made, self._parts(made)
+            self._kept[key] = Choice(plans, self._parts(plans))
         return self._kept[key]
 
     def _parts(self, plans: Plans) -> list[Part]:
@@ -127,22 +134,22 @@ class PlannedAttention:
             if masks is not None and list(masks) == [group.heads for group in plans.by_head]:
                 specs = [replace(self.spec, mask=mask) for mask in masks.values()]
                 chosen = zip(masks, specs, plans.by_head, strict=True)
-                return [Part(heads, self._made(spec, group.plans)) for heads, spec, group in chosen]
-        return [Part(None, self._made(self.spec, plans))]
+                return [Part(heads, self._compiled(spec, group.plans)) for heads, spec, group in chosen]
+        return [Part(None, self._compiled(self.spec, plans))]
 
-    def _made(self, spec: Attention, plans: Plans) -> CompiledAttention:
+    def _compiled(self, spec: Attention, plans: Plans) -> CompiledAttention:
         order = plans.best.order if moves(plans.best.order, plans.shape.q_len) else None
         return self.make(spec, order, plans.best.block_size)
 
     def plans(self, q_len: int, kv_len: int | None = None, **sizes: Any) -> Plans:
         """The table that a call of these sizes chooses from. sizes: batch, heads, kv_heads, head_dim, and values."""
-        return self._at(q_len, kv_len, **sizes)[0]
+        return self._chosen(q_len, kv_len, **sizes).plans
 
     def parts(self, q_len: int, kv_len: int | None = None, **sizes: Any) -> list[Part]:
         """What a call of these sizes runs (see `plans`): one attention, or one for each group of heads."""
-        return self._at(q_len, kv_len, **sizes)[1]
+        return self._chosen(q_len, kv_len, **sizes).parts
 
-    def _at(
+    def _chosen(
         self,
         q_len: int,
         kv_len: int | None = None,
@@ -152,14 +159,14 @@ class PlannedAttention:
         kv_heads: int | None = None,
         head_dim: int = 64,
         **values: Any,
-    ) -> tuple[Plans, list[Part]]:
+    ) -> Choice:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
         both = heads, heads if kv_heads is None else kv_heads
         return self._planned(q_len, q_len if kv_len is None else kv_len, batch, both, head_dim, device, values)
 
     def explain(self, q_len: int, kv_len: int | None = None, *, latex: bool = False, **sizes: Any) -> str:
         """The table of plans, and what `CompiledAttention.explain` says of each part that runs."""
-        plans, parts = self._at(q_len, kv_len, **sizes)
+        plans, parts = self._chosen(q_len, kv_len, **sizes)
         lines = ["PLAN", *(f"  {line}" for line in str(plans).splitlines())]
         options = {name: value for name, value in sizes.items() if name not in ("heads", "kv_heads")}
         for part in parts:
@@ -175,8 +182,8 @@ def by_head(spec: Attention, heads: int) -> dict[tuple[int, ...], Mask] | None:
     Only what the mask holds is filled in, so that no value of a later call makes it wrong.
     """
     mask = spec.mask
-    other = [*spec.scores, *([spec.weight] if spec.weight else [])]
-    if any(_reads_heads(formula.expr) for formula in other):
+    beside = [*spec.scores, *([spec.weight] if spec.weight else [])]
+    if any(_reads_heads(formula.expr) for formula in beside):
         return None
     held = {name: as_array(tensor) for name, tensor in mask.tensors.items()}
     groups: dict[Expr, list[int]] = {}
@@ -184,7 +191,7 @@ def by_head(spec: Attention, heads: int) -> dict[tuple[int, ...], Mask] | None:
         groups.setdefault(specialise(mask.expr, {"h": head, "heads": heads}, held), []).append(head)
     if any(_reads_heads(expr) for expr in groups):
         return None
-    return {tuple(each): alone(mask, expr, mask.tensors) for expr, each in groups.items()}
+    return {tuple(same): alone(mask, expr, mask.tensors) for expr, same in groups.items()}
 
 
 def _reads_heads(expr: Expr) -> bool:

@@ -27,11 +27,11 @@ def counted(kept):
     return [int(kept[:n, :n].sum()) for n in range(len(kept) + 1)]
 
 
-def check(found, counts):
+def check(pairs, counts):
     """The formula gives every count from `least` on, and not the one before."""
-    assert found.least < len(counts) - 1, "the dense mask is too small to judge"
-    wrong = [n for n in range(1, len(counts)) if found.formula.subs(N, n) != counts[n]]
-    assert max(wrong, default=0) == found.least - 1, found
+    assert pairs.least < len(counts) - 1, "the dense mask is too small to judge"
+    wrong = [n for n in range(1, len(counts)) if pairs.formula.subs(N, n) != counts[n]]
+    assert max(wrong, default=0) == pairs.least - 1, pairs
 
 
 PATTERNS = {
@@ -60,15 +60,15 @@ PATTERNS = {
 @pytest.mark.parametrize("text", PATTERNS)
 def test_formulas_of_patterns(text):
     mask = PATTERNS[text]
-    found = formula_of(mask)
-    assert str(found) == text
-    check(found, counted(mask.dense(40)[0, 0]))
+    pairs = formula_of(mask)
+    assert str(pairs) == text
+    check(pairs, counted(mask.dense(40)[0, 0]))
 
 
 def test_a_formula_against_the_oracle_that_knows_no_expressions():
     keep = [[oracle.strided(q, kv, 5) for kv in range(60)] for q in range(60)]
-    found = formula_of(fs.strided(5))
-    assert all(found.formula.subs(N, n) == sum(map(sum, (row[:n] for row in keep[:n]))) for n in range(found.least, 61))
+    pairs = formula_of(fs.strided(5))
+    assert all(pairs.formula.subs(N, n) == sum(map(sum, (row[:n] for row in keep[:n]))) for n in range(pairs.least, 61))
 
 
 @pytest.mark.parametrize("window, sink", [(1, 1), (3, 0), (8, 2)])
@@ -114,17 +114,17 @@ simple = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(simple)
 def test_random_masks_against_plain_python(written):
-    found = pairs_formula(fs.parse(written.ours))
-    if found is not None and found.least < LENGTH - 1:
-        check(found, counted(truth(written, {}, (1, 1, LENGTH, LENGTH))[0, 0]))
+    pairs = pairs_formula(fs.parse(written.ours))
+    if pairs is not None and pairs.least < LENGTH - 1:
+        check(pairs, counted(truth(written, {}, (1, 1, LENGTH, LENGTH))[0, 0]))
 
 
 @settings(max_examples=100, deadline=None)
 @given(masks)
 def test_any_mask_has_a_right_formula_or_none(written):
-    found = pairs_formula(fs.parse(DECLARED + written.ours))
-    if found is not None and found.least < LENGTH - 1:
-        check(found, counted(truth(written, tables(LENGTH, 1, 1, 0), (1, 1, LENGTH, LENGTH))[0, 0]))
+    pairs = pairs_formula(fs.parse(DECLARED + written.ours))
+    if pairs is not None and pairs.least < LENGTH - 1:
+        check(pairs, counted(truth(written, tables(LENGTH, 1, 1, 0), (1, 1, LENGTH, LENGTH))[0, 0]))
 
 
 def test_most_random_masks_of_this_kind_have_one():
@@ -172,9 +172,9 @@ def test_counts_do_not_depend_on_the_chunks(at_once, monkeypatch):
 
 
 def test_long_windows_take_no_square():
-    found = formula_of(fs.sink_window(sink=4, window=131_072))
+    pairs = formula_of(fs.sink_window(sink=4, window=131_072))
     length = 131_072 + 4 + 1000
-    assert found.formula.subs(N, length) == fs.block_map(fs.sink_window(sink=4, window=131_072), length).kept_pairs
+    assert pairs.formula.subs(N, length) == fs.block_map(fs.sink_window(sink=4, window=131_072), length).kept_pairs
 
 
 def test_explain_shows_it_where_it_is_one():

@@ -63,8 +63,8 @@ def test_every_trial_says_what_loops_say(by, causal):
     weights[1, 3:9] = 0  # rows without weight do not count
     if causal:
         weights = weights.tril()
-    found = fs.fit(weights, budget=0.3, by=by, block_size=(8, 5))
-    for head, trials in enumerate(found.trials):
+    fits = fs.fit(weights, budget=0.3, by=by, block_size=(8, 5))
+    for head, trials in enumerate(fits.trials):
         assert len({fit.family for fit in trials}) > 5
         ranks = [round(fit.mass, 9) for fit in trials]
         assert ranks == sorted(ranks, reverse=True)
@@ -72,23 +72,23 @@ def test_every_trial_says_what_loops_say(by, causal):
             assert fit.head == head and fit.density <= 0.3
             assert not causal or fit.mask.is_causal(45)
             check(fit, weights, 45, 45, (8, 5), 2)
-        assert found[head] is trials[0] and found[head].mass >= max(ranks) - 1e-9
+        assert fits[head] is trials[0] and fits[head].mass >= max(ranks) - 1e-9
 
 
 def test_every_trial_on_a_canvas_says_what_loops_say():
     weights = noise(1, IMAGE.size, IMAGE.size)
-    found = fs.fit(weights, budget=0.5, canvas=IMAGE, block_size=4)
-    orders = {str(fit.order) for fit in found.trials[0]}
+    fits = fs.fit(weights, budget=0.5, canvas=IMAGE, block_size=4)
+    orders = {str(fit.order) for fit in fits.trials[0]}
     assert {"None", "axes(w, h)", "tiled(h=2, w=2)"} <= orders
-    for fit in found.trials[0]:
+    for fit in fits.trials[0]:
         assert fit.density <= 0.5
         check(fit, weights, IMAGE.size, IMAGE.size, (4, 4), 1)
 
 
 def test_q_len_other_than_kv_len():
     weights = noise(2, 21, 50)
-    found = fs.fit(weights, budget=0.35, block_size=(4, 8))
-    for trials in found.trials:
+    fits = fs.fit(weights, budget=0.35, block_size=(4, 8))
+    for trials in fits.trials:
         for fit in trials:
             check(fit, weights, 21, 50, (4, 8), 2)
 
@@ -97,10 +97,10 @@ def test_planted_patterns_are_found():
     length = 160
     masks = [fs.causal_window(24), fs.sink_window(sink=4, window=8), fs.strided(20), fs.chunked(16) & fs.causal()]
     weights = planted(*masks, length=length).tril()
-    found = fs.fit(weights, budget=0.16, by="pairs", block_size=8)
-    assert found[0].family == "causal_window"
-    assert found[1].family in ("sink_window(sink=4)", "sink_window(sink=8)")
-    assert found[2].mask == fs.strided(20)
+    fits = fs.fit(weights, budget=0.16, by="pairs", block_size=8)
+    assert fits[0].family == "causal_window"
+    assert fits[1].family in ("sink_window(sink=4)", "sink_window(sink=8)")
+    assert fits[2].mask == fs.strided(20)
     named = fs.fit(weights, [fs.causal_window, fs.sink_window(sink=4), fs.chunked], budget=0.2, block_size=8)
     assert [fit.family for fit in named][:2] == ["causal_window", "sink_window(sink=4)"]
 
@@ -112,29 +112,29 @@ def test_planted_patterns_on_a_canvas_are_found_with_an_order():
         fs.neighborhood(video, window=3),
         fs.neighborhood(video, window={"t": 1, "h": 4, "w": 8}),
     ]
-    found = fs.fit(planted(*masks, length=video.size, floor=0), budget=0.17, canvas=video, block_size=8)
+    fits = fs.fit(planted(*masks, length=video.size, floor=0), budget=0.17, canvas=video, block_size=8)
     everywhere = fs.axial(video, "t")
-    assert found[0].mass == 1.0 and everywhere.implies(found[0].mask)
-    assert found[0].order is not None
-    assert found[1].family == "sliding_tile" or found[1].family == "neighborhood"
-    assert found[2].mass == 1.0 and found[2].mask.equals(masks[2]) and found[2].order is None
+    assert fits[0].mass == 1.0 and everywhere.implies(fits[0].mask)
+    assert fits[0].order is not None
+    assert fits[1].family == "sliding_tile" or fits[1].family == "neighborhood"
+    assert fits[2].mass == 1.0 and fits[2].mask.equals(masks[2]) and fits[2].order is None
 
 
 def test_a_dilated_head_fits_under_its_stripes():
     dilated = fs.dilated_window(window=3, dilation=8)
-    found = fs.fit(planted(dilated, length=128, floor=0), budget=0.2, block_size=8)
-    assert found[0].mass == 1.0 and str(found[0].order) == "striped(8)"
-    assert dilated.implies(found[0].mask, 128)
+    fits = fs.fit(planted(dilated, length=128, floor=0), budget=0.2, block_size=8)
+    assert fits[0].mass == 1.0 and str(fits[0].order) == "striped(8)"
+    assert dilated.implies(fits[0].mask, 128)
 
 
 def test_heavy_columns_are_found_for_their_head():
     weights = 0.001 * noise(2, 64, 64)
     weights[0, :, 40] = weights[0, :, 9] = weights[1, :, 25] = 1
-    found = fs.fit(weights, budget=0.25, block_size=8)
-    assert found[0].family == found[1].family == "columns"
-    assert {9, 40} <= set(found[0].mask.dense(64)[0, 0, 0].nonzero().flatten().tolist())
-    assert found[1].mask.dense(64)[0, 0, :, 25].all()
-    assert fs.per_head(found.masks).dense(64, heads=2)[0, 1].equal(found[1].mask.dense(64)[0, 0])
+    fits = fs.fit(weights, budget=0.25, block_size=8)
+    assert fits[0].family == fits[1].family == "columns"
+    assert {9, 40} <= set(fits[0].mask.dense(64)[0, 0, 0].nonzero().flatten().tolist())
+    assert fits[1].mask.dense(64)[0, 0, :, 25].all()
+    assert fs.per_head(fits.masks).dense(64, heads=2)[0, 1].equal(fits[1].mask.dense(64)[0, 0])
 
 
 @pytest.mark.parametrize("by", ["blocks", "pairs"])
@@ -151,32 +151,32 @@ def test_the_largest_within_the_budget(by, budget):
             within += [(window, density)] if density <= budget else []
         if not within:
             continue
-        found = fs.fit(weights, [make], budget, by=by, block_size=block)
-        assert max(found.trials[0], key=lambda fit: fit.density).density == pytest.approx(within[-1][1])
-        assert found[0].mass == pytest.approx(
+        fits = fs.fit(weights, [make], budget, by=by, block_size=block)
+        assert max(fits.trials[0], key=lambda fit: fit.density).density == pytest.approx(within[-1][1])
+        assert fits[0].mass == pytest.approx(
             mass_by_loops(weights, oracle.matrix(lambda q, kv, keep=keep: keep(q, kv, within[-1][0]), length))  # noqa: B023
         )
 
 
 def test_a_family_that_does_not_grow_stays_within_the_budget():
     odd = fs.Family("odd", lambda n: fs.causal() if n == 4 else fs.causal_window(1), range(1, 9))
-    found = fs.fit(noise(24, 24), [odd], 0.3, block_size=2)  # the half of the largest is over it
-    assert len(found.trials[0]) == 3 and all(fit.density <= 0.3 for fit in found.trials[0])
+    fits = fs.fit(noise(24, 24), [odd], 0.3, block_size=2)  # the half of the largest is over it
+    assert len(fits.trials[0]) == 3 and all(fit.density <= 0.3 for fit in fits.trials[0])
 
 
 def test_ties_go_to_the_lower_density_then_to_the_first_named():
     weights = torch.eye(64)
-    found = fs.fit(weights, [fs.causal(), fs.causal_window(9), fs.sliding_window(0), fs.chunked(1)], 1.0, block_size=8)
-    assert found[0].mask == fs.sliding_window(0)
-    assert [fit.mask.label for fit in found.alternatives(0)][:1] == ["chunked(chunk=1)"]
-    assert found.cheapest(0.5)[0].mask == fs.sliding_window(0)
+    fits = fs.fit(weights, [fs.causal(), fs.causal_window(9), fs.sliding_window(0), fs.chunked(1)], 1.0, block_size=8)
+    assert fits[0].mask == fs.sliding_window(0)
+    assert [fit.mask.label for fit in fits.alternatives(0)][:1] == ["chunked(chunk=1)"]
+    assert fits.cheapest(0.5)[0].mask == fs.sliding_window(0)
 
 
 def test_cheapest():
     weights = planted(fs.causal_window(16), length=64, floor=0.001).tril()
-    found = fs.fit(weights, [fs.causal_window, fs.causal()], budget=1.0, block_size=4)
-    enough = found.cheapest(0.6)
-    assert 0.6 <= enough[0].mass < 1 and enough[0].density < found[0].density == found.cheapest(2.0)[0].density
+    fits = fs.fit(weights, [fs.causal_window, fs.causal()], budget=1.0, block_size=4)
+    enough = fits.cheapest(0.6)
+    assert 0.6 <= enough[0].mass < 1 and enough[0].density < fits[0].density == fits.cheapest(2.0)[0].density
 
 
 def test_booleans_logits_batches_and_integers():
@@ -184,8 +184,8 @@ def test_booleans_logits_batches_and_integers():
     candidates = [fs.causal_window, fs.sink_window(sink=2)]
     truth = mass_by_loops(kept.double(), fs.causal_window(8).dense(40)[0, 0].tolist())
     for given in (kept, kept.int(), kept.to(torch.bfloat16), kept.double()[None], kept[None, None]):
-        found = fs.fit(given, [fs.causal_window(8)], 1.0)
-        assert len(found) == 1 and found[0].mass == pytest.approx(truth)
+        fits = fs.fit(given, [fs.causal_window(8)], 1.0)
+        assert len(fits) == 1 and fits[0].mass == pytest.approx(truth)
     logits = noise(3, 40, 40)
     logits[:, ~kept] = -torch.inf
     logits[0, 7] = -torch.inf  # a row that keeps nothing
@@ -218,18 +218,18 @@ def test_chunks_of_rows_add_up(monkeypatch):
 def test_masks_that_differ_by_head():
     table = fs.per_head([fs.causal_window(3), fs.sliding_window(6), fs.causal_window(3)])
     weights = noise(3, 24, 24)
-    found = fs.fit(weights, [table], 1.0, block_size=4)
+    fits = fs.fit(weights, [table], 1.0, block_size=4)
     for head, window in ((0, fs.causal_window(3)), (1, fs.sliding_window(6)), (2, fs.causal_window(3))):
-        assert found[head].mass == pytest.approx(mass_by_loops(weights[head], window.dense(24)[0, 0].tolist()))
-        assert found[head].density == pytest.approx(fs.block_map(window, 24, block_size=4).density)
+        assert fits[head].mass == pytest.approx(mass_by_loops(weights[head], window.dense(24)[0, 0].tolist()))
+        assert fits[head].density == pytest.approx(fs.block_map(window, 24, block_size=4).density)
 
 
 def test_pooled_maps():
     """A pooled map: an entry counts where its block holds a kept pair; the last blocks are ragged."""
     block, q_len, kv_len = (8, 4), 43, 50
     weights = noise(2, 6, 13)
-    found = fs.fit(weights, budget=0.4, pooled=True, block_size=block, q_len=q_len, kv_len=kv_len)
-    for trials in found.trials:
+    fits = fs.fit(weights, budget=0.4, pooled=True, block_size=block, q_len=q_len, kv_len=kv_len)
+    for trials in fits.trials:
         for fit in trials:
             kept = fit.mask.dense(q_len, kv_len, heads=2)[0]
             kept = kept[fit.head if len(kept) > 1 else 0].tolist()
@@ -246,8 +246,8 @@ def test_a_pooled_map_of_a_canvas():
     image = fs.Canvas(h=12, w=9)
     pooled = fs.neighborhood(image, window={"h": 1, "w": 9}).dense(108)[0, 0].double()
     pooled = torch.nn.functional.pad(pooled, (0, 4, 0, 4)).unflatten(0, (14, 8)).unflatten(2, (14, 8)).sum((1, 3))
-    found = fs.fit(pooled, budget=0.3, canvas=image, pooled=True, block_size=8)
-    assert found[0].mass == pytest.approx(1.0) and found.problem.q_len == 108
+    fits = fs.fit(pooled, budget=0.3, canvas=image, pooled=True, block_size=8)
+    assert fits[0].mass == pytest.approx(1.0) and fits.problem.q_len == 108
 
 
 def test_causal_is_seen_by_blocks():
@@ -265,22 +265,22 @@ def test_heads_without_weight_and_functions_as_candidates():
 
     family = fs.Family("evens", lambda size: fs.sliding_window(size), [2, 4, 6])
     given = [rows, family, lambda b, h, q_idx, kv_idx: q_idx == kv_idx, (fs.chunked, fs.striped(3))]
-    found = fs.fit(weights, given, 0.6, block_size=5)
-    assert [fit.mass for fit in found] == [1.0, 1.0]
-    assert {fit.family for fit in found.trials[0]} >= {"rows", "evens", "chunked"}
-    assert {str(fit.order) for fit in found.trials[0] if fit.family == "chunked"} == {"striped(3)"}
-    assert {fit.mask.label for fit in found.trials[0] if fit.family == "evens"} <= {
+    fits = fs.fit(weights, given, 0.6, block_size=5)
+    assert [fit.mass for fit in fits] == [1.0, 1.0]
+    assert {fit.family for fit in fits.trials[0]} >= {"rows", "evens", "chunked"}
+    assert {str(fit.order) for fit in fits.trials[0] if fit.family == "chunked"} == {"striped(3)"}
+    assert {fit.mask.label for fit in fits.trials[0] if fit.family == "evens"} <= {
         f"sliding_window(window={size})" for size in (2, 4, 6)
     }
 
 
 def test_the_table_and_the_picture(tmp_path):
-    found = fs.fit(noise(2, IMAGE.size, IMAGE.size), budget=0.5, canvas=IMAGE, block_size=8)
-    lines = repr(found).splitlines()
+    fits = fs.fit(noise(2, IMAGE.size, IMAGE.size), budget=0.5, canvas=IMAGE, block_size=8)
+    lines = repr(fits).splitlines()
     assert lines[0].split()[:4] == ["head", "mass", "blocks", "pairs"] and len(lines) == 3
-    assert all(f"{fit.mass:.1%}" in line for fit, line in zip(found, lines[1:], strict=True))
-    assert found.show(tmp_path / "fit.png").stat().st_size > 10_000
-    for points in found.curve(0).values():
+    assert all(f"{fit.mass:.1%}" in line for fit, line in zip(fits, lines[1:], strict=True))
+    assert fits.show(tmp_path / "fit.png").stat().st_size > 10_000
+    for points in fits.curve(0).values():
         assert points == sorted(points) and all(density <= 0.5 for density, _ in points)
 
 

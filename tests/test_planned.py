@@ -17,8 +17,8 @@ LINE = fs.axial(VIDEO, "w")
 
 
 def qkv(heads: int = 2, kv_heads: int = 2, length: int = 256, dim: int = 16) -> list[torch.Tensor]:
-    made = torch.Generator().manual_seed(heads)
-    return [torch.randn(2, n, length, dim, generator=made) for n in (heads, kv_heads, kv_heads)]
+    generator = torch.Generator().manual_seed(heads)
+    return [torch.randn(2, n, length, dim, generator=generator) for n in (heads, kv_heads, kv_heads)]
 
 
 def compared(spec: object, tensors: list[torch.Tensor], **values: object) -> planned.PlannedAttention:

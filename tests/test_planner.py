@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from flexspec.compiler.planning.block_counts import Tally
+from flexspec.compiler.planning.block_counts import BlockCounts
 from flexspec.compiler.planning.boxes import boxes, permutation
 from flexspec.compiler.planning.candidates import Candidate, candidates, cut_evenly, steps_of
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
@@ -47,12 +47,12 @@ def dense_counts(
     place = torch.arange(length) if order is None else order.permutation(length)
     at = place.clamp(min=0)
     moved = logical[:, :, at][:, :, :, at] & (place >= 0)[:, None] & (place >= 0)
-    found = [0, 0]
+    counts = [0, 0]
     for i, j in product(range(0, len(place), block[0]), range(0, len(place), block[1])):
         for part in moved[:, :, i : i + block[0], j : j + block[1]].flatten(0, 1):
             if part.any():
-                found[int(part.all())] += 1
-    return found
+                counts[int(part.all())] += 1
+    return counts
 
 
 @pytest.mark.parametrize("cells", [1 << 16, 0], ids=["by axis", "by pairs"])
@@ -89,8 +89,8 @@ def test_both_ways_of_counting_are_used() -> None:
         if not counter.by_boxes:
             return 0, len(SIZES)
         tile = Candidate(fs.tiled(canvas, 2), tuple(SIZES))
-        found = counter._from_boxes(tile)
-        return len(found), len(SIZES) - len(found)
+        counts = counter._from_boxes(tile)
+        return len(counts), len(SIZES) - len(counts)
 
     assert ways("neighborhood") == (2, 3)
     assert ways("labels on one axis") == (1, 4)
@@ -115,18 +115,18 @@ def test_a_block_is_a_box_only_where_it_is_one() -> None:
                 points = {(int(p) // 6, int(p) % 6) for p in group if p >= 0}
                 product_of = {(h, w) for h in {p[0] for p in points} for w in {p[1] for p in points}}
                 is_box.append(points == product_of)
-            found = boxes(place, canvas, block)
-            assert (found is not None) == all(is_box), (order, block)
-            if found is not None:
-                assert found.whole.tolist() == [bool((group >= 0).all()) for group in groups]
+            made_boxes = boxes(place, canvas, block)
+            assert (made_boxes is not None) == all(is_box), (order, block)
+            if made_boxes is not None:
+                assert made_boxes.whole.tolist() == [bool((group >= 0).all()) for group in groups]
 
 
 def test_tiles_that_are_tried_make_boxes() -> None:
     canvas, sizes = fs.Canvas(t=3, h=8, w=10), [(8, 8), (4, 16), (16, 16)]
-    found = candidates(canvas, sizes)
-    assert str(found[0].order) == "row_major"
-    assert len({each.order for each in found}) == len(found)
-    tiles = [each for each in found if str(each.order).startswith("tiled")]
+    tried = candidates(canvas, sizes)
+    assert str(tried[0].order) == "row_major"
+    assert len({each.order for each in tried}) == len(tried)
+    tiles = [each for each in tried if str(each.order).startswith("tiled")]
     assert len(tiles) == 5
     for each in tiles:
         for block in each.block_sizes:
@@ -184,13 +184,13 @@ def test_the_first_plan_is_the_best_of_an_exhaustive_search(name: str, moved: bo
     assert plans.best.seconds <= best * (1 + 1e-12)
 
 
-def rows_of(dense: np.ndarray, block: tuple[int, int]) -> Tally:
-    found, full = [], []
+def rows_of(dense: np.ndarray, block: tuple[int, int]) -> BlockCounts:
+    kept, full = [], []
     for i in range(0, len(dense), block[0]):
         parts = [dense[i : i + block[0], j : j + block[1]] for j in range(0, dense.shape[1], block[1])]
-        found.append(sum(bool(part.any()) for part in parts))
+        kept.append(sum(bool(part.any()) for part in parts))
         full.append(sum(bool(part.all()) for part in parts))
-    return Tally(np.array(found), np.array(full))
+    return BlockCounts(np.array(kept), np.array(full))
 
 
 def test_a_canvas_beside_text() -> None:
@@ -202,5 +202,8 @@ def test_a_canvas_beside_text() -> None:
     plans = fs.plan(both, canvas.size + 7, orders=[None, *orders], block_sizes=[8, (4, 8)], check=0)
     assert len({plan.order for plan in plans}) > 2
     for plan in plans:
-        made = fs.block_map(both, canvas.size + 7, order=plan.order, block_size=plan.block_size)
-        assert (plan.partial, plan.full) == (made.counts()[fs.BlockKind.PARTIAL], made.counts()[fs.BlockKind.FULL])
+        block_map = fs.block_map(both, canvas.size + 7, order=plan.order, block_size=plan.block_size)
+        assert (plan.partial, plan.full) == (
+            block_map.counts()[fs.BlockKind.PARTIAL],
+            block_map.counts()[fs.BlockKind.FULL],
+        )

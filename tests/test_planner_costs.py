@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from flexspec.compiler.planning import cost, counting, ranking
-from flexspec.compiler.planning.block_counts import Tally, coarser
+from flexspec.compiler.planning.block_counts import BlockCounts, coarser
 from flexspec.compiler.planning.candidates import Candidate
 from flexspec.compiler.planning.cost import Shape, attention_seconds, permutation_seconds
 from flexspec.compiler.planning.hardware import HARDWARE, Hardware, hardware_at, hardware_of
@@ -18,9 +18,9 @@ VIDEO = fs.Canvas(t=4, h=6, w=5)
 ACROSS, LINE = fs.axial(VIDEO, "t"), fs.axial(VIDEO, "w")
 
 
-def rows(*found: int, full: int | None = None) -> Tally:
-    table = torch.tensor(found).numpy()
-    return Tally(table, table if full is None else table * 0 + full)
+def rows(*kept: int, full: int | None = None) -> BlockCounts:
+    table = torch.tensor(kept).numpy()
+    return BlockCounts(table, table if full is None else table * 0 + full)
 
 
 SHAPE = Shape(q_len=512, kv_len=512, batch=1, heads=1, kv_heads=1, head_dim=64)
@@ -79,9 +79,9 @@ def test_only_orders_that_move_tokens_pay_for_it() -> None:
 def test_coarser_tables_of_ragged_maps(mask: fs.Mask) -> None:
     fine = fs.block_map(mask, 120, block_size=(4, 3))
     for times in [(1, 1), (2, 1), (1, 3), (4, 7), (30, 50)]:
-        found = coarser(fine.kinds()[0, 0].numpy(), times).counts
+        totals = coarser(fine.kinds()[0, 0].numpy(), times).totals
         wanted = fs.block_map(mask, 120, block_size=(4 * times[0], 3 * times[1])).counts()
-        assert found == (wanted[fs.BlockKind.PARTIAL], wanted[fs.BlockKind.FULL])
+        assert totals == (wanted[fs.BlockKind.PARTIAL], wanted[fs.BlockKind.FULL])
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 25])
@@ -91,9 +91,9 @@ def test_lengths_without_a_canvas(monkeypatch, limit: int) -> None:
     plans = fs.plan(fs.causal_window(window=30), 101, 203, block_sizes=sizes)
     assert sorted(plan.block_size for plan in plans) == sorted(sizes) and {plan.order for plan in plans} == {None}
     for plan in plans:
-        made = fs.block_map(fs.causal_window(30), 101, 203, block_size=plan.block_size)
-        assert plan.blocks == sum(made.counts().values()) - made.counts()[fs.BlockKind.EMPTY]
-        assert plan.density == pytest.approx(made.density)
+        block_map = fs.block_map(fs.causal_window(30), 101, 203, block_size=plan.block_size)
+        assert plan.blocks == sum(block_map.counts().values()) - block_map.counts()[fs.BlockKind.EMPTY]
+        assert plan.density == pytest.approx(block_map.density)
         assert plan.wasted_pairs == plan.computed_pairs - int(fs.causal_window(30).dense(101, 203).sum())
         assert plan.speedup == pytest.approx(101 * 203 / plan.computed_pairs)
 
@@ -109,8 +109,8 @@ def test_each_kind_of_head_has_plans_of_its_own() -> None:
             assert (plan.partial, plan.full) == (len(group.heads) * wanted.partial, len(group.heads) * wanted.full)
             assert plan.density == pytest.approx(wanted.density)
     for plan in plans:
-        made = fs.block_map(spec, 120, heads=3, block_size=plan.block_size, order=plan.order)
-        assert plan.full == made.counts()[fs.BlockKind.FULL] and plan.density == pytest.approx(made.density)
+        block_map = fs.block_map(spec, 120, heads=3, block_size=plan.block_size, order=plan.order)
+        assert plan.full == block_map.counts()[fs.BlockKind.FULL] and plan.density == pytest.approx(block_map.density)
     assert plans.seconds_by_head == sum(group.plans.best.seconds for group in plans.by_head)
     assert "heads 0, 2: axes(h, w, t)" in str(plans) and "heads 1: row_major" in str(plans)
 
@@ -129,8 +129,10 @@ def test_the_two_layouts_of_sparse_videogen() -> None:
 def test_batches_that_differ_are_summed() -> None:
     ids = torch.tensor([[0] * 60 + [1] * 60, [0] * 20 + [1] * 100])
     plans = fs.plan(fs.document(ids), 120, block_sizes=[8], heads=2)
-    made = fs.block_map(fs.document(ids), 120, block_size=8)
-    assert plans.best.full == made.counts()[fs.BlockKind.FULL] and plans.best.density == pytest.approx(made.density)
+    block_map = fs.block_map(fs.document(ids), 120, block_size=8)
+    assert plans.best.full == block_map.counts()[fs.BlockKind.FULL] and plans.best.density == pytest.approx(
+        block_map.density
+    )
     assert plans.best.kept_pairs == 60**2 * 2 + 20**2 + 100**2 and not plans.by_head
 
 
@@ -222,6 +224,6 @@ def test_published_shares_of_sliding_tiles() -> None:
     cube = fs.Canvas(t=48, h=48, w=48)
     near = fs.neighborhood(cube, window=11)
     counter = counting.Counter.of(near, near.bind(make_sizes(cube.size), {}))
-    ((tally,),) = counter.tallies(Candidate(fs.tiled(cube, 4), ((64, 64),))).values()
+    ((count,),) = counter.block_counts(Candidate(fs.tiled(cube, 4), ((64, 64),))).values()
     inside = (6 * 12 + 6) * 12 + 6
-    assert (tally.found[inside], tally.full[inside], len(tally.found)) == (125, 1, 12**3)
+    assert (count.kept[inside], count.full[inside], len(count.kept)) == (125, 1, 12**3)

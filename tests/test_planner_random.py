@@ -72,13 +72,13 @@ def test_rows_of_blocks_are_those_of_the_dense_mask(data) -> None:
     side = st.sampled_from([1, 2, 3, 4, 6, 8, 9, 16, 40])
     blocks = tuple(dict.fromkeys(data.draw(st.lists(st.tuples(side, side), min_size=1, max_size=4))))
     counter = Counter.of(mask, mask.bind(make_sizes(canvas.size), {}))
-    found = counter.tallies(Candidate(order, blocks))
+    counts = counter.block_counts(Candidate(order, blocks))
     place = np.arange(canvas.size) if order is None else order.permutation(canvas.size).numpy()
     dense = mask.dense(canvas.size)[0, 0].numpy()[np.ix_(place, place)] & (place >= 0)[:, None] & (place >= 0)
-    assert set(found) == set(blocks)
-    for (block_q, block_kv), (tally,) in found.items():
+    assert set(counts) == set(blocks)
+    for (block_q, block_kv), (count,) in counts.items():
         rows = [dense[at : at + block_q] for at in range(0, len(place), block_q)]
         each = [[row[:, at : at + block_kv] for at in range(0, len(place), block_kv)] for row in rows]
-        assert tally.found.tolist() == [sum(bool(part.any()) for part in row) for row in each]
-        assert tally.full.tolist() == [sum(bool(part.all()) for part in row) for row in each]
+        assert count.kept.tolist() == [sum(bool(part.any()) for part in row) for row in each]
+        assert count.full.tolist() == [sum(bool(part.all()) for part in row) for row in each]
     assert counter.kept_pairs(0, order, blocks[0]) == int(dense.sum())

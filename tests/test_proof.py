@@ -25,8 +25,8 @@ def test_one_planted_pair(q_at, kv_at):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 300), st.integers(1, 300))
 def test_the_first_difference_in_reading_order(seed, q_len, kv_len):
-    made = torch.Generator().manual_seed(seed)
-    table = torch.rand(2, 3, q_len, kv_len, generator=made) < 3 / (q_len * kv_len)
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.rand(2, 3, q_len, kv_len, generator=generator) < 3 / (q_len * kv_len)
     other = torch.zeros_like(table)
     a, b = (fs.from_mask_mod(lambda b, h, q, kv, t=t: t[b, h, q, kv]) for t in (table, other))
     proof = fs.equals(a, b, q_len, kv_len, batch=2, heads=3)
@@ -154,9 +154,11 @@ def test_random_masks_against_counting(data):
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 3000), st.integers(1, 700), st.sampled_from([0.001, 0.01, 0.1]))
 def test_the_first_query_without_a_key(seed, q_len, kv_len, share):
-    made = torch.Generator().manual_seed(seed)
-    kept = torch.rand(q_len, kv_len, generator=made) < share
-    kept[: int(torch.randint(q_len, (1,), generator=made)), int(torch.randint(kv_len, (1,), generator=made))] = True
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.rand(q_len, kv_len, generator=generator) < share
+    kept[
+        : int(torch.randint(q_len, (1,), generator=generator)), int(torch.randint(kv_len, (1,), generator=generator))
+    ] = True
     mask = fs.from_mask_mod(lambda b, h, q, kv: kept[q, kv])
     lonely = (~kept.any(1)).nonzero()
     proof = mask.every_query_attends(q_len, kv_len=kv_len)

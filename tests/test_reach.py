@@ -41,25 +41,25 @@ def layers_until_full(kept):
     return next((layer for layer in range(turns + 1) if (seen[layer] | ~before).all()), None)
 
 
-def check(made, kept):
+def check(reach, kept):
     """Sound at every layer, in its shares and in the number of layers; exact with blocks of one token."""
-    seen = by_tokens(kept, made.layers)
+    seen = by_tokens(kept, reach.layers)
     for layer, now in enumerate(seen):
-        some, full = by_blocks(now, made.block_size)
-        assert not (some & ~made.outer(layer)).any() and not (made.inner(layer) & ~full).any()
-        least, most = made.fraction(layer)
+        some, full = by_blocks(now, reach.block_size)
+        assert not (some & ~reach.outer(layer)).any() and not (reach.inner(layer) & ~full).any()
+        least, most = reach.fraction(layer)
         assert least <= now.float().mean().item() + 1e-6 and now.float().mean().item() <= most + 1e-6
-        least, most = made.last_query(layer)
+        least, most = reach.last_query(layer)
         assert least <= now[-1].sum() <= most
-        if made.block_size == 1:
-            assert torch.equal(made.outer(layer), now) and torch.equal(made.inner(layer), now)
-    least, most = made.layers_to_full
+        if reach.block_size == 1:
+            assert torch.equal(reach.outer(layer), now) and torch.equal(reach.inner(layer), now)
+    least, most = reach.layers_to_full
     exact = layers_until_full(kept)
     if exact is None:
         assert most is None
     else:
         assert least is not None and least <= exact and (most is None or exact <= most)
-    if made.block_size == 1:
+    if reach.block_size == 1:
         assert least == most == exact
 
 
@@ -103,8 +103,8 @@ def test_patterns_against_powers_of_the_matrix(name, length, block):
 
 def test_layers_take_turns_and_the_first_is_applied_first():
     near, far = fs.mask(lambda q, kv: q == kv + 1), fs.mask(lambda q, kv: (q == 5) & (kv == 4))
-    made = fs.reach([near, far], 6, 2, block_size=1)
-    assert made.outer().int().tolist()[5] == [0, 0, 0, 1, 1, 1]  # 4 has seen 3 when 5 looks at it
+    reach = fs.reach([near, far], 6, 2, block_size=1)
+    assert reach.outer().int().tolist()[5] == [0, 0, 0, 1, 1, 1]  # 4 has seen 3 when 5 looks at it
     assert fs.reach([far, near], 6, 2, block_size=1).outer().int().tolist()[5] == [0, 0, 0, 0, 1, 1]
     for several in ([near, far], [far, near, fs.chunked(3)]):
         check(fs.reach(several, 6, 4, block_size=1), [mask.dense(6)[0, 0] for mask in several])
@@ -112,26 +112,26 @@ def test_layers_take_turns_and_the_first_is_applied_first():
 
 def test_a_layer_joins_its_heads():
     halves = fs.mask(lambda h, q, kv: (q >= kv) & (q - kv <= 7) & ((q - kv) % 2 == h))
-    made = fs.reach(halves, 64, 2, heads=2, block_size=8)
+    reach = fs.reach(halves, 64, 2, heads=2, block_size=8)
     whole = fs.reach(fs.causal_window(8), 64, 2, block_size=8)
-    assert np.array_equal(made.sure, whole.sure) and np.array_equal(made.possible, whole.possible)
+    assert np.array_equal(reach.sure, whole.sure) and np.array_equal(reach.possible, whole.possible)
 
 
 def test_a_block_may_be_sure_without_one_full_block_on_the_way():
     # Each query has a pair in the block before, which sees all of the one before that: neither block is full to start.
     first = fs.mask(lambda q, kv: (q // 4 - kv // 4 == 1) & (q // 4 == 1))
     then = fs.mask(lambda q, kv: q - kv == 4)
-    made = fs.reach([first, then], 12, 2, block_size=4)
-    assert made.inner(1).int().tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
-    assert made.inner(2).int().tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
+    reach = fs.reach([first, then], 12, 2, block_size=4)
+    assert reach.inner(1).int().tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert reach.inner(2).int().tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 0]]
 
 
 @pytest.mark.parametrize("window, length", [(2, 50), (8, 101), (33, 100)])
 def test_windows_grow_by_a_window_a_layer(window, length):
-    made = fs.reach(fs.causal_window(window), length, 5, block_size=1)
+    reach = fs.reach(fs.causal_window(window), length, 5, block_size=1)
     for layer in range(6):
-        assert made.last_query(layer) == (min(length, layer * (window - 1) + 1),) * 2
-    assert made.layers_to_full == (-(-(length - 1) // (window - 1)),) * 2
+        assert reach.last_query(layer) == (min(length, layer * (window - 1) + 1),) * 2
+    assert reach.layers_to_full == (-(-(length - 1) // (window - 1)),) * 2
 
 
 @pytest.mark.parametrize("block", [1, 8])
@@ -139,31 +139,31 @@ def test_power_attention_doubles_what_a_query_sees_with_each_layer(block):
     """PowerAttention: 2**d tokens after d layers. A distance in blocks is seen after d layers if and only if it has at
     most d ones in binary: all those below 2**(d + 1) - 1, and of 2**m in all as many as there are ways to choose."""
     ones, last = 7, 2**7 - 1
-    made = fs.reach(fs.power_window(window=block, block=block), block << ones, ones, block_size=block)
+    reach = fs.reach(fs.power_window(window=block, block=block), block << ones, ones, block_size=block)
     for layer in range(ones + 1):
-        seen = made.outer(layer)[-1].flip(0)  # by distance
+        seen = reach.outer(layer)[-1].flip(0)  # by distance
         assert seen.tolist() == [distance.bit_count() <= layer for distance in range(last + 1)]
         assert int(seen.sum()) == sum(comb(ones, k) for k in range(layer + 1)) >= 2**layer
         assert seen[: 2 ** (layer + 1) - 1].all() and (layer == ones or not seen[2 ** (layer + 1) - 1])
-    assert made.layers_to_full[0] == ones
+    assert reach.layers_to_full[0] == ones
     if block == 1:
-        assert made.layers_to_full == (ones, ones)
+        assert reach.layers_to_full == (ones, ones)
 
 
 def test_long_sequences_are_bounded():
-    made = fs.reach(fs.causal_window(1024), 65_536, 4)
-    least, most = made.layers_to_full
+    reach = fs.reach(fs.causal_window(1024), 65_536, 4)
+    least, most = reach.layers_to_full
     assert least <= -(-65_535 // 1023) <= most
-    assert made.fraction(0) == (1 / 65_536, 128 / 65_536)
-    assert made.last_query(4)[0] <= 4 * 1023 + 1 <= made.last_query(4)[1]
+    assert reach.fraction(0) == (1 / 65_536, 128 / 65_536)
+    assert reach.last_query(4)[0] <= 4 * 1023 + 1 <= reach.last_query(4)[1]
     assert fs.reach(fs.chunked(512), 65_536).layers_to_full == (None, None)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 150), st.integers(0, 99), st.floats(0.01, 0.9))
 def test_products_of_packed_bits(blocks, seed, share):
-    made = np.random.default_rng(seed)
-    left, right = made.random((2, blocks, blocks)) < share
+    rng = np.random.default_rng(seed)
+    left, right = rng.random((2, blocks, blocks)) < share
     assert np.array_equal(unpack(pack(left)), left)
     one, other = (Relation(*[pack(x)] * 4, x.diagonal()) for x in (left, right))
     assert np.array_equal(unpack(one.after(other).some), left.astype(int) @ right.astype(int) > 0)
@@ -171,17 +171,17 @@ def test_products_of_packed_bits(blocks, seed, share):
 
 def test_what_a_partial_block_covers():
     kept = fs.mask(lambda q, kv: (q == kv + 3) | (q >= 7) & (kv == 0))
-    made = relation(fs.block_map(kept, 10, block_size=4))
-    assert unpack(made.some).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert unpack(made.rows).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-    assert unpack(made.columns).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
-    assert unpack(made.full).astype(int).tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    known = relation(fs.block_map(kept, 10, block_size=4))
+    assert unpack(known.some).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert unpack(known.rows).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert unpack(known.columns).astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert unpack(known.full).astype(int).tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
 def test_values_go_to_the_masks_that_take_them():
     narrow = fs.mask(lambda q, kv, *, near: (q >= kv) & (q - kv < near))
-    made = fs.reach([narrow, fs.sink_window(sink=1)], 32, 2, block_size=1, near=2, window=3)
-    check(made, [narrow.dense(32, near=2)[0, 0], fs.sink_window(sink=1, window=3).dense(32)[0, 0]])
+    reach = fs.reach([narrow, fs.sink_window(sink=1)], 32, 2, block_size=1, near=2, window=3)
+    check(reach, [narrow.dense(32, near=2)[0, 0], fs.sink_window(sink=1, window=3).dense(32)[0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -217,15 +217,15 @@ def test_a_coarse_cell_has_its_earliest_layer(blocks, most):
 
 
 def test_the_picture_shows_layers_and_growth():
-    made = fs.reach(fs.causal_window(300), 5000, 4)
-    figure = drawing.figure(made)
+    reach = fs.reach(fs.causal_window(300), 5000, 4)
+    figure = drawing.figure(reach)
     field, _, growth = figure.axes
     shown = field.images[0].get_array()
-    assert np.array_equal(shown.filled(99), np.where(made.outer(), made.possible, 99))
+    assert np.array_equal(shown.filled(99), np.where(reach.outer(), reach.possible, 99))
     most, least = (line.get_ydata().tolist() for line in growth.lines[:2])
-    assert list(zip(least, most, strict=True)) == [made.last_query(layer) for layer in range(5)]
+    assert list(zip(least, most, strict=True)) == [reach.last_query(layer) for layer in range(5)]
     title, facts = (text.get_text() for text in figure.texts)
-    assert title == made.label and made.full_text() in facts and "5,000 tokens" in facts
+    assert title == reach.label and reach.full_text() in facts and "5,000 tokens" in facts
     assert field.get_xlim() == (0, 5000) and field.get_ylim() == (5000, 0)
 
 

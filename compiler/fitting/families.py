@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import permutations
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -68,16 +68,16 @@ def _given(item: Any, orders: tuple[Order | None, ...], sizes: Sequence[int]) ->
         raise FlexSpecError("FS023", message, fix=fix, where=user_caret())
     if not isinstance(item, Mask) and _takes_one(item):
         return Family(getattr(item, "__name__", "candidate"), item, sizes, orders)
-    made = from_mask_mod(item)
-    left = [name for name, parameter in made.parameters.items() if parameter.default is None]
-    if len(left) > 1:
-        message = f"`{made.label}` has {len(left)} open parameters: {', '.join(left)}"
-        fix = f"bind all but one, e.g. {made.label.split('(')[0]}({left[0]}=4)"
+    pattern = from_mask_mod(item)
+    still_open = [name for name, parameter in pattern.parameters.items() if parameter.default is None]
+    if len(still_open) > 1:
+        message = f"`{pattern.label}` has {len(still_open)} open parameters: {', '.join(still_open)}"
+        fix = f"bind all but one, e.g. {pattern.label.split('(')[0]}({still_open[0]}=4)"
         raise FlexSpecError("FS021", message, fix=fix, where=user_caret())
-    name = made.label.removesuffix("()")
-    if not left:
-        return Family(name, lambda _: made, ONE, orders)
-    return Family(name, lambda size: made(**{left[0]: size}), sizes, orders)
+    name = pattern.label.removesuffix("()")
+    if not still_open:
+        return Family(name, lambda _: pattern, ONE, orders)
+    return Family(name, lambda size: pattern(**{still_open[0]: size}), sizes, orders)
 
 
 def _takes_one(fn: Callable[..., Any]) -> bool:
@@ -93,30 +93,37 @@ def usual(
 ) -> list[Family]:
     """The families that are tried by default; all of them causal where the observed map is."""
     strides = [] if observed.pooled else _strides(observed, seen)  # blocks say nothing of a stride inside them
-    past = list(_past(observed, strides, block))
+    causal = list(_causal_families(observed, strides, block))
     both = [*_windows(observed, seen.causal, block), *_columns_of_heads(observed, seen, block)]
     both += [_dilated(observed, stride, head) for head, stride in strides if stride not in DILATIONS]
     if canvas is not None:
         tile = _tile(canvas, block)
-        tried = (None,) if observed.pooled else tuple(_orders(canvas, tile))
-        both = [*(replace(family, orders=tried) for family in _on_canvas(canvas, tile)), *both]
+        memory = (None,) if observed.pooled else tuple(_orders(canvas, tile))
+        both = [*(replace(family, orders=memory) for family in _on_canvas(canvas, tile)), *both]
     if seen.causal:
         both = [replace(family, make=partial(_causal, family.make)) for family in both]
-    found = [*both, *past] if canvas is not None else [*past, *both]  # of equal ones, the first named is taken
-    return [replace(family, orders=tuple(orders)) for family in found] if orders else found
+    tried = [*both, *causal] if canvas is not None else [*causal, *both]  # of equal ones, the first named is taken
+    return [replace(family, orders=tuple(orders)) for family in tried] if orders else tried
 
 
 def _causal(make: Callable[[int], Mask], size: int) -> Mask:
     return make(size) & patterns.causal()
 
 
-def _strides(observed: Observed, seen: Survey) -> list[tuple[int, int]]:
-    """(head, stride) where a head has one."""
-    each = ((head, seen.stride(head, observed.q_len)) for head in range(observed.heads))
-    return [(head, stride) for head, stride in each if stride is not None]
+class Strided(NamedTuple):
+    """A head whose weight lies on multiples of a distance."""
+
+    head: int
+    stride: int
 
 
-def _past(observed: Observed, strides: list[tuple[int, int]], block: int) -> Iterator[Family]:
+def _strides(observed: Observed, seen: Survey) -> list[Strided]:
+    """The heads that have a stride."""
+    strides = ((head, seen.stride(head, observed.q_len)) for head in range(observed.heads))
+    return [Strided(head, stride) for head, stride in strides if stride is not None]
+
+
+def _causal_families(observed: Observed, strides: list[Strided], block: int) -> Iterator[Family]:
     """What is causal by itself."""
     sizes = range(1, max(observed.q_len, observed.kv_len) + 1)
     yield Family("causal_window", lambda size: patterns.causal_window(window=size), sizes)
@@ -158,8 +165,9 @@ def _dilated(observed: Observed, dilation: int, head: int | None = None) -> Fami
 
 def _columns_of_heads(observed: Observed, seen: Survey, block: int) -> Iterator[Family]:
     """The heaviest blocks of keys of each head, alone and with a window: the vertical lines of MInference."""
-    per = block // observed.cell[1]
-    blocks = torch.nn.functional.pad(seen.columns, (0, -seen.columns.shape[1] % per)).unflatten(1, (-1, per)).sum(-1)
+    cells = block // observed.cell[1]
+    padded = torch.nn.functional.pad(seen.columns, (0, -seen.columns.shape[1] % cells))
+    blocks = padded.unflatten(1, (-1, cells)).sum(-1)
     near = patterns.sliding_window(window=block - 1)
     for head in range(observed.heads):
         ranked = blocks[head].argsort(descending=True, stable=True)
@@ -238,8 +246,8 @@ def _band(canvas: Canvas, names: Sequence[str], size: int) -> Mask:
 def _permuted(canvas: Canvas) -> list[tuple[str, ...]]:
     """Orders of the axes other than the canvas' own: all of up to three axes, else its rotations."""
     names = canvas.names
-    turned = (names[i:] + names[:i] for i in range(len(names)))
-    return [found for found in (permutations(names) if len(names) <= 3 else turned) if found != names]
+    rotations = (names[i:] + names[:i] for i in range(len(names)))
+    return [permuted for permuted in (permutations(names) if len(names) <= 3 else rotations) if permuted != names]
 
 
 def _orders(canvas: Canvas, tile: dict[str, int]) -> list[Order | None]:

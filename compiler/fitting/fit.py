@@ -102,18 +102,18 @@ class Fits:
 
     def alternatives(self, head: int) -> list[Fit]:
         """The best of each other family, best first."""
-        found: dict[str, Fit] = {}
+        best: dict[str, Fit] = {}
         for fit in self.trials[head]:
-            found.setdefault(fit.family, fit)
-        found.pop(self[head].family, None)
-        return list(found.values())
+            best.setdefault(fit.family, fit)
+        best.pop(self[head].family, None)
+        return list(best.values())
 
     def curve(self, head: int) -> dict[str, list[tuple[float, float]]]:
         """For each family, (density, mass) of what was measured, by density; families with most mass first."""
-        found: dict[str, list[tuple[float, float]]] = {}
+        curves: dict[str, list[tuple[float, float]]] = {}
         for fit in self.trials[head]:
-            found.setdefault(fit.family, []).append((fit.density, fit.mass))
-        return {name: sorted(points) for name, points in found.items()}
+            curves.setdefault(fit.family, []).append((fit.density, fit.mass))
+        return {family: sorted(points) for family, points in curves.items()}
 
     def cheapest(self, mass: float) -> Fits:
         """The same with, for each head, the least density that keeps at least `mass`; the best where none does."""
@@ -156,47 +156,74 @@ def fit(
     """The mask of each head that keeps most of its observed attention at a budget.
 
     attention: weights of at least 0, or booleans: [q, kv], [heads, q, kv] or [batch, heads, q, kv] in logical (on a
-    canvas row-major) order. Each row is divided by its sum; rows without weight do not count; batches are averaged.
-    softmax: they are logits instead, -inf where masked. pooled: an entry is the weight of a block of `block_size`
-    tokens; it counts as kept where its block is not empty, and orders are not searched, as a pooled map cannot be
-    reordered. q_len, kv_len: tokens, where the last blocks of a pooled map are ragged.
+        canvas row-major) order. Each row is divided by its sum; rows without weight do not count; batches are averaged.
+    candidates: a list of masks, masks with one open integer parameter (`fs.causal_window`), functions of one integer,
+        `fs.Family`s, or pairs (one of these, order). A larger integer has to keep more; the largest within the budget
+        is searched, and its half, quarter and eighth are measured too. Default: windows, sinks, global tokens, chunks,
+        dilations (under `striped` too), strides and the heaviest blocks of keys, all causal where no weight lies on a
+        later key; with a canvas also neighborhoods, tiles, slabs, lines and bands under all orders of its axes and a
+        tile order.
+    budget: the largest density, in (0, 1], of all `q_len * kv_len` pairs (causal attention has about 0.5).
+    by: what the budget counts. "blocks", blocks of `block_size` that are not empty under the order, padding included,
+        which is what a kernel computes; or "pairs", which are kept.
+    canvas: of the tokens, for masks on its axes.
+    orders: tried for each candidate; the one with which it can be largest is taken, as an order changes no mass.
+    block_size: tokens, one number or (query, key).
+    softmax: True where `attention` is logits, -inf where masked.
+    pooled: True where an entry is the weight of a block of `block_size` tokens. It counts as kept where its block is
+        not empty, and orders are not searched, as a pooled map cannot be reordered.
+    q_len, kv_len: tokens, where the last blocks of a pooled map are ragged.
 
-    budget: the largest density, in (0, 1], of all `q_len * kv_len` pairs (causal attention has about 0.5). by: what it
-    counts. "blocks", blocks of `block_size` that are not empty under the order, padding included, which is what a
-    kernel computes; or "pairs", which are kept.
+    The mass is exact but for rounding in float64. Equal masses go to the lower density.
 
-    candidates: a list of masks, masks with one open integer parameter (`fs.causal_window`), functions of one
-    integer, `fs.Family`s, or pairs (one of these, order). A larger integer has to keep more; the largest within the
-    budget is searched, and its half, quarter and eighth are measured too. orders: tried for each candidate; the one
-    with which it can be largest is taken, as an order changes no mass. Without candidates: windows, sinks, global
-    tokens, chunks, dilations (under `striped` too), strides and the heaviest blocks of keys, all causal where no
-    weight lies on a later key; with a canvas also neighborhoods, tiles, slabs, lines and bands under all orders of its
-    axes and a tile order. Equal masses go to the lower density.
+    Raises FS020 (a candidate lacks a value), FS021 (one has several open parameters), FS022 (the map's shape), FS023
+    (its type, or what is no candidate), FS025 (what is no weight, a budget, nothing within it, orders of a pooled map),
+    FS030 (lengths, a block size), FS032 (a canvas), FS033 (an order), FS024, FS034, FS035 (an index, an integer or a
+    division in a candidate), and what `from_mask_mod` raises for a function.
 
-    The mass is exact but for rounding in float64. Source: the searches of MoA, Sparse VideoGen, RainFusion and
-    PAROAttention. Raises FS021, FS022, FS023, FS025, FS030, FS032, FS033.
+    Source: the searches of MoA, Sparse VideoGen, RainFusion and PAROAttention.
 
     >>> import flexspec as fs
     >>> local = fs.causal_window(24).dense(256)[0, 0]
-    >>> found = fs.fit(local, [fs.causal_window, fs.sink(n=64), fs.chunked], block_size=16)
-    >>> found[0].mask, found[0].mass, found[0].density
+    >>> fits = fs.fit(local, [fs.causal_window, fs.sink(n=64), fs.chunked], block_size=16)
+    >>> fits[0].mask, fits[0].mass, fits[0].density
     (causal_window(window=24), 1.0, 0.17578125)
     """
     _check(budget, by, canvas, orders)
-    grid = make_grid(make_sizes(1, 1, None, None), block_size, None)
-    size = (grid.block_q, grid.block_kv)
+    size = _block_size(block_size)
     lengths = (canvas.size, canvas.size) if canvas is not None and pooled else (q_len, kv_len)
     observed = read(attention, size if pooled else (1, 1), lengths, softmax)
+    _check_lengths(canvas, observed)
+    problem = Problem(observed.q_len, observed.kv_len, observed.heads, size, budget, by)
+    seen = survey(observed)
+    tried = _families(observed, seen, candidates, canvas, orders, size[1])
+    return _ranked(_trials(tried, problem, pooled), observed, seen, problem)
+
+
+def _block_size(block_size: BlockSize) -> tuple[int, int]:
+    """Tokens of a block: query, key. FS030."""
+    grid = make_grid(make_sizes(1, 1, None, None), block_size, None)
+    return grid.block_q, grid.block_kv
+
+
+def _check_lengths(canvas: Canvas | None, observed: Observed) -> None:
     if canvas is not None and (canvas.size, canvas.size) != (observed.q_len, observed.kv_len):
         message = f"{canvas} has {canvas.size:,} tokens; the map is {observed.q_len:,} x {observed.kv_len:,}"
         raise FlexSpecError("FS032", message, where=user_caret())
-    problem = Problem(observed.q_len, observed.kv_len, observed.heads, size, budget, by)
-    seen = survey(observed)
+
+
+def _families(
+    observed: Observed,
+    seen: Survey,
+    candidates: Sequence[Any] | None,
+    canvas: Canvas | None,
+    orders: Sequence[Order | None] | None,
+    block: int,
+) -> list[Family]:
+    """What is tried: the candidates, or the usual ones where none are given. FS021, FS023."""
     if candidates is None:
-        tried = families.usual(observed, seen, canvas, orders, size[1])
-    else:
-        tried = families.given(candidates, orders or (None,), max(observed.q_len, observed.kv_len))
-    return _ranked(_trials(tried, problem, pooled), observed, seen, problem)
+        return families.usual(observed, seen, canvas, orders, block)
+    return families.given(candidates, orders or (None,), max(observed.q_len, observed.kv_len))
 
 
 def _trials(tried: list[Family], problem: Problem, pooled: bool) -> list[Trial]:
@@ -222,15 +249,15 @@ def _ranked(trials: list[Trial], observed: Observed, seen: Survey, problem: Prob
     by_head: list[list[Fit]] = [[] for _ in range(problem.heads)]
     rows = seen.rows.tolist()
     for trial, mass in zip(trials, masses(trials, observed, problem), strict=True):
-        for head, made in enumerate(by_head):
+        for head, fits in enumerate(by_head):
             if trial.family.head in (None, head):
                 share = min(1.0, max(0.0, float(mass[head]) / rows[head])) if rows[head] else 1.0
                 density = trial.density[head]
-                made.append(Fit(head, trial.family.name, trial.mask, trial.order, share, density, problem))
-    for made in by_head:
-        made.sort(key=lambda fit: (-round(fit.mass, 9), fit.density))
-    ranked = tuple(tuple(made) for made in by_head)
-    return Fits(tuple(made[0] for made in ranked), ranked, seen.picture, problem)
+                fits.append(Fit(head, trial.family.name, trial.mask, trial.order, share, density, problem))
+    for fits in by_head:
+        fits.sort(key=lambda fit: (-round(fit.mass, 9), fit.density))
+    trials_by_head = tuple(tuple(fits) for fits in by_head)
+    return Fits(tuple(fits[0] for fits in trials_by_head), trials_by_head, seen.picture, problem)
 
 
 def _check(budget: Any, by: str, canvas: Any, orders: Any) -> None:

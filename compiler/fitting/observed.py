@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,18 @@ ROWS = 128
 """Most rows that are read at once."""
 CELLS = 96
 """Most cells a side of the picture."""
+
+
+class Chunk(NamedTuple):
+    """Some rows of a map, batches added up.
+
+    rows: which. weights: float64 [heads, rows, columns], each row with weight summing to 1 for each batch entry.
+    weighted: int64 [heads], how many of the rows have any weight, over all batch entries.
+    """
+
+    rows: slice
+    weights: torch.Tensor
+    weighted: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +57,20 @@ class Observed:
         batch, heads, rows, columns = self.weights.shape
         return max(1, min(rows, ROWS, CHUNK // (batch * heads * columns)))
 
-    def chunks(self) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Row by row: which rows, their weights float64 [heads, rows, columns], how many have any, int64 [heads].
-
-        Each row with weight sums to 1, and batches are added up. FS025 for what is no weight.
-        """
-        rows = self.weights.shape[2]
-        for start in range(0, rows, self.step):
-            some = slice(start, min(rows, start + self.step))
-            part = self.weights[:, :, some].detach().to("cpu", torch.float64, copy=True)
+    def chunks(self) -> Iterator[Chunk]:
+        """The whole map from the top. FS025 for what is no weight."""
+        row_count = self.weights.shape[2]
+        for start in range(0, row_count, self.step):
+            rows = slice(start, min(row_count, start + self.step))
+            part = self.weights[:, :, rows].detach().to("cpu", torch.float64, copy=True)
             if self.softmax:
-                top = part.amax(-1, keepdim=True)
-                part.sub_(torch.where(top == -torch.inf, 0.0, top)).exp_()
+                largest = part.amax(-1, keepdim=True)
+                part.sub_(torch.where(largest == -torch.inf, 0.0, largest)).exp_()  # a row of -inf keeps no weight
             total = part.sum(-1, keepdim=True)
             if not bool(torch.isfinite(total).all()) or float(part.min()) < 0:
                 raise _no_weight(part)
             part.div_(torch.where(total > 0, total, 1.0))
-            yield some, part[0] if len(part) == 1 else part.sum(0), (total > 0).sum((0, 2, 3))
+            yield Chunk(rows, part[0] if len(part) == 1 else part.sum(0), (total > 0).sum((0, 2, 3)))
 
 
 def _no_weight(part: torch.Tensor) -> FlexSpecError:
@@ -110,10 +119,11 @@ class Survey:
     def stride(self, head: int, rows: int, least: float = 0.05) -> int | None:
         """The stride whose multiples hold most weight over their share of all distances, if that is `least` of it."""
         ahead, back = self.diagonals[head, rows:].numpy(), self.diagonals[head, : rows - 1].flip(0).numpy()
-        far = np.zeros(max(len(ahead), len(back)) + 1)  # by distance
-        far[1 : len(ahead) + 1] += ahead
-        far[1 : len(back) + 1] += back
-        excess = [far[stride::stride].sum() - far[1:].sum() / stride for stride in range(2, len(far) // 2)]
+        by_distance = np.zeros(max(len(ahead), len(back)) + 1)
+        by_distance[1 : len(ahead) + 1] += ahead
+        by_distance[1 : len(back) + 1] += back
+        total, strides = by_distance[1:].sum(), range(2, len(by_distance) // 2)
+        excess = [by_distance[stride::stride].sum() - total / stride for stride in strides]
         if not excess or max(excess) <= least * float(self.rows[head]):
             return None
         return 2 + int(np.argmax(excess))
@@ -127,17 +137,18 @@ def survey(observed: Observed) -> Survey:
     diagonals = torch.zeros(heads, rows + columns - 1, dtype=torch.float64)
     tall, wide = -(-rows // CELLS), -(-columns // CELLS)
     picture = torch.zeros(heads, -(-rows // tall), -(-columns // wide), dtype=torch.float64)
-    for some, part, weighted in observed.chunks():
-        counted += weighted
-        by_key += part.sum(1)
-        padded = torch.nn.functional.pad(part, (0, -columns % wide)) if columns % wide else part
-        padded = padded.unflatten(-1, (-1, wide)).sum(-1)
-        for row, at in enumerate(range(some.start, some.stop)):
-            diagonals.numpy()[:, rows - 1 - at : rows - 1 - at + columns] += part[:, row].numpy()
-            picture.numpy()[:, at // tall] += padded[:, row].numpy()
+    for chunk in observed.chunks():
+        weights = chunk.weights
+        counted += chunk.weighted
+        by_key += weights.sum(1)
+        padded = torch.nn.functional.pad(weights, (0, -columns % wide)) if columns % wide else weights
+        cells = padded.unflatten(-1, (-1, wide)).sum(-1)
+        for row, q_idx in enumerate(range(chunk.rows.start, chunk.rows.stop)):
+            diagonals.numpy()[:, rows - 1 - q_idx : rows - 1 - q_idx + columns] += weights[:, row].numpy()
+            picture.numpy()[:, q_idx // tall] += cells[:, row].numpy()
     causal = not bool(diagonals[:, rows:].any())
     if observed.pooled:
         last_query = torch.arange(1, rows + 1).mul(observed.cell[0]).clamp(max=observed.q_len) - 1
         later = torch.arange(columns) * observed.cell[1] > last_query[:, None]
-        causal = not any(bool(part.mul(later[some]).any()) for some, part, _ in observed.chunks())
+        causal = not any(bool(chunk.weights.mul(later[chunk.rows]).any()) for chunk in observed.chunks())
     return Survey(counted.double(), by_key, diagonals, picture, causal)

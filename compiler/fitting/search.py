@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,13 +47,13 @@ class Problem:
 
     def density(self, mask: Mask, order: Order | None, by: str | None = None) -> list[float]:
         """The share of a dense map that each head computes (in blocks) or keeps (in pairs)."""
-        found = self.map(mask, order)
+        block_map = self.map(mask, order)
         if (by or self.by) == "pairs":
-            each = [found.kept(which) / (self.q_len * self.kv_len) for which in range(len(found.maps))]
+            shares = [block_map.kept(which) / (self.q_len * self.kv_len) for which in range(len(block_map.maps))]
         else:
             dense = -(-self.q_len // self.block_size[0]) * -(-self.kv_len // self.block_size[1])
-            each = [sum(runs.counts().values()) / dense for runs in found.maps]
-        return [each[which] for which in np.broadcast_to(found.index, (1, self.heads))[0]]
+            shares = [sum(runs.counts().values()) / dense for runs in block_map.maps]
+        return [shares[which] for which in np.broadcast_to(block_map.index, (1, self.heads))[0]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,16 +68,16 @@ class Trial:
 
 def sized(family: Family, problem: Problem) -> list[Trial]:
     """The largest mask of a family within the budget, under the order that lets it be largest, and smaller ones."""
-    seen: dict[tuple[int, Order | None], Trial] = {}
+    measured: dict[tuple[int, Order | None], Trial] = {}
 
-    def at(index: int, order: Order | None) -> Trial:
-        if (index, order) not in seen:
+    def trial_of(index: int, order: Order | None) -> Trial:
+        if (index, order) not in measured:
             mask = family.make(family.sizes[index])
-            seen[index, order] = Trial(family, mask, order, problem.density(mask, order))
-        return seen[index, order]
+            measured[index, order] = Trial(family, mask, order, problem.density(mask, order))
+        return measured[index, order]
 
     def worst_of(order: Order | None, index: int) -> float:
-        return max(at(index, order).density)
+        return max(trial_of(index, order).density)
 
     best: Trial | None = None
     largest = -1
@@ -84,14 +85,14 @@ def sized(family: Family, problem: Problem) -> list[Trial]:
         index = _largest(partial(worst_of, order), largest, len(family.sizes), problem.budget)
         if index < 0:
             continue
-        found = at(index, order)
-        if best is None or index > largest or max(found.density) < max(best.density):
-            best, largest = found, index
+        trial = trial_of(index, order)
+        if best is None or index > largest or max(trial.density) < max(best.density):
+            best, largest = trial, index
     if best is None:
         return []
     halves = [family.sizes[largest] // 2**step for step in range(1, STEPS)]
     smaller = {bisect_right(family.sizes, size) - 1 for size in halves} - {-1, largest}
-    halved = [at(index, best.order) for index in sorted(smaller, reverse=True)]
+    halved = [trial_of(index, best.order) for index in sorted(smaller, reverse=True)]
     return [best, *(trial for trial in halved if max(trial.density) <= problem.budget)]  # not all families grow
 
 
@@ -110,11 +111,11 @@ def _largest(density: Callable[[int], float], least: int, count: int, budget: fl
             middle = min(max(middle, low + 1), high - 1)
             if middle <= low or middle >= high:
                 continue
-            found = density(middle)
-            if found <= budget:
+            share = density(middle)
+            if share <= budget:
                 low = middle
             else:
-                high, above = middle, found
+                high, above = middle, share
     return low
 
 
@@ -129,12 +130,12 @@ def masses(trials: Sequence[Trial], observed: Observed, problem: Problem) -> lis
         key = trial.mask, trial.family.head
         if key not in jobs:
             jobs[key] = _Kept(*key, observed, problem)
-    for some, part, _ in observed.chunks():
-        until = torch.nn.functional.pad(part.sum(1).cumsum(-1), (1, 0))
-        left = [one for job in jobs.values() for one in job.by_runs(some, part, until)]
-        step = max(1, LIMIT // part[0].numel())
+    for rows, weights, _ in observed.chunks():
+        until = torch.nn.functional.pad(weights.sum(1).cumsum(-1), (1, 0))
+        left = [item for job in jobs.values() for item in job.by_runs(rows, weights, until)]
+        step = max(1, LIMIT // weights[0].numel())
         for start in range(0, len(left), step):
-            _whole_rows(left[start : start + step], some, part)
+            _whole_rows(left[start : start + step], rows, weights)
     return [jobs[trial.mask, trial.family.head].sums.numpy() for trial in trials]
 
 
@@ -150,43 +151,54 @@ class _Kept:
         self.groups = [heads[index[heads] == which] for which in np.unique(index[heads])]
         """Heads that share a map."""
 
-    def by_runs(self, some: slice, part: torch.Tensor, until: torch.Tensor) -> list[tuple[_Kept, Array]]:
-        """Add the rows `some` where they are mostly empty or full; what is left, to be evaluated as a whole."""
+    def by_runs(self, rows: slice, weights: torch.Tensor, until: torch.Tensor) -> list[_Left]:
+        """Add the rows where they are mostly empty or full; what is left, to be evaluated as a whole.
+
+        until: float64 [heads, columns + 1], the weight of all keys before each, so that a run is a difference of two.
+        """
         if self.pooled:
-            return [(self, heads) for heads in self.groups]
+            return [_Left(self, heads) for heads in self.groups]
         left = []
         for heads in self.groups:
-            runs = self.map.runs(some.start // self.map.block_q, h=int(heads[0]))
-            ends = [(a * WIDTH, min(b * WIDTH, self.map.kv_len), kind) for a, b, kind in runs]
-            if 2 * sum(b - a for a, b, kind in ends if kind is BlockKind.PARTIAL) > self.map.kv_len:
-                left.append((self, heads))
+            runs = self.map.runs(rows.start // self.map.block_q, h=int(heads[0]))
+            spans = [(first * WIDTH, min(stop * WIDTH, self.map.kv_len), kind) for first, stop, kind in runs]
+            if 2 * sum(stop - start for start, stop, kind in spans if kind is BlockKind.PARTIAL) > self.map.kv_len:
+                left.append(_Left(self, heads))
                 continue
-            chosen = heads if 1 < len(heads) < len(part) else slice(int(heads[0]), int(heads[-1]) + 1)
-            for a, b, kind in ends:
+            chosen = heads if 1 < len(heads) < len(weights) else slice(int(heads[0]), int(heads[-1]) + 1)
+            for start, stop, kind in spans:
                 if kind is BlockKind.FULL:
-                    self.sums[chosen] += until[chosen, b] - until[chosen, a]
+                    self.sums[chosen] += until[chosen, stop] - until[chosen, start]
                 else:
-                    kept = self.map.tokens(some.start, some.stop, a, b, h=int(heads[0])).numpy().astype(np.float64)
-                    added = np.einsum("hqk,qk->h", part[chosen, :, a:b].numpy(), kept)  # too small for threads
+                    kept = self.map.tokens(rows.start, rows.stop, start, stop, h=int(heads[0])).numpy()
+                    part = weights[chosen, :, start:stop].numpy()
+                    added = np.einsum("hqk,qk->h", part, kept.astype(np.float64))  # too small for threads
                     self.sums[chosen] += torch.from_numpy(added)
         return left
 
-    def rows(self, some: slice, head: int) -> torch.Tensor:
+    def entries(self, rows: slice, head: int) -> torch.Tensor:
         """bool [rows, columns]: which entries are kept."""
         if self.pooled:
-            return torch.from_numpy(self.map.of(0, head).dense(self.map.kv_blocks)[some] != 0)
-        return self.map.tokens(some.start, some.stop, 0, self.map.kv_len, h=head)
+            return torch.from_numpy(self.map.of(0, head).dense(self.map.kv_blocks)[rows] != 0)
+        return self.map.tokens(rows.start, rows.stop, 0, self.map.kv_len, h=head)
 
 
-def _whole_rows(left: Sequence[tuple[_Kept, Array]], some: slice, part: torch.Tensor) -> None:
-    kept = torch.empty(len(left), *part.shape[1:], dtype=torch.float64)
-    for place, (job, heads) in zip(kept, left, strict=True):
-        place.copy_(job.rows(some, int(heads[0])))
+class _Left(NamedTuple):
+    """Heads of a job, of one map, whose rows are still to be added."""
+
+    job: _Kept
+    heads: Array
+
+
+def _whole_rows(left: Sequence[_Left], rows: slice, weights: torch.Tensor) -> None:
+    kept = torch.empty(len(left), *weights.shape[1:], dtype=torch.float64)
+    for entries, (job, heads) in zip(kept, left, strict=True):
+        entries.copy_(job.entries(rows, int(heads[0])))
+    # Masks of one head need that head's weights only; those of several are one product with the weights of all heads.
     several = [len(heads) > 1 for _, heads in left]
-    found = kept[several].flatten(1) @ part.flatten(1).T if any(several) else kept[:0]
-    of_several = iter(found)
-    for (job, heads), rows in zip(left, kept, strict=True):
+    sums = iter(kept[several].flatten(1) @ weights.flatten(1).T if any(several) else kept[:0])
+    for (job, heads), entries in zip(left, kept, strict=True):
         if len(heads) > 1:
-            job.sums[heads] += next(of_several)[heads]
+            job.sums[heads] += next(sums)[heads]
         else:
-            job.sums[heads] += part[int(heads[0])].flatten() @ rows.flatten()
+            job.sums[heads] += weights[int(heads[0])].flatten() @ entries.flatten()

@@ -18,7 +18,7 @@ from flexspec.expr import Apply, Const, Expr, apply, const, var
 from flexspec.order import Order
 
 from ..evaluation.points import Array, evaluate_at
-from .block_counts import Tally
+from .block_counts import BlockCounts
 
 LONGEST = 4096
 """Positions on an axis at most: the relation of an axis is held pair by pair."""
@@ -37,16 +37,18 @@ def relations(expr: Expr, canvas: Canvas | None, tensors: Mapping[str, Array]) -
         return None
     of_axis: dict[str, Expr] = dict.fromkeys(canvas.names, const(True))
     for part in _conjuncts(expr):
+        # Pairs that are kept on every axis are those that the AND keeps, as each part speaks of one axis. A part of
+        # none is true or false for all pairs alike, so any axis may have it.
         axes = {name.partition(".")[2] for name in part.names & _coordinates(canvas)}
         if len(axes) > 1 or part.names - tensors.keys() - {f"{s}.{a}" for s in ("q", "kv") for a in axes}:
             return None
         axis = next(iter(axes), canvas.names[0])
         of_axis[axis] = apply("and", of_axis[axis], part)
-    found = {}
+    tables = {}
     for axis, length in canvas.axes:
-        at = {f"q.{axis}": np.arange(length)[:, None], f"kv.{axis}": np.arange(length)[None, :]}
-        found[axis] = np.broadcast_to(evaluate_at(of_axis[axis], at, tensors), (length, length))
-    return found
+        coordinates = {f"q.{axis}": np.arange(length)[:, None], f"kv.{axis}": np.arange(length)[None, :]}
+        tables[axis] = np.broadcast_to(evaluate_at(of_axis[axis], coordinates, tensors), (length, length))
+    return tables
 
 
 def _coordinates(canvas: Canvas) -> set[str]:
@@ -63,12 +65,12 @@ def _conjuncts(expr: Expr) -> list[Expr]:
 class Boxes:
     """The blocks of an order, each a product of sets of coordinates.
 
-    sets: of each axis, bool [sets, length]. which: int64 [blocks, axes], a block's set on each axis. whole: bool
+    sets: of each axis, bool [sets, length]. set_of: int64 [blocks, axes], a block's set on each axis. whole: bool
     [blocks], no padding inside.
     """
 
     sets: tuple[Array, ...]
-    which: Array
+    set_of: Array
     whole: Array
 
 
@@ -77,24 +79,26 @@ def boxes(place: Array, canvas: Canvas, block: int) -> Boxes | None:
 
     place: int64 [places], the logical position of each memory position, -1 for padding.
     """
-    at = np.flatnonzero(place >= 0)
-    in_block, blocks = at // block, -(-len(place) // block)
+    taken = np.flatnonzero(place >= 0)
+    in_block, blocks = taken // block, -(-len(place) // block)
     tokens = np.bincount(in_block, minlength=blocks)
     volume = np.ones(blocks, np.int64)
-    sets, which = [], []
+    sets, set_of = [], []
     lengths = tuple(canvas.lengths.values())
-    for coordinate, length in zip(np.unravel_index(place[at], lengths), lengths, strict=True):
-        seen = np.zeros((blocks, length), bool)
-        seen[in_block, coordinate] = True
-        volume *= seen.sum(1)
-        packed = np.packbits(seen, axis=1)
+    for coordinate, length in zip(np.unravel_index(place[taken], lengths), lengths, strict=True):
+        occupied = np.zeros((blocks, length), bool)
+        occupied[in_block, coordinate] = True
+        volume *= occupied.sum(1)
+        packed = np.packbits(occupied, axis=1)
         _, first, index = np.unique(packed.view(f"V{packed.shape[1]}"), return_index=True, return_inverse=True)
-        sets.append(seen[first])
-        which.append(index.reshape(-1))
+        sets.append(occupied[first])
+        set_of.append(index.reshape(-1))
+    # A block's tokens, each of them once, lie in the product of the coordinates that they have on each axis. Where they
+    # are as many as that product has points, they are all of it.
     if not (volume == tokens).all():
         return None
     places = np.minimum(block, len(place) - np.arange(blocks) * block)
-    return Boxes(tuple(sets), np.stack(which, 1), tokens == places)
+    return Boxes(tuple(sets), np.stack(set_of, 1), tokens == places)
 
 
 def is_arithmetic(order: Order | None, length: int) -> bool:
@@ -106,8 +110,8 @@ def permutation(order: Order | None, length: int) -> Array:
     """The logical position of each memory position, -1 for padding: `Order.permutation` in numpy, which is quicker."""
     if order is None:
         return np.arange(length)
-    found = order.place(var("m"), length)
-    parts = [found.logical] if found.valid is None else [found.logical, found.valid]
+    formula = order.place(var("m"), length)
+    parts = [formula.logical] if formula.valid is None else [formula.logical, formula.valid]
     if not is_arithmetic(order, length):
         return np.asarray(order.permutation(length))
     places = order.padded(length)
@@ -115,30 +119,38 @@ def permutation(order: Order | None, length: int) -> Array:
     return np.where(valid[0], logical, -1) if valid else logical
 
 
-def tally(relations: Mapping[str, Array], q: Boxes, kv: Boxes) -> Tally:
+def count_blocks(relations: Mapping[str, Array], q: Boxes, kv: Boxes) -> BlockCounts:
     """The rows of blocks of a mask, q-blocks by kv-blocks."""
+    # In a product of sets the coordinates of different axes are chosen independently. So a pair of tokens that is kept
+    # on every axis exists if each axis has a kept pair of coordinates, and all pairs of tokens are kept if each axis
+    # keeps all of its own. Numbers of pairs are far below 2**53, so float64 counts them exactly.
     some, every = [], []
-    for relation, mine, theirs in zip(relations.values(), q.sets, kv.sets, strict=True):
-        kept = mine.astype(np.float64) @ relation @ theirs.T
+    for relation, q_sets, kv_sets in zip(relations.values(), q.sets, kv.sets, strict=True):
+        kept = q_sets.astype(np.float64) @ relation @ kv_sets.T
         some.append(kept > 0)
-        every.append(kept == mine.sum(1)[:, None] * theirs.sum(1))
-    return Tally(_rows(some, q, kv, None), np.where(q.whole, _rows(every, q, kv, kv.whole), 0))
+        every.append(kept == q_sets.sum(1)[:, None] * kv_sets.sum(1))
+    return BlockCounts(_rows(some, q, kv, None), np.where(q.whole, _rows(every, q, kv, kv.whole), 0))
 
 
 def _rows(related: list[Array], q: Boxes, kv: Boxes, chosen: Array | None) -> Array:
-    """How many of the kv-blocks (the chosen ones) each q-block is related to on all axes: int64 [q_blocks]."""
+    """How many of the kv-blocks (the chosen ones) each q-block is related to on all axes: int64 [q_blocks].
+
+    related: of each axis, bool [sets of q, sets of kv].
+    """
     shape = tuple(map(len, kv.sets))
     if prod(shape) > CELLS:
-        return _rows_by_pairs(related, q.which, kv.which if chosen is None else kv.which[chosen])
-    at = np.ravel_multi_index(tuple(kv.which.T), shape)
-    counts = np.bincount(at, chosen, prod(shape)).reshape(shape).astype(np.float64)
-    total = reduce(lambda table, each: np.tensordot(table, each, ((0,), (1,))), related, counts)
-    return np.rint(total[tuple(q.which.T)]).astype(np.int64)
+        return _rows_by_pairs(related, q.set_of, kv.set_of if chosen is None else kv.set_of[chosen])
+    # Blocks of the same sets count the same, so first the kv-blocks of each combination of sets are counted. The sum
+    # over combinations of this count times one factor for each axis then goes axis by axis, as a product of matrices.
+    combination = np.ravel_multi_index(tuple(kv.set_of.T), shape)
+    counts = np.bincount(combination, chosen, prod(shape)).reshape(shape).astype(np.float64)
+    totals = reduce(lambda table, axis: np.tensordot(table, axis, ((0,), (1,))), related, counts)
+    return np.rint(totals[tuple(q.set_of.T)]).astype(np.int64)
 
 
-def _rows_by_pairs(related: list[Array], q: Array, kv: Array) -> Array:
-    found = []
-    for start in range(0, len(q), ROWS):
-        sides = zip(related, q[start : start + ROWS].T, kv.T, strict=True)
-        found.append(reduce(np.logical_and, (each[mine][:, theirs] for each, mine, theirs in sides)).sum(1))
-    return np.concatenate(found)
+def _rows_by_pairs(related: list[Array], q_set_of: Array, kv_set_of: Array) -> Array:
+    rows = []
+    for start in range(0, len(q_set_of), ROWS):
+        sides = zip(related, q_set_of[start : start + ROWS].T, kv_set_of.T, strict=True)
+        rows.append(reduce(np.logical_and, (axis[q_set][:, kv_set] for axis, q_set, kv_set in sides)).sum(1))
+    return np.concatenate(rows)

@@ -38,7 +38,7 @@ def candidates(
     The sides of a tile are divisors of the axis or powers of two. It is tried with block sizes that make boxes of it:
     one of the two is its volume, or it lies between them.
 
-    >>> [str(each.order) for each in candidates(Canvas(h=4, w=6), [(4, 4)])]
+    >>> [str(candidate.order) for candidate in candidates(Canvas(h=4, w=6), [(4, 4)])]
     ['row_major', 'axes(w, h)', 'morton', 'hilbert', 'tiled(h=2, w=2)', 'tiled(h=4, w=1)']
     """
     sizes = tuple(block_sizes)
@@ -46,31 +46,31 @@ def candidates(
     if canvas is None:
         return [Candidate(None, sizes), *given]
     names = list(permutations(canvas.names)) if len(canvas.names) <= AXES else [canvas.names]
-    found = [axes(canvas, *each) for each in names]
+    orders = [axes(canvas, *permuted) for permuted in names]
     if len(canvas.names) > 1:
-        found += [morton(canvas), hilbert(canvas)]
+        orders += [morton(canvas), hilbert(canvas)]
     if steps:
-        found.append(dilated(canvas, {name: steps.get(name, 1) for name in canvas.names}))
-    fitting = [order for order in found if order.padded(canvas.size) <= PADDING * canvas.size]
+        orders.append(dilated(canvas, {name: steps.get(name, 1) for name in canvas.names}))
+    fitting = [order for order in orders if order.padded(canvas.size) <= PADDING * canvas.size]
     return [*(Candidate(order, sizes) for order in fitting), *given, *_tilings(canvas, sizes)]
 
 
 def steps_of(expr: Expr, canvas: Canvas | None) -> dict[str, int]:
     """By axis, the largest number that a query's coordinate is divided by for its remainder: a mask's dilation."""
-    found: dict[str, int] = {}
+    steps: dict[str, int] = {}
     for node in walk(expr) if canvas else ():
         if canvas and isinstance(node, Apply) and node.op == "mod" and isinstance(node.args[1], Const):
             axis, step = str(node.args[0]).removeprefix("q."), int(node.args[1].value)
             if 1 < step < canvas.lengths.get(axis, 0):
-                found[axis] = max(step, found.get(axis, 1))
-    return found
+                steps[axis] = max(step, steps.get(axis, 1))
+    return steps
 
 
 def _tilings(canvas: Canvas, block_sizes: tuple[tuple[int, int], ...]) -> list[Candidate]:
     if len(canvas.names) == 1:
         return []  # tiles of a line are the line
     largest = max(max(pair) for pair in block_sizes)
-    found = []
+    tilings = []
     for tile in product(*(_sides(length) for length in canvas.lengths.values())):
         counts = [-(-length // side) for length, side in zip(canvas.lengths.values(), tile, strict=True)]
         places = prod(counts) * prod(tile)
@@ -78,8 +78,8 @@ def _tilings(canvas: Canvas, block_sizes: tuple[tuple[int, int], ...]) -> list[C
             continue
         fitting = tuple(pair for pair in block_sizes if _fits(pair, counts, tile))
         if fitting and prod(tile) > 1:
-            found.append(Candidate(tiled(canvas, dict(zip(canvas.names, tile, strict=True))), fitting))
-    return found
+            tilings.append(Candidate(tiled(canvas, dict(zip(canvas.names, tile, strict=True))), fitting))
+    return tilings
 
 
 def _fits(pair: tuple[int, int], counts: Sequence[int], tile: Sequence[int]) -> bool:
@@ -94,6 +94,8 @@ def _sides(length: int) -> list[int]:
 
 def cut_evenly(digits: Sequence[int], block: int) -> bool:
     """Is each run of `block` positions a box, where positions are numbers with these digits, the last the fastest?"""
+    # A run fills the fastest digits whole as long as each divides what is left of it. At the first that does not, the
+    # run must divide the digit, so that every run is a range of this digit under fixed slower ones.
     if block >= prod(digits):
         return True
     for place in reversed(range(len(digits))):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .block_counts import Tally
+from .block_counts import BlockCounts
 from .hardware import Hardware
 
 ATTAINED = 0.6
@@ -44,26 +44,26 @@ class Shape:
 
 
 def attention_seconds(
-    tallies: Sequence[Tally], repeat: int, block: tuple[int, int], shape: Shape, hardware: Hardware
+    counts: Sequence[BlockCounts], repeat: int, block: tuple[int, int], shape: Shape, hardware: Hardware
 ) -> float:
-    """Seconds of a forward pass whose (batch, head) have these rows of blocks, each of them `repeat` times.
+    """Seconds of a forward pass whose (batch, head) have these counts of blocks by row, each of them `repeat` times.
 
     A tile takes the larger of its arithmetic and its reads of keys and values. Tiles run on the SMs in waves: rounded
     up, and never shorter than the longest tile. Nor is the whole shorter than reading q, k, v and writing the output.
     """
     block_q, block_kv = block
     tile_q = min(block_q, TILE_Q)
-    found = np.concatenate([tally.found for tally in tallies])
-    full = np.concatenate([tally.full for tally in tallies])
-    work = PARTIAL_COST * found - (PARTIAL_COST - 1) * full
+    kept = np.concatenate([count.kept for count in counts])
+    full = np.concatenate([count.full for count in counts])
+    work = PARTIAL_COST * kept - (PARTIAL_COST - 1) * full
     arithmetic = work * (4.0 * tile_q * block_kv * shape.head_dim / (hardware.flops * ATTAINED))
-    reads = found * (2.0 * block_kv * shape.head_dim * BYTES / (hardware.bandwidth * CACHE_SPEED))
+    reads = kept * (2.0 * block_kv * shape.head_dim * BYTES / (hardware.bandwidth * CACHE_SPEED))
     tile = np.maximum(arithmetic, reads) * hardware.sms
-    tiles = int((found > 0).sum()) * repeat * -(-block_q // tile_q)
+    tiles = int((kept > 0).sum()) * repeat * -(-block_q // tile_q)
     if not tiles:
         return shape.bytes / hardware.bandwidth
     waves = -(-tiles // hardware.sms)
-    running = max(float(tile.max()), waves * float(tile.sum()) / int((found > 0).sum()))
+    running = max(float(tile.max()), waves * float(tile.sum()) / int((kept > 0).sum()))
     return max(running, shape.bytes / hardware.bandwidth)
 
 

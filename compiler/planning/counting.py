@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from ..blocks.tensor_ranges import TensorRanges, ranges_of
 from ..evaluation.points import Array
 from ..pipeline import block_map
 from ..simplify.specialise import specialise, specialise_each
-from .block_counts import Tally, coarser, of_runs
-from .boxes import boxes, permutation, relations, tally
+from .block_counts import BlockCounts, coarser, of_runs
+from .boxes import boxes, count_blocks, permutation, relations
 from .candidates import Candidate
 
 DENSE = 1 << 25
@@ -36,49 +37,56 @@ Block = tuple[int, int]
 """Tokens of a block: query, key."""
 
 
+class Sample(NamedTuple):
+    """The counts of a few rows of blocks, for each expression, and how many rows each of these stands for."""
+
+    counts: list[BlockCounts]
+    rows_each: int
+
+
 @dataclass
 class Counter:
     """Counts of one mask with its values: each distinct (batch, head) once.
 
-    exprs: the distinct masks over coordinates, everything but positions filled in. index: int64 [batch | 1, heads | 1]
-    of them.
+    ranges: of the mask's tensors. exprs: the distinct masks over coordinates, everything but positions filled in.
+    index: int64 [batch | 1, heads | 1], the place in `exprs` of each (batch, head).
     """
 
     mask: Mask
     bound: Bound
-    tables: TensorRanges
+    ranges: TensorRanges
     exprs: Sequence[Expr]
     index: Array
 
     @classmethod
     def of(cls, mask: Mask, bound: Bound) -> Counter:
-        tables = ranges_of(bound)
-        check_range(mask.expr, tables.tensors)
-        each = specialise_each(mask.expr, bound, tables.tensors)
-        found = list(dict.fromkeys(each.flat))
-        index = np.array([found.index(expr) for expr in each.flat]).reshape(each.shape)
-        return cls(mask, bound, tables, found, index)
+        ranges = ranges_of(bound)
+        check_range(mask.expr, ranges.tensors)
+        filled = specialise_each(mask.expr, bound, ranges.tensors)
+        distinct = list(dict.fromkeys(filled.flat))
+        index = np.array([distinct.index(expr) for expr in filled.flat]).reshape(filled.shape)
+        return cls(mask, bound, ranges, distinct, index)
 
     @cached_property
     def relations(self) -> list[dict[str, Array] | None]:
         """Of each expression, one relation for each axis, where it is such an AND."""
-        return [relations(expr, self.mask.canvas, self.tables.tensors) for expr in self.exprs]
+        return [relations(expr, self.mask.canvas, self.ranges.tensors) for expr in self.exprs]
 
     @cached_property
     def by_boxes(self) -> bool:
         """Is every expression a condition on each axis?"""
-        return all(found is not None for found in self.relations)
+        return all(by_axis is not None for by_axis in self.relations)
 
     def block_map(self, which: int, order: Order | None, block: Block) -> BlockMap:
         """The block map of one of the expressions."""
-        made = alone(self.mask, self.exprs[which], self.bound.tensors)
-        return block_map(made, self.bound.sizes.q_len, self.bound.sizes.kv_len, block_size=block, order=order)
+        mask = alone(self.mask, self.exprs[which], self.bound.tensors)
+        return block_map(mask, self.bound.sizes.q_len, self.bound.sizes.kv_len, block_size=block, order=order)
 
     def kept_pairs(self, which: int, order: Order | None, block: Block) -> int:
         """Pairs that one of the expressions keeps; without conditions by axis, counted in the map of this order."""
-        relations = self.relations[which]
-        if relations is not None:
-            return prod(int(relation.sum()) for relation in relations.values())
+        by_axis = self.relations[which]
+        if by_axis is not None:  # a kept pair of tokens is a kept pair of coordinates on each axis, chosen freely
+            return prod(int(relation.sum()) for relation in by_axis.values())
         return self.block_map(which, order, block).kept_pairs
 
     def grid(self, order: Order | None, block: Block) -> Grid:
@@ -88,31 +96,31 @@ class Counter:
         """Blocks that all these sizes are multiples of."""
         return self.grid(order, (gcd(*(q for q, _ in blocks)), gcd(*(kv for _, kv in blocks))))
 
-    def tallies(self, candidate: Candidate) -> dict[Block, list[Tally]]:
-        """For every block size of a candidate, the rows of blocks of each expression."""
-        found: dict[Block, list[Tally]] = {}
+    def block_counts(self, candidate: Candidate) -> dict[Block, list[BlockCounts]]:
+        """For every block size of a candidate, the counts by row of each expression."""
+        counts: dict[Block, list[BlockCounts]] = {}
         if self.by_boxes:
-            found = self._from_boxes(candidate)
-        left = [block for block in candidate.block_sizes if block not in found]
+            counts = self._from_boxes(candidate)
+        left = [block for block in candidate.block_sizes if block not in counts]
         if left:
-            each = [self._from_map(which, candidate.order, left) for which in range(len(self.exprs))]
-            found |= {block: [tallies[block] for tallies in each] for block in left}
-        return found
+            by_expr = [self._from_map(which, candidate.order, left) for which in range(len(self.exprs))]
+            counts |= {block: [by_block[block] for by_block in by_expr] for block in left}
+        return counts
 
-    def _from_boxes(self, candidate: Candidate) -> dict[Block, list[Tally]]:
+    def _from_boxes(self, candidate: Candidate) -> dict[Block, list[BlockCounts]]:
         """The block sizes of a candidate that make boxes of the canvas."""
         assert self.mask.canvas is not None
         place = permutation(candidate.order, self.mask.canvas.size)
         sides = {side for block in candidate.block_sizes for side in block}
-        made = {side: boxes(place, self.mask.canvas, side) for side in sides}
-        found = {}
+        by_side = {side: boxes(place, self.mask.canvas, side) for side in sides}
+        counts = {}
         for block in candidate.block_sizes:
-            q, kv = made[block[0]], made[block[1]]
+            q, kv = by_side[block[0]], by_side[block[1]]
             if q is not None and kv is not None:
-                found[block] = [tally(each, q, kv) for each in self.relations if each is not None]
-        return found
+                counts[block] = [count_blocks(by_axis, q, kv) for by_axis in self.relations if by_axis is not None]
+        return counts
 
-    def _from_map(self, which: int, order: Order | None, blocks: Sequence[Block]) -> dict[Block, Tally]:
+    def _from_map(self, which: int, order: Order | None, blocks: Sequence[Block]) -> dict[Block, BlockCounts]:
         """One block map in the common parts of the sizes; the others are read from it."""
         grid = self.finest(order, blocks)
         if grid.q_blocks * grid.kv_blocks > DENSE:
@@ -120,24 +128,26 @@ class Counter:
         kinds = self.block_map(which, order, (grid.block_q, grid.block_kv)).of().dense(grid.kv_blocks)
         return {block: coarser(kinds, (block[0] // grid.block_q, block[1] // grid.block_kv)) for block in blocks}
 
-    def sample(self, order: Order | None, block: Block) -> tuple[list[Tally], int]:
-        """The tallies of a few rows of blocks, and for how many rows each stands: a first look, not a count."""
+    def sample(self, order: Order | None, block: Block) -> Sample:
+        """A first look at a few rows of blocks, not a count of all."""
         grid = self.grid(order, block)
         size = min(block[0], grid.q_len)
         whole = grid.q_len // size  # a ragged last row is left out
         step = -(-whole // SAMPLED_ROWS)
         rows = whole // step
+        # The middle row of each `step` rows, written as a mask of its own: query `q` of it is the query of the same
+        # place in row `q // size * step + step // 2`.
         row = apply("floordiv", var("q"), const(size))
-        at = apply("add", apply("mul", row, const(step * size)), apply("mod", var("q"), const(size)))
-        moved = {"q": apply("add", at, const(step // 2 * size))}
+        q_idx = apply("add", apply("mul", row, const(step * size)), apply("mod", var("q"), const(size)))
+        sampled = {"q": apply("add", q_idx, const(step // 2 * size))}
         few = Grid(rows * size, grid.kv_len, size, block[1])
-        each = [specialise(substitute(self._in_memory(expr, order), moved), {}, {}) for expr in self.exprs]
-        return [of_runs(classify(expr, few, self.tables)) for expr in each], step
+        exprs = [specialise(substitute(self._in_memory(expr, order), sampled), {}, {}) for expr in self.exprs]
+        return Sample([of_runs(classify(expr, few, self.ranges)) for expr in exprs], step)
 
     def _in_memory(self, expr: Expr, order: Order | None) -> Expr:
         sizes = self.bound.sizes
         memory = in_memory(expr, order, self.mask.canvas, sizes.q_len, sizes.kv_len)
-        return specialise(memory, {}, self.tables.tensors)
+        return specialise(memory, {}, self.ranges.tensors)
 
 
 def alone(mask: Mask, expr: Expr, tensors: Mapping[str, torch.Tensor]) -> Mask:

@@ -42,11 +42,11 @@ def hardware_of(wanted: str | Hardware) -> Hardware:
     """A device by name, or the one that is given. FS041."""
     if isinstance(wanted, Hardware):
         return wanted
-    found = HARDWARE.get(wanted.lower()) if isinstance(wanted, str) else None
-    if found is None:
+    hardware = HARDWARE.get(wanted.lower()) if isinstance(wanted, str) else None
+    if hardware is None:
         fix = f"choose {choices(HARDWARE)}, or give a Hardware of your own"
         raise FlexSpecError("FS041", f"hardware is {wanted!r}", fix=fix, where=user_caret())
-    return found
+    return hardware
 
 
 def hardware_at(device: torch.device) -> Hardware:

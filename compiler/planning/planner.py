@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Any
 
@@ -10,7 +10,7 @@ from flexspec.attention import Attention, as_attention
 from flexspec.canvas import Canvas
 from flexspec.errors import FlexSpecError
 from flexspec.expr import var
-from flexspec.inputs import Bound, check_length, make_sizes
+from flexspec.inputs import Bound, Sizes, check_length, make_sizes
 from flexspec.mask import Mask
 from flexspec.order import Order
 from flexspec.user_line import user_caret
@@ -47,46 +47,70 @@ def plan(
 ) -> Plans:
     """The orders and block sizes that a mask could run in, best first: exact counts of blocks, seconds by a roofline.
 
-    spec: a Mask, an Attention or a mask_mod. q_len, kv_len: tokens, or a Canvas; a canvas mask's own size where left
-    out. hardware: a100, h100, h200, b200, generic, or a Hardware. batch, heads, kv_heads, head_dim: of the call; one
-    batch entry and one head where nothing says it. block_sizes: tokens, each one number or (query, key); default: all
-    pairs of 64, 128 and 256. orders: those to choose from; default: row-major, all orders of the axes, morton, hilbert,
-    residue classes where the mask is dilated, tiles whose blocks are boxes, and more_orders. moved: False where tokens
-    lie in the order already (a model moves them once, at its entrance), so that no plan pays for it. check: so many of
-    the first plans are counted again by their block maps. progress: called with how many candidates are done, and how
-    many there are. inputs: run-time values. A canvas beside text (`fs.with_text`) is a plain sequence here: plan the
-    canvas' part alone, and then the whole with `orders=[fs.concatenated(order, text), ...]`.
+    spec: a Mask, an Attention or a mask_mod.
+    q_len, kv_len: tokens, or a Canvas; a canvas mask's own size where left out, and kv_len defaults to q_len.
+    hardware: a100, h100, h200, b200, generic, or a `Hardware`.
+    batch, heads, kv_heads, head_dim: of the call; one batch entry and one head where nothing says it.
+    block_sizes: tokens, each one number or (query, key); default: all pairs of 64, 128 and 256.
+    orders: those to choose from; default: row-major, all orders of the axes, morton, hilbert, residue classes where the
+        mask is dilated, tiles whose blocks are boxes, and more_orders.
+    more_orders: tried beside the default ones, or beside `orders`.
+    moved: False where tokens lie in the order already (a model moves them once, at its entrance), so that no plan pays.
+    check: so many of the first plans are counted again by their block maps.
+    progress: called with how many candidates are done, and how many there are.
+    inputs: run-time values by name.
 
     A mask that differs by head gets a plan for each group of heads too (`by_head`). Where a mask is no AND of
     conditions on single axes and the canvas is large, rows of blocks are sampled first, and the most promising orders
-    counted. Raises FS020 to FS041.
+    counted. A canvas beside text (`fs.with_text`) is a plain sequence here: plan the canvas' part alone, and then the
+    whole with `orders=[fs.concatenated(order, text), ...]`.
+
+    Raises FS020 (a value is missing), FS021, FS022, FS023, FS025 (one is unknown or does not fit, or the spec is none),
+    FS026 (a value has the name of an order's table), FS030, FS031, FS032 (lengths, block sizes, head_dim, batch and
+    heads, a canvas), FS033 (an order), FS041 (hardware), FS024 (an index leaves its tensor), FS034 (integers past 64
+    bits), FS035 (a division by zero), and what `from_mask_mod` raises for a function.
 
     Source: the search over orders is GNA's NATTENSim made exact; orders by head are PAROAttention's and Sparse
     VideoGen's.
 
     >>> import flexspec as fs
     >>> image = fs.Canvas(h=32, w=32)
-    >>> found = fs.plan(fs.neighborhood(image, window=5), block_sizes=[16], moved=False, heads=32)
-    >>> str(found.best.order), found.best.blocks, found.best.speedup
+    >>> plans = fs.plan(fs.neighborhood(image, window=5), block_sizes=[16], moved=False, heads=32)
+    >>> str(plans.best.order), plans.best.blocks, plans.best.speedup
     ('tiled(h=8, w=2)', 480, 8.533333333333333)
     """
-    whole = as_attention(spec)
-    mask = whole.parts.mask
-    canvas = q_len if isinstance(q_len, Canvas) else mask.canvas
+    attention = as_attention(spec)
+    canvas = q_len if isinstance(q_len, Canvas) else attention.parts.mask.canvas
     sizes = _block_sizes(block_sizes)
-    elsewhere = {name for expr in whole.parts.exprs for name in expr.names} - mask.expr.names
-    given = {name: value for name, value in inputs.items() if name not in elsewhere}
-    bound = mask.bind(make_sizes(_length(q_len, canvas), kv_len, batch, heads), given)
-    more = check_orders(more_orders, "more_orders")
+    bound = _bound(attention, make_sizes(_length(q_len, canvas), kv_len, batch, heads), inputs)
+    tried = _candidates(attention.parts.mask, bound, canvas, sizes, orders, check_orders(more_orders, "more_orders"))
+    shape = _shape(bound, kv_heads, head_dim)
+    ranking = Ranking(Counter.of(attention.parts.mask, bound), shape, hardware_of(hardware), moved, attention.label)
+    return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
+
+
+def _bound(attention: Attention, sizes: Sizes, given: Mapping[str, Any]) -> Bound:
+    """The values of the mask; what only scores and the weight read is left out, as no block depends on it."""
+    mask = attention.parts.mask
+    elsewhere = {name for expr in attention.parts.exprs for name in expr.names} - mask.expr.names
+    return mask.bind(sizes, {name: value for name, value in given.items() if name not in elsewhere})
+
+
+def _candidates(
+    mask: Mask,
+    bound: Bound,
+    canvas: Canvas | None,
+    block_sizes: tuple[Block, ...],
+    orders: Iterable[Order | None] | None,
+    more: list[Order | None],
+) -> list[Candidate]:
+    """What is tried, at least one. FS033."""
     if orders is None:
-        tried = candidates(canvas, sizes, _orders(bound, more), steps_of(mask.expr, canvas))
-    else:
-        tried = [Candidate(order, sizes) for order in _orders(bound, check_orders(orders) + more)]
+        return candidates(canvas, block_sizes, _orders(bound, more), steps_of(mask.expr, canvas))
+    tried = [Candidate(order, block_sizes) for order in _orders(bound, check_orders(orders) + more)]
     if not tried:
         raise FlexSpecError("FS033", "no order is given", fix="leave `orders` out for all", where=user_caret())
-    shape = _shape(bound, kv_heads, head_dim)
-    ranking = Ranking(Counter.of(mask, bound), shape, hardware_of(hardware), moved, whole.label)
-    return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
+    return tried
 
 
 def _length(q_len: object, canvas: Canvas | None) -> int:

@@ -116,7 +116,7 @@ class Plans(Sequence[Plan]):
 
     def facts(self, top: int | None = None) -> dict[str, Any]:
         """The table as plain data, the first `top` plans of it."""
-        groups = [{"heads": list(each.heads), "plans": each.plans.facts(top)["plans"]} for each in self.by_head]
+        groups = [{"heads": list(group.heads), "plans": group.plans.facts(top)["plans"]} for group in self.by_head]
         return {
             "pattern": self.label,
             "q_len": self.shape.q_len,
@@ -131,9 +131,9 @@ class Plans(Sequence[Plan]):
     def table(self, top: int = SHOWN) -> str:
         """The first `top` plans as text, and the best that moves no token."""
         titles = ("", "order", "block", "computed", "partial", "density", "bound", "estimate", "ms")
-        stays = next((at for at, plan in enumerate(self.plans) if plan.stays), 0)
+        stays = next((rank for rank, plan in enumerate(self.plans) if plan.stays), 0)
         shown = [*range(len(self.plans[:top])), *([stays] if stays >= top else [])]
-        rows = [titles, *(_cells(at + 1, self.plans[at]) for at in shown)]
+        rows = [titles, *(_cells(rank + 1, self.plans[rank]) for rank in shown)]
         return in_columns(rows, left=range(1, 3))
 
     def __str__(self) -> str:
@@ -144,10 +144,10 @@ class Plans(Sequence[Plan]):
         size = f"{self.shape.q_len:,} x {self.shape.kv_len:,} tokens, {self.shape.heads} x {self.shape.head_dim}"
         lines = [f"{self.label}: {size}, {self.hardware.name}, {len(self):,} plans", self.table(top)]
         for group in self.by_head:
-            lines.append(f"heads {ranges(group.heads)}: {_name(group.plans.best)}, {group.plans.best.density:.2%}")
+            lines.append(f"heads {range_text(group.heads)}: {_name(group.plans.best)}, {group.plans.best.density:.2%}")
         if self.by_head:
-            own, one = (f"{seconds * 1e3:.3g} ms" for seconds in (self.seconds_by_head, self.best.seconds))
-            lines.append(f"each group by its own plan: {own}; all by the first: {one}")
+            by_group, by_first = (f"{seconds * 1e3:.3g} ms" for seconds in (self.seconds_by_head, self.best.seconds))
+            lines.append(f"each group by its own plan: {by_group}; all by the first: {by_first}")
         return "\n".join(lines)
 
 
@@ -166,9 +166,9 @@ def _name(plan: Plan) -> str:
 def in_columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> str:
     """Rows of cells as lines; the columns `left` begin below each other, the others end so."""
     columns = []
-    for at, column in enumerate(zip(*rows, strict=True)):
+    for number, column in enumerate(zip(*rows, strict=True)):
         width = max(map(len, column))
-        columns.append([cell.ljust(width) if at in left else cell.rjust(width) for cell in column])
+        columns.append([cell.ljust(width) if number in left else cell.rjust(width) for cell in column])
     return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
 
@@ -186,12 +186,12 @@ def _cells(number: int, plan: Plan) -> tuple[str, ...]:
     )
 
 
-def ranges(numbers: Sequence[int]) -> str:
+def range_text(numbers: Sequence[int]) -> str:
     """`0-3, 6` for 0, 1, 2, 3, 6."""
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1][1] = number
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
         else:
-            found.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in found)
+            ranges.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from flexspec.order import Order, Table
 
 from ..blocks.runs import BlockKind
 from ..evaluation.points import Array
-from .block_counts import Tally
+from .block_counts import BlockCounts, Totals
 from .boxes import is_arithmetic
 from .candidates import Candidate
 from .cost import Shape, attention_seconds, permutation_seconds
@@ -29,8 +30,14 @@ DENSE_BLOCK = (128, 128)
 """Blocks of dense attention, which plans are compared with."""
 
 Progress = Callable[[int, int], None]
-Counted = tuple[Order | None, Block, list[Tally]]
-"""An order, a block size, and the rows of blocks of each expression."""
+
+
+class Counted(NamedTuple):
+    """An order with a block size, and for each expression its counts of blocks by row."""
+
+    order: Order | None
+    block_size: Block
+    counts: list[BlockCounts]
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,15 @@ class Ranking:
         counted: list[Counted] = []
         for done, candidate in enumerate(tried, sampled):
             progress(done, sampled + len(tried))
-            counted += [(candidate.order, block, each) for block, each in self.counter.tallies(candidate).items()]
+            by_block = self.counter.block_counts(candidate)
+            counted += [Counted(candidate.order, block, counts) for block, counts in by_block.items()]
         progress(sampled + len(tried), sampled + len(tried))
         index = self.counter.index
         whole = self._ranked(counted, index, self.shape, check)
         if index.shape[1] == 1:
             return whole
         groups = []
-        for heads in alike(index):
+        for heads in heads_by_mask(index):
             own = replace(self.shape, heads=len(heads), kv_heads=len({self._key_head(head) for head in heads}))
             groups.append(HeadGroup(heads, self._ranked(counted, index[:, heads], own, min(check, 1))))
         return replace(whole, by_head=tuple(groups))
@@ -75,20 +83,20 @@ class Ranking:
     def _promising(self, tried: Sequence[Candidate], progress: Progress) -> list[Candidate]:
         """The first candidate, those that are best in a sample of rows of blocks, and orders that are no arithmetic."""
         kept, guesses = {0}, []
-        for done, candidate in enumerate(tried):
-            progress(done, len(tried) + AFTER_SAMPLE)
+        for number, candidate in enumerate(tried):
+            progress(number, len(tried) + AFTER_SAMPLE)
             if not is_arithmetic(candidate.order, self.shape.q_len):
-                kept.add(done)
+                kept.add(number)
                 continue
             block = min(candidate.block_sizes, key=lambda pair: abs(pair[0] - 128) + abs(pair[1] - 128))
-            rows, repeat = self.counter.sample(candidate.order, block)
-            guess = self._seconds(candidate.order, block, rows, repeat * self.shape.batch * self.shape.heads)
-            guesses.append((guess, done))
-        kept |= {done for _, done in sorted(guesses)[:AFTER_SAMPLE]}
-        return [candidate for at, candidate in enumerate(tried) if at in kept]
+            sample = self.counter.sample(candidate.order, block)
+            repeat = sample.rows_each * self.shape.batch * self.shape.heads
+            guesses.append((self._seconds(candidate.order, block, sample.counts, repeat), number))
+        kept |= {number for _, number in sorted(guesses)[:AFTER_SAMPLE]}
+        return [candidate for number, candidate in enumerate(tried) if number in kept]
 
-    def _seconds(self, order: Order | None, block: Block, tallies: list[Tally], repeat: int) -> float:
-        return attention_seconds(tallies, repeat, block, self.shape, self.hardware) + self._moving(order, self.shape)
+    def _seconds(self, order: Order | None, block: Block, counts: list[BlockCounts], repeat: int) -> float:
+        return attention_seconds(counts, repeat, block, self.shape, self.hardware) + self._moving(order, self.shape)
 
     def _moving(self, order: Order | None, shape: Shape) -> float:
         """Seconds to move tokens in and out, where the order moves any."""
@@ -100,31 +108,31 @@ class Ranking:
         """Plans for the (batch, head) of `index`, the first of them counted again by their block maps."""
         row = np.full(-(-shape.q_len // DENSE_BLOCK[0]), -(-shape.kv_len // DENSE_BLOCK[1]))
         heads = shape.batch * shape.heads
-        dense = attention_seconds([Tally(row, row)], heads, DENSE_BLOCK, shape, self.hardware)
+        dense = attention_seconds([BlockCounts(row, row)], heads, DENSE_BLOCK, shape, self.hardware)
         pairs = shape.q_len * shape.kv_len * index.size
-        found = []
-        for order, block, each in counted:
-            tallies, grid = [each[i] for i in index.flat], self.counter.grid(order, block)
+        plans = []
+        for order, block, by_expr in counted:
+            counts, grid = [by_expr[which] for which in index.flat], self.counter.grid(order, block)
             moving = self._moving(order, shape)
-            seconds = moving + attention_seconds(tallies, heads // index.size, block, shape, self.hardware)
-            some, full = np.sum([tally.counts for tally in tallies], axis=0).tolist()
+            seconds = moving + attention_seconds(counts, heads // index.size, block, shape, self.hardware)
+            totals = Totals(*np.sum([count.totals for count in counts], axis=0).tolist())
             possible = index.size * grid.q_blocks * grid.kv_blocks
             kept = partial(self._kept, index, order, block)
-            found.append(Plan(order, block, some, full, possible, seconds, moving, pairs, dense, kept))
-        found.sort(key=_rank)
-        checked = [self._checked(plan, index) for plan in found[:check]]
-        return Plans(self.label, shape, self.hardware, (*checked, *found[check:]))
+            plans.append(Plan(order, block, *totals, possible, seconds, moving, pairs, dense, kept))
+        plans.sort(key=_rank)
+        checked = [self._checked(plan, index) for plan in plans[:check]]
+        return Plans(self.label, shape, self.hardware, (*checked, *plans[check:]))
 
     def _checked(self, plan: Plan, index: Array) -> Plan:
         """The plan with the counts of its block map."""
-        maps = [self.counter.block_map(i, plan.order, plan.block_size) for i in index.flat]
-        counts = [made.counts() for made in maps]
-        some, full = (sum(each[kind] for each in counts) for kind in (BlockKind.PARTIAL, BlockKind.FULL))
-        return replace(plan, partial=some, full=full)
+        maps = [self.counter.block_map(which, plan.order, plan.block_size) for which in index.flat]
+        counts = [block_map.counts() for block_map in maps]
+        computed, full = (sum(count[kind] for count in counts) for kind in (BlockKind.PARTIAL, BlockKind.FULL))
+        return replace(plan, partial=computed, full=full)
 
     def _kept(self, index: Array, order: Order | None, block: Block) -> int:
-        each = {i: self.counter.kept_pairs(i, order, block) for i in {*index.flat}}
-        return sum(each[i] for i in index.flat)
+        pairs = {which: self.counter.kept_pairs(which, order, block) for which in {*index.flat}}
+        return sum(pairs[which] for which in index.flat)
 
 
 def _rank(plan: Plan) -> tuple[object, ...]:
@@ -133,7 +141,7 @@ def _rank(plan: Plan) -> tuple[object, ...]:
     return plan.seconds, *size, not plan.stays, isinstance(plan.order, Table), str(plan.order), plan.block_size
 
 
-def alike(index: Array) -> list[tuple[int, ...]]:
+def heads_by_mask(index: Array) -> list[tuple[int, ...]]:
     """Heads by their column of `index`, int64 [batch, heads]: those with the same masks together."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for head, column in enumerate(index.T.tolist()):

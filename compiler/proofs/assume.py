@@ -6,6 +6,7 @@ Most proofs about a mask end here, before any box is bounded: the parts of `a & 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from flexspec.expr import Apply, Const, Expr, apply, const, transform, walk
 from flexspec.ops import NEGATED, Type
@@ -17,8 +18,25 @@ MOST_PARTS = 32
 """A longer conjunction is left as it is: each part is read once for each other that changes."""
 _END = 2**63
 Terms = frozenset[tuple[Expr, int]]
-Limits = tuple[int, int]
-_EVERYTHING: Limits = (-_END, _END)
+"""An integer sum without its constant: each term with its factor."""
+
+
+class Limits(NamedTuple):
+    """The least and the largest value of an integer, both included."""
+
+    low: int
+    high: int
+
+
+_EVERYTHING = Limits(-_END, _END)
+
+
+class Comparison(NamedTuple):
+    """An integer sum compared with a constant by the operator `op`."""
+
+    total: Expr
+    op: str
+    right: int
 
 
 def reduced(expr: Expr) -> Expr:
@@ -26,6 +44,9 @@ def reduced(expr: Expr) -> Expr:
 
     expr: boolean, and simplified as `specialise` leaves it.
     """
+    # Where the whole is true, all of its parts are. So a part may be replaced by anything that equals it wherever the
+    # others hold: where one of them fails, both wholes are false. Each step does this to one part, with the others as
+    # they are by then, so that no two parts vouch for each other.
     done: list[Expr] = []
     left = conjuncts(expr)
     if len(left) > MOST_PARTS:
@@ -33,7 +54,7 @@ def reduced(expr: Expr) -> Expr:
     while left:
         part, *left = left
         new = conjuncts(_under(part, done + left))
-        if any(isinstance(each, Const) for each in new):
+        if any(isinstance(conjunct, Const) for conjunct in new):
             return const(False)
         if new == [part]:
             done.append(part)
@@ -76,14 +97,14 @@ def _under(part: Expr, others: Sequence[Expr]) -> Expr:
     return simplify(transform(part, visit))
 
 
-def _comparison(node: Expr) -> tuple[Expr, str, int] | None:
-    """A comparison of an integer sum with a constant: the sum, the operator, the constant."""
+def _comparison(node: Expr) -> Comparison | None:
+    """The node as a comparison of an integer sum with a constant, where it is one."""
     if not isinstance(node, Apply) or node.op not in NEGATED:
         return None
     left, right = node.args
     if left.type is not Type.INT or not isinstance(right, Const) or right.type > Type.INT or _may_wrap(left):
         return None
-    return left, node.op, int(right.value)
+    return Comparison(left, node.op, int(right.value))
 
 
 def _may_wrap(node: Expr) -> bool:
@@ -93,17 +114,18 @@ def _may_wrap(node: Expr) -> bool:
 
 
 def _inside(op: str, right: int) -> Limits:
+    """The values that `op` keeps, of "eq" or an inequality."""
     low = {"gt": right + 1, "ge": right, "eq": right}.get(op, -_END)
-    return low, {"lt": right - 1, "le": right, "eq": right}.get(op, _END)
+    return Limits(low, {"lt": right - 1, "le": right, "eq": right}.get(op, _END))
 
 
 def _learn(fact: Expr, ranges: dict[Terms, Limits]) -> None:
     """Narrow the ranges of sums by a comparison that is true; `abs(x) < c` bounds `x` too."""
-    found = _comparison(fact)
-    if found is None or found[1] == "ne":
+    comparison = _comparison(fact)
+    if comparison is None or comparison.op == "ne":
         return
-    total, op, right = found
-    low, high = _inside(op, right)
+    total = comparison.total
+    low, high = _inside(comparison.op, comparison.right)
     _narrow(total, low, high, ranges)
     if isinstance(total, Apply) and total.op == "abs" and high < _END:
         _narrow(total.args[0], -high, high, ranges)
@@ -113,18 +135,18 @@ def _narrow(total: Expr, low: int, high: int, ranges: dict[Terms, Limits]) -> No
     terms, constant = linear(total)
     if constant:
         return
-    for sign, ends in ((1, (low, high)), (-1, (-high, -low))):
-        key = frozenset((term, sign * count) for term, count in terms.items())
-        old = ranges.get(key, _EVERYTHING)
-        ranges[key] = max(old[0], ends[0]), min(old[1], ends[1])
+    for sign, limits in ((1, Limits(low, high)), (-1, Limits(-high, -low))):  # `kv - q` is known with `q - kv`
+        key = frozenset((term, sign * factor) for term, factor in terms.items())
+        known = ranges.get(key, _EVERYTHING)
+        ranges[key] = Limits(max(known.low, limits.low), min(known.high, limits.high))
 
 
 def _decided(node: Expr, ranges: dict[Terms, Limits]) -> bool | None:
     """What the ranges make of a comparison."""
-    found = _comparison(node)
-    if found is None:
+    comparison = _comparison(node)
+    if comparison is None:
         return None
-    total, op, right = found
+    total, op, right = comparison
     low, high = _range(total, ranges)
     first, last = _inside("eq" if op == "ne" else op, right)
     value = True if first <= low and high <= last else False if high < first or last < low else None
@@ -137,4 +159,4 @@ def _range(total: Expr, ranges: dict[Terms, Limits]) -> Limits:
     if isinstance(total, Apply) and total.op == "abs":
         inner_low, inner_high = _range(total.args[0], ranges)
         low, high = max(low, 0, inner_low, -inner_high), min(high, max(-inner_low, inner_high))
-    return low, high
+    return Limits(low, high)

@@ -98,10 +98,9 @@ def pairs_formula(expr: Expr) -> Pairs | None:
         return None
     counts = _counts(expr, shape, lengths)
     period = shape.period
-    terms = [
-        _through(counts[at : at + 3 * period : period].tolist(), at, period) for at in range(start, start + period)
-    ]
-    terms = _shortest([terms[(at - start) % period] for at in range(period)])  # by n % period
+    # From `start` on the count is a quadratic for each residue of n, and a quadratic is known by three of its values.
+    terms = [_through(counts[n : n + 3 * period : period].tolist(), n, period) for n in range(start, start + period)]
+    terms = _shortest([terms[(residue - start) % period] for residue in range(period)])  # by n % period
     formula = _formula(terms)
     return None if formula is None else Pairs(formula, _holds_from(terms, counts, start))
 
@@ -115,18 +114,20 @@ def _shape(expr: Expr) -> _Shape:
         if node.type is Type.BOOL:
             shape.done[node] = [_Branch(Fraction(0), Fraction(0), Fraction(0), Fraction(1))]
             if isinstance(node, Apply) and node.op in NEGATED:
-                for one, other in product(*(shape.done[arg] for arg in node.args)):
-                    _compared(shape, _minus(one, other))
+                for left, right in product(*(shape.done[arg] for arg in node.args)):
+                    _compared(shape, _minus(left, right))
             elif isinstance(node, Apply) and node.op == "bool":
-                for one in shape.done[node.args[0]]:
-                    _compared(shape, one)
+                for branch in shape.done[node.args[0]]:
+                    _compared(shape, branch)
             elif isinstance(node, Apply) and node.op not in ("and", "or", "xor", "not", "where"):
                 raise _Unknown
         elif node.type is Type.INT:
             shape.done[node] = list(dict.fromkeys(_branches(shape, node)))
         else:
             raise _Unknown
-        if len(shape.done[node]) > _BRANCHES or any(abs(x) > _LARGE for one in shape.done[node] for x in one):
+        if len(shape.done[node]) > _BRANCHES or any(
+            abs(part) > _LARGE for branch in shape.done[node] for part in branch
+        ):
             raise _Unknown
     return shape
 
@@ -150,24 +151,24 @@ def _constant(value: int) -> _Branch:
     return _Branch(Fraction(0), Fraction(0), Fraction(value), Fraction(value))
 
 
-def _plus(one: _Branch, other: _Branch) -> _Branch:
-    return _Branch(*(a + b for a, b in zip(one, other, strict=True)))
+def _plus(left: _Branch, right: _Branch) -> _Branch:
+    return _Branch(*(a + b for a, b in zip(left, right, strict=True)))
 
 
-def _times(one: _Branch, factor: Fraction) -> _Branch:
-    low, high = sorted((one.low * factor, one.high * factor))
-    return _Branch(one.by_q * factor, one.by_kv * factor, low, high)
+def _times(branch: _Branch, factor: Fraction) -> _Branch:
+    low, high = sorted((branch.low * factor, branch.high * factor))
+    return _Branch(branch.by_q * factor, branch.by_kv * factor, low, high)
 
 
-def _minus(one: _Branch, other: _Branch) -> _Branch:
-    return _plus(one, _times(other, Fraction(-1)))
+def _minus(left: _Branch, right: _Branch) -> _Branch:
+    return _plus(left, _times(right, Fraction(-1)))
 
 
-def _value(one: _Branch) -> int:
+def _value(branch: _Branch) -> int:
     """The constant that a branch is. Raises _Unknown."""
-    if one.by_q or one.by_kv or one.low != one.high:
+    if branch.by_q or branch.by_kv or branch.low != branch.high:
         raise _Unknown
-    return int(one.low)
+    return int(branch.low)
 
 
 def _compared(shape: _Shape, difference: _Branch) -> None:
@@ -175,6 +176,8 @@ def _compared(shape: _Shape, difference: _Branch) -> None:
     by_q, by_kv, low, high = difference
     if not by_q and not by_kv:
         return
+    # Further out than this the position outweighs the repeating part, so the sign of the difference is the position's:
+    # there the comparison says the same of all pairs.
     reach = floor(max(abs(low), abs(high)) / abs(by_q or by_kv))
     if by_q == -by_kv:
         shape.near = max(shape.near, reach)
@@ -184,35 +187,35 @@ def _compared(shape: _Shape, difference: _Branch) -> None:
         raise _Unknown
 
 
-def _multiply(_: _Shape, one: _Branch, other: _Branch) -> list[_Branch]:
-    for a, b in ((one, other), (other, one)):
+def _multiply(_: _Shape, left: _Branch, right: _Branch) -> list[_Branch]:
+    for a, b in ((left, right), (right, left)):
         if not b.by_q and not b.by_kv:
             if b.low == b.high:
                 return [_times(a, b.low)]
             if not a.by_q and not a.by_kv:
-                ends = [x * y for x in (a.low, a.high) for y in (b.low, b.high)]
+                ends = [a_end * b_end for a_end in (a.low, a.high) for b_end in (b.low, b.high)]
                 return [_Branch(Fraction(0), Fraction(0), min(ends), max(ends))]
     raise _Unknown
 
 
-def _divide(shape: _Shape, one: _Branch, by: _Branch) -> list[_Branch]:
+def _divide(shape: _Shape, branch: _Branch, by: _Branch) -> list[_Branch]:
     divisor = _value(by)
     if divisor <= 0:
         raise _Unknown
-    each = _times(one, Fraction(1, divisor))
+    quotient = _times(branch, Fraction(1, divisor))
     # The dropped fraction repeats when a period moves the quotient by whole numbers.
-    shape.period = lcm(shape.period, each.by_q.denominator, each.by_kv.denominator)
-    return [each._replace(low=each.low - Fraction(divisor - 1, divisor))]
+    shape.period = lcm(shape.period, quotient.by_q.denominator, quotient.by_kv.denominator)
+    return [quotient._replace(low=quotient.low - Fraction(divisor - 1, divisor))]
 
 
-def _remainder(shape: _Shape, one: _Branch, by: _Branch) -> list[_Branch]:
-    _divide(shape, one, by)
+def _remainder(shape: _Shape, branch: _Branch, by: _Branch) -> list[_Branch]:
+    _divide(shape, branch, by)  # for its period
     return [_Branch(Fraction(0), Fraction(0), Fraction(0), Fraction(_value(by) - 1))]
 
 
-def _either(shape: _Shape, one: _Branch, other: _Branch) -> list[_Branch]:
-    _compared(shape, _minus(one, other))
-    return [one, other]
+def _either(shape: _Shape, left: _Branch, right: _Branch) -> list[_Branch]:
+    _compared(shape, _minus(left, right))
+    return [left, right]
 
 
 _INTEGER: dict[str, Any] = {
@@ -249,11 +252,13 @@ def _counts(expr: Expr, shape: _Shape, lengths: int) -> Array:
     for last, other, own in (("q", "kv", 1), ("kv", "q", 0)):  # the corner of a square belongs to its row
         before = np.arange(edge)
         for rows in _chunks(lengths, edge):
-            at = np.arange(lengths)[rows, None]
-            added[rows] += (_kept(expr, {last: at, other: before}) & (before < at + own)).sum(1)
+            corner = np.arange(lengths)[rows, None]
+            added[rows] += (_kept(expr, {last: corner, other: before}) & (before < corner + own)).sum(1)
         for residues in _chunks(period, near + 1 + period):
-            at = np.arange(far, far + period)[residues, None]
-            kept = _kept(expr, {last: at, other: at - np.arange(near + 1 + period)})
+            # One position of each residue, so far along that no pair has a side below `edge`, at all distances that
+            # differ: up to `near`, and one period more. A longer row is these, and that last period over again.
+            corner = np.arange(far, far + period)[residues, None]
+            kept = _kept(expr, {last: corner, other: corner - np.arange(near + 1 + period)})
             kept[:, 0] &= bool(own)
             total = np.cumsum(kept, axis=1, dtype=np.int32)
             ends = np.arange(edge, lengths)
@@ -264,17 +269,18 @@ def _counts(expr: Expr, shape: _Shape, lengths: int) -> Array:
 
 
 def _kept(expr: Expr, where: dict[str, Array]) -> Array:
-    shape = np.broadcast_shapes(*(at.shape for at in where.values()))
+    shape = np.broadcast_shapes(*(positions.shape for positions in where.values()))
     return np.broadcast_to(evaluate_at(expr, where, {}), shape).copy()
 
 
-def _chunks(count: int, each: int) -> list[slice]:
-    step = max(1, _AT_ONCE // max(1, each))
+def _chunks(count: int, size: int) -> list[slice]:
+    """`count` rows of `size` pairs in parts that are evaluated at once."""
+    step = max(1, _AT_ONCE // max(1, size))
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
 Quadratic = tuple[Fraction, Fraction, Fraction]
-"""The coefficients of 1, x and x * x."""
+"""The coefficients of 1, n and n * n."""
 
 
 def _through(values: list[Any], start: int, step: int) -> Quadratic:
@@ -282,12 +288,12 @@ def _through(values: list[Any], start: int, step: int) -> Quadratic:
     first, *rest = (Fraction(value) for value in values)
     slope = (rest[0] - first) / step if rest else Fraction(0)
     bend = (rest[1] - 2 * rest[0] + first) / (2 * step * step) if len(rest) > 1 else Fraction(0)
-    slope -= bend * step  # in Newton's form: first + (x - start) * (slope + bend * (x - start))
+    slope -= bend * step  # in Newton's form: first + (n - start) * (slope + bend * (n - start))
     return first - start * slope + bend * start * start, slope - 2 * bend * start, bend
 
 
-def _at(x: int, terms: Quadratic) -> Fraction:
-    return terms[0] + x * (terms[1] + x * terms[2])
+def _value_at(n: int, terms: Quadratic) -> Fraction:
+    return terms[0] + n * (terms[1] + n * terms[2])
 
 
 def _shortest(terms: list[Quadratic]) -> list[Quadratic]:
@@ -306,8 +312,8 @@ def _formula(terms: list[Quadratic]) -> Any:
     while start < len(terms):
         if len(pieces) == _PIECES:
             return None
-        parts = [_through([each[k] for each in terms[start : start + 3]], start, 1) for k in range(3)]
-        while start < len(terms) and terms[start] == tuple(_at(start, part) for part in parts):
+        parts = [_through([quadratic[k] for quadratic in terms[start : start + 3]], start, 1) for k in range(3)]
+        while start < len(terms) and terms[start] == tuple(_value_at(start, part) for part in parts):
             start += 1
         pieces.append((start, parts))
     import sympy  # slow to import
@@ -316,8 +322,8 @@ def _formula(terms: list[Quadratic]) -> Any:
     residue = sympy.Mod(n, len(terms)) if len(terms) > 1 else sympy.Integer(0)
 
     def of(parts: list[Quadratic]) -> Any:
-        each = [sum(sympy.Rational(c) * residue**i for i, c in enumerate(part)) for part in parts]
-        whole = sympy.expand(sum(c * n**i for i, c in enumerate(each)))
+        by_power = [sum(sympy.Rational(c) * residue**i for i, c in enumerate(part)) for part in parts]
+        whole = sympy.expand(sum(c * n**i for i, c in enumerate(by_power)))
         return whole if whole.has(sympy.Mod) or whole.subs(n, 0) else sympy.factor(whole)
 
     if len(pieces) == 1:
@@ -327,6 +333,6 @@ def _formula(terms: list[Quadratic]) -> Any:
 
 def _holds_from(terms: list[Quadratic], counts: Array, start: int) -> int:
     """The smallest length from which on the terms give the counts; from `start` on they are known to."""
-    while start > 1 and _at(start - 1, terms[(start - 1) % len(terms)]) == int(counts[start - 1]):
+    while start > 1 and _value_at(start - 1, terms[(start - 1) % len(terms)]) == int(counts[start - 1]):
         start -= 1
     return start

@@ -29,6 +29,16 @@ from .search import PAIRS
 
 MOST_REGIONS = 8
 Place = tuple[int, int, int, int]
+"""(b, h, q, kv)."""
+
+
+class Rectangles(NamedTuple):
+    """Sides of rectangles in tokens, each int64 [rectangles]."""
+
+    q_start: Array
+    q_stop: Array
+    kv_start: Array
+    kv_stop: Array
 
 
 class Region(NamedTuple):
@@ -87,8 +97,8 @@ class Diff:
             ("a", self.a, self.only_a, self.first_a),
             ("b", self.b, self.only_b, self.first_b),
         ):
-            at = dict(zip(("b", "h", "q", "kv"), first or (), strict=bool(first)))
-            where = ", the first at " + ", ".join(f"{key}={value:,}" for key, value in at.items()) if at else ""
+            place = dict(zip(("b", "h", "q", "kv"), first or (), strict=bool(first)))
+            where = ", the first at " + ", ".join(f"{key}={value:,}" for key, value in place.items()) if place else ""
             lines += [f"  {name}  {mask.label}", f"     only here: {counted(count)}{where}"]
         lines += [f"  {region}" for region in self.regions]
         more = self.region_count - len(self.regions)
@@ -133,9 +143,18 @@ def diff(
 ) -> Diff:
     """Where two masks differ: a `Diff`, which is true when they do.
 
-    a, b, length (or q_len), kv_len, given: as in `implies`. block_size: of the regions and drawings, tokens, one
-    number or (query, key). Counts are exact: blocks in which only some pairs differ are evaluated. Raises FS020 to
-    FS035.
+    a, b: masks, or FlexAttention mask_mods.
+    length: tokens (or q_len); a canvas' own size where left out.
+    kv_len: tokens; default: length.
+    block_size: of the regions and drawings, tokens, one number or (query, key).
+    given: batch and heads, where a mask depends on them, and run-time values by name.
+
+    Counts are exact: blocks in which only some pairs differ are evaluated.
+
+    Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
+    FS026 (names of the two masks disagree), FS030, FS031, FS032 (lengths, the block size, batch and heads, canvases),
+    FS024 (an index leaves its tensor), FS034 (integers past 64 bits), FS035 (a division by zero), and what
+    `from_mask_mod` raises for a function.
 
     >>> import flexspec as fs
     >>> print(fs.diff(fs.causal_window(4), fs.causal() & fs.sliding_window(4), 300))
@@ -154,20 +173,21 @@ def diff(
     bound = pair.bind(sizes_of(pair, length, kv_len, given), given)
     sides = [without(left, right), without(right, left)]
     first_a, first_b = (cast(Place | None, never(pair, side, bound).counterexample) for side in sides)
-    made = [
+    maps = [
         _blocks_of(pair, side if first else const(False), bound, block_size)
         for side, first in zip(sides, (first_a, first_b), strict=True)
     ]
     sizes = (("b", bound.sizes.batch or 1), ("h", bound.sizes.heads or 1))
     copies = prod(size for name, size in sizes if name in pair.expr.names)
-    only_a, only_b = (pairs_in(each) * (copies // each.index.size) for each in made)
-    parts = [part for name, each in zip("ab", made, strict=True) for part in _regions(name, each)]
+    # A side may depend on fewer of batch and head than the pair does: then each of its maps stands for several.
+    only_a, only_b = (pairs_in(block_map) * (copies // block_map.index.size) for block_map in maps)
+    parts = [part for name, block_map in zip("ab", maps, strict=True) for part in _regions(name, block_map)]
     both = replace(pair, expr=apply("and", left, right), label=f"{a.label} and {b.label}")
-    total = sum(number for _, number in parts)
-    largest = sorted((region for some, _ in parts for region in some), key=lambda region: -region.area)
+    total = sum(part.total for part in parts)
+    largest = sorted((region for part in parts for region in part.largest), key=lambda region: -region.area)
     regions = tuple(largest[:MOST_REGIONS])
     shared = (both, bound, block_size)
-    return Diff(a, b, only_a, only_b, first_a, first_b, regions, total, made[0], made[1], shared)
+    return Diff(a, b, only_a, only_b, first_a, first_b, regions, total, maps[0], maps[1], shared)
 
 
 def counted(pairs: int) -> str:
@@ -183,17 +203,17 @@ def _blocks_of(pair: Mask, expr: Expr, bound: Bound, block_size: BlockSize) -> B
 
 def pairs_in(block_map: BlockMap) -> int:
     """Pairs that a map keeps, over its (batch, head): full runs by their size, partial blocks evaluated."""
-    each = [
+    pairs = [
         _full_pairs(runs, block_map) + _partial_pairs(which, block_map) for which, runs in enumerate(block_map.maps)
     ]
-    return sum(each[which] for which in block_map.index.flat)
+    return sum(pairs[which] for which in block_map.index.flat)
 
 
 def _full_pairs(runs: Runs, block_map: BlockMap) -> int:
     rows = np.repeat(np.arange(block_map.q_blocks), np.diff(runs.first))
     full = runs.kind == BlockKind.FULL
-    top, start, stop = (part[full].astype(np.int64) for part in (rows, runs.start, runs.stop))
-    height = np.minimum((top + 1) * block_map.block_q, block_map.q_len) - top * block_map.block_q
+    row, start, stop = (of_run[full].astype(np.int64) for of_run in (rows, runs.start, runs.stop))
+    height = np.minimum((row + 1) * block_map.block_q, block_map.q_len) - row * block_map.block_q
     width = np.minimum(stop * block_map.block_kv, block_map.kv_len) - start * block_map.block_kv
     return int((height * width).sum())
 
@@ -202,35 +222,42 @@ def _partial_pairs(which: int, block_map: BlockMap) -> int:
     runs = block_map.maps[which]
     partial = np.flatnonzero(runs.kind == BlockKind.PARTIAL)
     rows = np.repeat(np.arange(block_map.q_blocks), np.diff(runs.first))[partial]
-    total, most = 0, max(1, PAIRS // (block_map.block_q * block_map.block_kv))
-    for row, column in _blocks(rows, runs.start[partial], runs.stop[partial], most):
+    total, at_once = 0, max(1, PAIRS // (block_map.block_q * block_map.block_kv))
+    for row, column in _blocks(rows, runs.start[partial], runs.stop[partial], at_once):
         q = np.stack([row * block_map.block_q, np.minimum((row + 1) * block_map.block_q, block_map.q_len)], 1)
         kv_stop = np.minimum((column + 1) * block_map.block_kv, block_map.kv_len)
         total += int(block_map.pairs(which, q, np.stack([column * block_map.block_kv, kv_stop], 1)).sum())
     return total
 
 
-def _blocks(rows: Array, start: Array, stop: Array, most: int) -> Iterator[tuple[Array, Array]]:
-    """Row and column of the blocks of runs, at most `most` at once."""
+def _blocks(rows: Array, start: Array, stop: Array, at_once: int) -> Iterator[tuple[Array, Array]]:
+    """Row and column of the blocks of runs, at most `at_once` of them at a time."""
     ends = np.cumsum((stop - start).astype(np.int64))
-    for first in range(0, int(ends[-1]) if len(ends) else 0, most):
-        number = np.arange(first, min(first + most, int(ends[-1])))
+    for first in range(0, int(ends[-1]) if len(ends) else 0, at_once):
+        number = np.arange(first, min(first + at_once, int(ends[-1])))
         run = np.searchsorted(ends, number, side="right")
         yield rows[run], stop[run] - (ends[run] - number)
 
 
-def _regions(name: str, block_map: BlockMap) -> Iterator[tuple[list[Region], int]]:
-    """The largest regions of each (batch, head), and how many there are."""
-    sides = [_rectangles(runs, block_map) for runs in block_map.maps]
+class Regions(NamedTuple):
+    """The largest regions of one (batch, head), and how many there are."""
+
+    largest: list[Region]
+    total: int
+
+
+def _regions(name: str, block_map: BlockMap) -> Iterator[Regions]:
+    """Of each (batch, head)."""
+    rectangles = [_rectangles(runs, block_map) for runs in block_map.maps]
     for (b, h), which in np.ndenumerate(block_map.index):
-        q_start, q_stop, kv_start, kv_stop = sides[which]
-        area = (q_stop - q_start) * (kv_stop - kv_start)
+        sides = rectangles[which]
+        area = (sides.q_stop - sides.q_start) * (sides.kv_stop - sides.kv_start)
         largest = np.argsort(-area, kind="stable")[:MOST_REGIONS]
-        parts = np.stack(sides[which], 1)[largest].tolist()
-        yield [Region(name, b, h, *part) for part in parts], len(area)
+        places = np.stack(sides, 1)[largest].tolist()
+        yield Regions([Region(name, b, h, *place) for place in places], len(area))
 
 
-def _rectangles(runs: Runs, block_map: BlockMap) -> tuple[Array, Array, Array, Array]:
+def _rectangles(runs: Runs, block_map: BlockMap) -> Rectangles:
     """Runs of blocks that are not empty, equal ones of neighbouring rows as one: sides in tokens, from the top."""
     rows = np.repeat(np.arange(block_map.q_blocks), np.diff(runs.first))
     start, stop = runs.start.astype(np.int64), runs.stop.astype(np.int64)
@@ -239,14 +266,14 @@ def _rectangles(runs: Runs, block_map: BlockMap) -> tuple[Array, Array, Array, A
     head = np.flatnonzero(fresh)
     last = np.append(head[1:], len(rows)) - 1 if len(rows) else head
     rows, start, stop = rows[head], start[head], stop[last]
-    order = np.lexsort((rows, stop, start))
+    order = np.lexsort((rows, stop, start))  # equal runs next to each other, from the top
     rows, start, stop = rows[order], start[order], stop[order]
     fresh = np.ones(len(rows), bool)
     fresh[1:] = (start[1:] != start[:-1]) | (stop[1:] != stop[:-1]) | (rows[1:] != rows[:-1] + 1)
     top = np.flatnonzero(fresh)
     bottom = np.append(top[1:], len(rows)) - 1 if len(rows) else top
-    order = np.lexsort((start[top], rows[top]))
+    order = np.lexsort((start[top], rows[top]))  # in reading order again
     top, bottom = top[order], bottom[order]
     q_stop = np.minimum((rows[bottom] + 1) * block_map.block_q, block_map.q_len)
     kv_stop = np.minimum(stop[top] * block_map.block_kv, block_map.kv_len)
-    return rows[top] * block_map.block_q, q_stop, start[top] * block_map.block_kv, kv_stop
+    return Rectangles(rows[top] * block_map.block_q, q_stop, start[top] * block_map.block_kv, kv_stop)

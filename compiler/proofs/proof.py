@@ -54,9 +54,15 @@ class Proof:
 def implies(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
     """Does `a` keep only pairs that `b` keeps? The counterexample is the first pair that only `a` keeps.
 
-    a, b: masks, or FlexAttention mask_mods. length (or q_len), kv_len: tokens; a canvas' own size where left out, and
-    kv_len defaults to length. given: batch and heads, where a mask depends on them, and run-time values by name.
-    Raises FS020 to FS035.
+    a, b: masks, or FlexAttention mask_mods.
+    length: tokens (or q_len); a canvas' own size where left out.
+    kv_len: tokens; default: length.
+    given: batch and heads, where a mask depends on them, and run-time values by name.
+
+    Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
+    FS026 (names of the two masks disagree), FS030, FS031, FS032 (lengths, batch and heads, canvases), FS024 (an index
+    leaves its tensor), FS034 (integers past 64 bits), FS035 (a division by zero), and what `from_mask_mod` raises for a
+    function.
 
     >>> import flexspec as fs
     >>> fs.implies(fs.sink_window(sink=4), fs.causal(), 1_000_000, window=512)
@@ -68,7 +74,17 @@ def implies(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | N
 
 
 def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
-    """Do two masks keep the same pairs? The counterexample is the first pair that only one keeps. See `implies`.
+    """Do two masks keep the same pairs? The counterexample is the first pair that only one keeps.
+
+    a, b: masks, or FlexAttention mask_mods.
+    length: tokens (or q_len); a canvas' own size where left out.
+    kv_len: tokens; default: length.
+    given: batch and heads, where a mask depends on them, and run-time values by name.
+
+    Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
+    FS026 (names of the two masks disagree), FS030, FS031, FS032 (lengths, batch and heads, canvases), FS024 (an index
+    leaves its tensor), FS034 (integers past 64 bits), FS035 (a division by zero), and what `from_mask_mod` raises for a
+    function.
 
     >>> import flexspec as fs
     >>> fs.equals(fs.causal_window(4), fs.causal() & fs.sliding_window(4), 1_000_000)
@@ -79,7 +95,16 @@ def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | No
 
 
 def is_causal(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
-    """Does no query see a later key? See `implies`.
+    """Does no query see a later key? The counterexample is the first pair whose key is later.
+
+    a: a mask, or a FlexAttention mask_mod.
+    length: tokens (or q_len); a canvas' own size where left out.
+    kv_len: tokens; default: length.
+    given: batch and heads, where the mask depends on them, and run-time values by name.
+
+    Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
+    FS030, FS031, FS032 (lengths, batch and heads, a canvas), FS024 (an index leaves its tensor), FS034 (integers past
+    64 bits), FS035 (a division by zero), and what `from_mask_mod` raises for a function.
 
     >>> import flexspec as fs
     >>> fs.is_causal(fs.prefix_lm(3), 1_000_000)
@@ -90,7 +115,16 @@ def is_causal(a: MaskLike, length: int | None = None, kv_len: int | None = None,
 
 
 def is_empty(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
-    """Does the mask keep no pair at all? See `implies`.
+    """Does the mask keep no pair at all? The counterexample is the first pair that it keeps.
+
+    a: a mask, or a FlexAttention mask_mod.
+    length: tokens (or q_len); a canvas' own size where left out.
+    kv_len: tokens; default: length.
+    given: batch and heads, where the mask depends on them, and run-time values by name.
+
+    Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
+    FS030, FS031, FS032 (lengths, batch and heads, a canvas), FS024 (an index leaves its tensor), FS034 (integers past
+    64 bits), FS035 (a division by zero), and what `from_mask_mod` raises for a function.
 
     >>> import flexspec as fs
     >>> fs.is_empty(fs.causal() & ~fs.chunk_causal(64), 4096).holds
@@ -101,7 +135,16 @@ def is_empty(a: MaskLike, length: int | None = None, kv_len: int | None = None, 
 
 
 def every_query_attends(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
-    """Does every query keep a key? The counterexample is the first that keeps none, with kv None. See `implies`.
+    """Does every query keep a key? The counterexample is the first that keeps none, with kv None.
+
+    a: a mask, or a FlexAttention mask_mod.
+    length: tokens (or q_len); a canvas' own size where left out.
+    kv_len: tokens; default: length.
+    given: batch and heads, where the mask depends on them, and run-time values by name.
+
+    Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
+    FS030, FS031, FS032 (lengths, batch and heads, a canvas), FS024 (an index leaves its tensor), FS034 (integers past
+    64 bits), FS035 (a division by zero), and what `from_mask_mod` raises for a function.
 
     >>> import flexspec as fs
     >>> fs.every_query_attends(fs.causal(offset=-3), 1_000_000)
@@ -157,12 +200,12 @@ def never(mask: Mask, expr: Expr, bound: Bound, find: Find = first_pair) -> Proo
     tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
     expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
     check_range(expr, tensors)
-    trail, tables = Trail(), TensorRanges(tensors)
-    check_defined([expr], bound, tables)
-    seen: set[Expr] = set()
-    for (b, h), each in np.ndenumerate(specialise_each(expr, bound, tensors)):
-        found = find(each, q_len, kv_len, tables, trail) if each not in seen else None
-        seen.add(each)
-        if found is not None:
-            return Proof(False, (b, h, *found), sum(trail.boxes))
+    trail, ranges = Trail(), TensorRanges(tensors)
+    check_defined([expr], bound, ranges)
+    asked: set[Expr] = set()
+    for (b, h), filled in np.ndenumerate(specialise_each(expr, bound, tensors)):
+        place = find(filled, q_len, kv_len, ranges, trail) if filled not in asked else None
+        asked.add(filled)  # equal expressions are one object: one that kept nothing keeps nothing again
+        if place is not None:
+            return Proof(False, (b, h, *place), sum(trail.boxes))
     return Proof(True, None, sum(trail.boxes))

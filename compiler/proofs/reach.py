@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,7 +73,7 @@ class Reach:
     def last_query(self, layer: int | None = None) -> tuple[int, int]:
         """How many keys influence the last query after `layer` layers: at least, at most. FS030."""
         sizes = self._sizes
-        sure, possible = (each[-1] <= self._layer(layer) for each in (self.sure, self.possible))
+        sure, possible = (first[-1] <= self._layer(layer) for first in (self.sure, self.possible))
         return int(sizes[sure].sum()) + int(not sure[-1]), int(sizes[possible].sum())
 
     def _layer(self, layer: int | None) -> int:
@@ -91,12 +91,13 @@ class Reach:
     def _pairs(self) -> Array:
         """float64 [2, layers + 1]: pairs with an influence, at least and at most."""
         weights = np.multiply.outer(self._sizes, self._sizes)
-        alone = np.where(np.eye(len(self._sizes), dtype=bool), self._sizes[:, None], 0)  # a token sees itself
+        # A token always sees itself, also in a block of which not all is sure. Those pairs count from the start.
+        itself = np.where(np.eye(len(self._sizes), dtype=bool), self._sizes[:, None], 0)
         counts = []
-        for first, before in ((self.sure, alone), (self.possible, 0 * alone)):
-            bins = np.minimum(first, self.layers + 1).reshape(-1)
-            gained = np.bincount(bins, (weights - before).reshape(-1), self.layers + 2)
-            counts.append(before.sum() + np.cumsum(gained)[:-1])
+        for first, at_start in ((self.sure, itself), (self.possible, 0 * itself)):
+            layer = np.minimum(first, self.layers + 1).reshape(-1)
+            gained = np.bincount(layer, (weights - at_start).reshape(-1), self.layers + 2)
+            counts.append(at_start.sum() + np.cumsum(gained)[:-1])
         return np.stack(counts)
 
     def __repr__(self) -> str:
@@ -133,11 +134,19 @@ def reach(
 ) -> Reach:
     """Which keys can influence which queries after `layers` layers of attention with a residual stream.
 
-    masks: one mask for every layer, or a list: layer i (the first is 0) uses `masks[i % len(masks)]`. length: tokens.
-    A layer keeps a pair when any of its heads does, as all heads write to one residual stream. block_size: tokens; the
-    bounds are as fine as it is, and a window is seen as sure only where it spans whole blocks. batch, heads: as for
-    `fs.block_map`; b: which sequence of the batch. inputs: run-time values by name, for the masks that take them.
-    Raises FS020 to FS035.
+    masks: one mask for every layer, or a list: layer i (the first is 0) uses `masks[i % len(masks)]`.
+    length: tokens.
+    layers: at most 65,534.
+    block_size: tokens; the bounds are as fine as it is, and a window is seen as sure only where it spans whole blocks.
+    batch, heads: needed where a mask depends on them and no input says it.
+    b: which sequence of the batch.
+    inputs: run-time values by name, for the masks that take them.
+
+    A layer keeps a pair when any of its heads does, as all heads write to one residual stream.
+
+    Raises FS020 (a value is missing), FS021, FS022, FS023, FS025 (one is unknown or does not fit), FS030, FS031, FS032
+    (no mask, lengths, layers, too many blocks, batch and heads, a canvas), FS024 (an index leaves its tensor), FS034
+    (integers past 64 bits), FS035 (a division by zero), and what `from_mask_mod` raises for a function.
 
     >>> import flexspec as fs
     >>> fs.reach(fs.causal_window(1024), 65_536, layers=4)
@@ -152,16 +161,16 @@ everything before a query after 64 to 73 layers)
             "FS030", "there are no masks", fix="give one mask, or one for each layer", where=user_caret()
         )
     length, layers, block_size = _checked(length, layers, block_size)
-    each = [from_mask_mod(mask) for mask in several]
-    known = [mask.expr.names | mask.defaults.keys() for mask in each]
-    made: list[Relation] = []
-    for mask, names in zip(each, known, strict=True):
+    traced = [from_mask_mod(mask) for mask in several]
+    known = [mask.expr.names | mask.defaults.keys() for mask in traced]
+    relations: list[Relation] = []
+    for mask, names in zip(traced, known, strict=True):
         # A name that no mask knows goes to the first, which says so.
-        own = {name: x for name, x in inputs.items() if name in names or not any(name in some for some in known)}
-        found = block_map(mask, length, batch=batch, heads=heads, block_size=block_size, **own)
-        made.append(relation(_any_head(found, b)))
-    possible, sure, full = _history(made, layers, length, block_size)
-    return Reach(", ".join(mask.label for mask in each), length, block_size, layers, possible, sure, full)
+        own = {name: x for name, x in inputs.items() if name in names or not any(name in other for other in known)}
+        blocks = block_map(mask, length, batch=batch, heads=heads, block_size=block_size, **own)
+        relations.append(relation(_any_head(blocks, b)))
+    history = _history(relations, layers, length, block_size)
+    return Reach(", ".join(mask.label for mask in traced), length, block_size, layers, *history)
 
 
 def _checked(length: int, layers: int, block_size: int) -> tuple[int, int, int]:
@@ -174,62 +183,73 @@ def _checked(length: int, layers: int, block_size: int) -> tuple[int, int, int]:
     return length, layers, block_size
 
 
-def _any_head(found: BlockMap, b: int) -> BlockMap:
+def _any_head(block_map: BlockMap, b: int) -> BlockMap:
     """The map of the pairs that any head keeps, in the sequence `b` of the batch."""
-    runs = found.of(b)
-    heads = list(dict.fromkeys(found.exprs[which] for which in found.index[b if found.batch > 1 else 0]))
+    runs = block_map.of(b)
+    heads = list(dict.fromkeys(block_map.exprs[which] for which in block_map.index[b if block_map.batch > 1 else 0]))
     if len(heads) > 1:
         while len(heads) > 1:  # in pairs, so that the depth grows slowly
-            heads = [reduce(_either, heads[at : at + 2]) for at in range(0, len(heads), 2)]
-        runs = classify(simplify(heads[0]), found.grid, TensorRanges(found.tensors))
-    return replace(found, maps=(runs,), exprs=(heads[0],), index=np.zeros((1, 1), np.int64))
+            heads = [reduce(_either, heads[first : first + 2]) for first in range(0, len(heads), 2)]
+        runs = classify(simplify(heads[0]), block_map.grid, TensorRanges(block_map.tensors))
+    return replace(block_map, maps=(runs,), exprs=(heads[0],), index=np.zeros((1, 1), np.int64))
 
 
-def _either(one: Expr, other: Expr) -> Expr:
-    return apply("or", one, other)
+def _either(left: Expr, right: Expr) -> Expr:
+    return apply("or", left, right)
 
 
-def _history(
-    made: list[Relation], layers: int, length: int, block_size: int
-) -> tuple[Array, Array, tuple[int | None, int | None]]:
-    """The first layer of each block, possible and sure; and the layers to see everything, at least and at most."""
+class History(NamedTuple):
+    """The first layer of each block, possible and sure; and the layers to see everything, at least and at most.
+
+    As in `Reach`.
+    """
+
+    possible: Array
+    sure: Array
+    layers_to_full: tuple[int | None, int | None]
+
+
+def _history(relations: list[Relation], layers: int, length: int, block_size: int) -> History:
+    """Layer after layer. As each token sees itself, what is seen only grows: a block once reached stays reached."""
     sizes = np.diff(np.append(np.arange(0, length, block_size), length))
     seen = identity(sizes)
     possible, sure = (np.where(unpack(matrix), np.uint16(0), NEVER) for matrix in (seen.some, seen.full))
     tests = (Relation.possibly_all_before, Relation.surely_all_before)
     full = [0 if test(seen) else None for test in tests]
     for layer in range(1, layers + 1):
-        before, seen = seen, made[(layer - 1) % len(made)].after(seen)
-        if seen.same(before) and len(made) == 1:
+        before, seen = seen, relations[(layer - 1) % len(relations)].after(seen)
+        if seen.same(before) and len(relations) == 1:
             break
         for first, matrix in ((possible, seen.some), (sure, seen.full)):
             first[unpack(matrix) & (first == NEVER)] = layer
         full = [layer if known is None and test(seen) else known for known, test in zip(full, tests, strict=True)]
-    turn = layers % len(made)
-    for at, test in enumerate(tests):
-        if full[at] is None and (more := _until(test, seen, made[turn:] + made[:turn])) is not None:
-            full[at] = layers + more
+    turn = layers % len(relations)
+    for side, test in enumerate(tests):
+        if full[side] is None and (more := _until(test, seen, relations[turn:] + relations[:turn])) is not None:
+            full[side] = layers + more
     least, most = full
-    return possible, sure, (least or int(length > 1) if least is not None else None, most)
+    return History(possible, sure, (least or int(length > 1) if least is not None else None, most))
 
 
-def _until(test: Callable[[Relation], bool], seen: Relation, made: list[Relation]) -> int | None:
+def _until(test: Callable[[Relation], bool], seen: Relation, relations: list[Relation]) -> int | None:
     """How many layers more until `test` holds, which stays true; None: never. By doubling, then by halving."""
-    whole = reduce(lambda earlier, later: later.after(earlier), made)
+    # What is seen after 1, 2, 4, ... rounds of all layers grows until it equals its own square; then it grows no more.
+    # The number of rounds before `test` holds is then found bit by bit, as a sum of these powers.
+    whole = reduce(lambda earlier, later: later.after(earlier), relations)
     powers = [whole]
     while not test(powers[-1].after(seen)):
         square = powers[-1].after(powers[-1])
         if square.same(powers[-1]):
             return None
         powers.append(square)
-    turns = 0
+    rounds = 0
     for k in reversed(range(len(powers) - 1)):
         further = powers[k].after(seen)
         if not test(further):
-            seen, turns = further, turns + (1 << k)
-    for count, layer in enumerate(made, 1):
+            seen, rounds = further, rounds + (1 << k)
+    for count, layer in enumerate(relations, 1):
         seen = layer.after(seen)
         if test(seen):
-            return turns * len(made) + count
+            return rounds * len(relations) + count
     # Bounds may be sharper in one order of products than in another; what was shown by doubling holds.
-    return len(made) << (len(powers) - 1)
+    return len(relations) << (len(powers) - 1)

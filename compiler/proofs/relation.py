@@ -52,8 +52,8 @@ class Relation:
     @cached_property
     def runs(self) -> dict[int, Runs]:
         """The runs of each matrix, by its id; made once, as a layer is often a left factor."""
-        each = {id(matrix): matrix for matrix in (self.some, self.rows, self.columns, self.full)}
-        return {name: _runs(unpack(matrix)) for name, matrix in each.items()}
+        matrices = {id(matrix): matrix for matrix in (self.some, self.rows, self.columns, self.full)}
+        return {name: _runs(unpack(matrix)) for name, matrix in matrices.items()}
 
     def after(self, earlier: Relation) -> Relation:
         """The product: `q` sees `kv` through some token that it sees here and that sees `kv` in `earlier`.
@@ -110,12 +110,13 @@ def relation(block_map: BlockMap) -> Relation:
     sizes = np.minimum(block_map.block_q, block_map.q_len - block_map.block_q * np.arange(len(kinds)))
     triangle = full.diagonal() | (sizes == 1)
     q, kv = (np.concatenate(side) for side in zip(*_partial(block_map), strict=True))
-    one, of_one = _alike(block_map, q, kv)
-    each = _covered(block_map, q[one], kv[one])
-    at = q[:, 0] // block_map.block_q, kv[:, 0] // block_map.block_kv
-    rows[at] |= each[0, of_one]
-    columns[at] |= each[1, of_one]
-    triangle[at[0][at[0] == at[1]]] |= each[2, of_one][at[0] == at[1]]
+    first, like = _distinct(block_map, q, kv)
+    covered = _covered(block_map, q[first], kv[first])
+    q_block, kv_block = q[:, 0] // block_map.block_q, kv[:, 0] // block_map.block_kv
+    rows[q_block, kv_block] |= covered.rows[like]
+    columns[q_block, kv_block] |= covered.columns[like]
+    diagonal = q_block == kv_block
+    triangle[q_block[diagonal]] |= covered.triangle[like][diagonal]
     return Relation(pack(some | own), pack(rows), pack(columns), pack(full), triangle)
 
 
@@ -124,32 +125,50 @@ def _partial(block_map: BlockMap) -> list[tuple[Array, Array]]:
     return [(none, none), *((q, kv) for kind, q, kv in block_map.blocks(0) if kind is BlockKind.PARTIAL)]
 
 
-def _alike(block_map: BlockMap, q: Array, kv: Array) -> tuple[Array, Array]:
-    """Which blocks to look at, and for every block which of these has the same pairs: all that are as far from the
-    diagonal, where the mask depends on `q - kv` alone."""
-    far = apply("add", var("kv"), param("distance"))
-    if "kv" in simplify(substitute(block_map.exprs[0], {"q": far})).names:
-        return np.arange(len(q)), np.arange(len(q))
+class _Distinct(NamedTuple):
+    """Blocks that differ, by their place in a list, and for every block of the list which of these it is like."""
+
+    first: Array
+    like: Array
+
+
+def _distinct(block_map: BlockMap, q: Array, kv: Array) -> _Distinct:
+    """Blocks given by ranges [n, 2]: those as far from the diagonal are alike where the mask depends on `q - kv`."""
+    # With `kv + distance` in place of `q`, a mask in which no `kv` is left is a function of the distance alone. Blocks
+    # of one shape and one distance of their corners then hold the same distances at the same places.
+    q_idx = apply("add", var("kv"), param("distance"))
+    if "kv" in simplify(substitute(block_map.exprs[0], {"q": q_idx})).names:
+        return _Distinct(np.arange(len(q)), np.arange(len(q)))
     kind = np.stack([q[:, 0] - kv[:, 0], q[:, 1] - q[:, 0], kv[:, 1] - kv[:, 0]], 1)
-    _, one, of_one = np.unique(kind, axis=0, return_index=True, return_inverse=True)
-    return one, of_one.reshape(-1)
+    _, first, like = np.unique(kind, axis=0, return_index=True, return_inverse=True)
+    return _Distinct(first, like.reshape(-1))
 
 
-def _covered(block_map: BlockMap, q: Array, kv: Array) -> Array:
-    """bool [3, n]: of blocks given by ranges [n, 2], does each row have a pair, each column, and are all with
-    `kv <= q` kept, or `kv == q` (if the block is on the diagonal)?"""
+class _Covered(NamedTuple):
+    """Of blocks, bool [n] each: as the fields of a `Relation`; the triangle holds on the diagonal only."""
+
+    rows: Array
+    columns: Array
+    triangle: Array
+
+
+def _covered(block_map: BlockMap, q: Array, kv: Array) -> _Covered:
+    """Of blocks given by ranges [n, 2]: does each row have a pair, each column, and are all with `kv < q` kept?
+
+    A pair with `kv == q` is related in any case. What a ragged block lacks is asked for nothing.
+    """
     side = block_map.block_q
-    later = ~np.tri(side, k=-1, dtype=bool)
-    out = np.empty((3, len(q)), bool)
+    not_before = ~np.tri(side, k=-1, dtype=bool)
+    covered = _Covered(*np.empty((3, len(q)), bool))
     step = max(1, CHUNK // (side * side))
     for start in range(0, len(q), step):
-        some = slice(start, start + step)
-        kept = block_map.pairs(0, q[some], kv[some])
-        no_q, no_kv = (np.arange(side) >= at[some, 1:] - at[some, :1] for at in (q, kv))
-        out[0, some] = (kept.any(2) | no_q).all(1)
-        out[1, some] = (kept.any(1) | no_kv).all(1)
-        out[2, some] = (kept | later | no_q[:, :, None]).all((1, 2))
-    return out
+        chunk = slice(start, start + step)
+        kept = block_map.pairs(0, q[chunk], kv[chunk])
+        no_q, no_kv = (np.arange(side) >= ends[chunk, 1:] - ends[chunk, :1] for ends in (q, kv))
+        covered.rows[chunk] = (kept.any(2) | no_q).all(1)
+        covered.columns[chunk] = (kept.any(1) | no_kv).all(1)
+        covered.triangle[chunk] = (kept | not_before | no_q[:, :, None]).all((1, 2))
+    return covered
 
 
 def pack(matrix: Array) -> Array:
@@ -168,8 +187,8 @@ def _before(blocks: int, offset: int) -> Array:
 
 
 def _diagonal(packed: Array) -> Array:
-    at = np.arange(len(packed))
-    return (packed.view(np.uint8)[at, at // 8] >> (7 - at % 8) & 1).astype(bool)
+    block = np.arange(len(packed))
+    return (packed.view(np.uint8)[block, block // 8] >> (7 - block % 8) & 1).astype(bool)
 
 
 def _runs(matrix: Array) -> Runs:
@@ -185,9 +204,10 @@ def _runs(matrix: Array) -> Runs:
 def _product(left: Runs, right: Array) -> Array:
     """The boolean product: each row of `left` joins the rows of `right` at its set bits.
 
-    Rows `i` to `i + 2**k` of `right` are joined beforehand, for each k, so that a run of any length costs two rows.
+    Rows `i` to `i + 2**k` of `right` are joined beforehand, for each k, so that a run of any length costs two rows: of
+    the largest power in it, from its start and up to its stop. Where the two overlap, joining twice changes nothing.
     """
-    out = np.zeros_like(right)
+    product = np.zeros_like(right)
     level = np.frexp(left.stop - left.start)[1] - 1
     joined = [right]
     for k in range(int(level.max(initial=0))):
@@ -198,10 +218,10 @@ def _product(left: Runs, right: Array) -> Array:
         end = max(done + 1, int(np.searchsorted(left.first, left.first[done] + most, "right")) - 1)
         span = slice(left.first[done], left.first[end])
         start, stop, of_level = left.start[span], left.stop[span], level[span]
-        part = np.empty((len(start), right.shape[1]), np.uint64)
+        by_run = np.empty((len(start), right.shape[1]), np.uint64)
         for k in np.unique(of_level):
-            at = np.flatnonzero(of_level == k)
-            part[at] = joined[k][start[at]] | joined[k][stop[at] - (1 << k)]
-        out[left.rows[done:end]] = np.bitwise_or.reduceat(part, left.first[done:end] - span.start, axis=0)
+            runs = np.flatnonzero(of_level == k)
+            by_run[runs] = joined[k][start[runs]] | joined[k][stop[runs] - (1 << k)]
+        product[left.rows[done:end]] = np.bitwise_or.reduceat(by_run, left.first[done:end] - span.start, axis=0)
         done = end
-    return out
+    return product

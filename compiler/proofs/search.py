@@ -7,6 +7,7 @@ one classification.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,43 +27,52 @@ PAIRS = 1 << 22
 Tensors = Mapping[str, Array]
 
 
-def first_pair(expr: Expr, q_len: int, kv_len: int, tables: TensorRanges, trail: Trail) -> tuple[int, int] | None:
+class Part(NamedTuple):
+    """Some rows of a mask: the query that they start at, their grid, and the mask with queries counted from there."""
+
+    start: int
+    grid: Grid
+    expr: Expr
+
+
+def first_pair(expr: Expr, q_len: int, kv_len: int, ranges: TensorRanges, trail: Trail) -> tuple[int, int] | None:
     """The first (q, kv) in reading order at which `expr` is true, or None."""
     expr = reduced(expr)
     if isinstance(expr, Const) and not expr.value:
         return None
     for start, grid, part in _parts(expr, 0, q_len, kv_len):
-        runs = classify(part, grid, tables, trail)
+        runs = classify(part, grid, ranges, trail)
         rows = np.flatnonzero(np.diff(runs.first))
         if len(rows):
-            q, kv = _first_in_row(part, grid, tables.tensors, runs, int(rows[0]))
+            # Blocks that are not empty keep a pair, so the first row of blocks that has one holds the first pair.
+            q, kv = _first_in_row(part, grid, ranges.tensors, runs, int(rows[0]))
             return start + q, kv
     return None
 
 
-def first_difference(expr: Expr, q_len: int, kv_len: int, tables: TensorRanges, trail: Trail) -> tuple[int, int] | None:
+def first_difference(expr: Expr, q_len: int, kv_len: int, ranges: TensorRanges, trail: Trail) -> tuple[int, int] | None:
     """`first_pair` of `a ^ b`: of `a & ~b` and of `b & ~a`, where their parts say that these are simpler."""
     if isinstance(expr, Apply) and expr.op == "xor":
         a, b = expr.args
-        sides = [simplify(apply("and", x, apply("not", y))) for x, y in ((a, b), (b, a))]
+        sides = [simplify(apply("and", kept, apply("not", dropped))) for kept, dropped in ((a, b), (b, a))]
         if any(_size(reduced(side)) < _size(side) for side in sides):
-            found = [first_pair(side, q_len, kv_len, tables, trail) for side in sides]
-            return min((pair for pair in found if pair is not None), default=None)
-    return first_pair(expr, q_len, kv_len, tables, trail)
+            firsts = [first_pair(side, q_len, kv_len, ranges, trail) for side in sides]
+            return min((pair for pair in firsts if pair is not None), default=None)
+    return first_pair(expr, q_len, kv_len, ranges, trail)
 
 
 def _size(expr: Expr) -> int:
     return sum(1 for _ in walk(expr))
 
 
-def _parts(expr: Expr, start: int, q_len: int, kv_len: int) -> Iterator[tuple[int, Grid, Expr]]:
-    """Rows from `start` on, more and more at once: the first one, their grid, and `expr` counted from there."""
+def _parts(expr: Expr, start: int, q_len: int, kv_len: int) -> Iterator[Part]:
+    """Rows from `start` on, more and more at once."""
     check_blocks(max(q_len, kv_len) // BLOCK, "give a shorter length")
     rows = BLOCK
     while start < q_len:
         stop = min(q_len, start + rows)
         moved = substitute(expr, {"q": apply("add", var("q"), const(start))}) if start else expr
-        yield start, Grid(stop - start, kv_len, BLOCK, BLOCK), simplify(moved)
+        yield Part(start, Grid(stop - start, kv_len, BLOCK, BLOCK), simplify(moved))
         start, rows = stop, 8 * rows
 
 
@@ -78,10 +88,10 @@ def _first_in_row(expr: Expr, grid: Grid, tensors: Tensors, runs: Runs, row: int
         while start < stop and len(q):
             kv = np.arange(start * BLOCK, min(min(stop, start + step) * BLOCK, grid.kv_len))
             kept = _evaluate(expr, q[:, None], kv[None, :], tensors)
-            hits = np.flatnonzero(kept.any(1))
-            if len(hits):
-                best = min(best, (int(q[hits[0]]), int(kv[kept[hits[0]].argmax()])))
-                q = q[: hits[0]]  # blocks further right come first only with an earlier query
+            keeping = np.flatnonzero(kept.any(1))
+            if len(keeping):
+                best = min(best, (int(q[keeping[0]]), int(kv[kept[keeping[0]].argmax()])))
+                q = q[: keeping[0]]  # blocks further right come first only with an earlier query
             start, step = start + step, min(2 * step, PAIRS // BLOCK**2)
         if not len(q):
             break
@@ -92,21 +102,21 @@ def _evaluate(expr: Expr, q: Array, kv: Array, tensors: Tensors) -> Array:
     return np.broadcast_to(evaluate_at(expr, {"q": q, "kv": kv}, tensors), np.broadcast_shapes(q.shape, kv.shape))
 
 
-def first_lonely(expr: Expr, q_len: int, kv_len: int, tables: TensorRanges, trail: Trail) -> int | None:
+def first_lonely(expr: Expr, q_len: int, kv_len: int, ranges: TensorRanges, trail: Trail) -> int | None:
     """The first query that keeps no key, or None.
 
     Likely keys come first: its own, its neighbours', the first, the last. Blocks are asked about the queries left.
     """
     queries = np.arange(q_len)
     for key in (queries, queries - 1, queries + 1, 0 * queries, 0 * queries + kv_len - 1):
-        at = np.clip(key[queries], 0, kv_len - 1)
-        queries = queries[~_evaluate(expr, queries, at, tables.tensors)]
+        kv_idx = np.clip(key[queries], 0, kv_len - 1)
+        queries = queries[~_evaluate(expr, queries, kv_idx, ranges.tensors)]
     if not len(queries):
         return None
     for start, grid, part in _parts(expr, int(queries[0]) // BLOCK * BLOCK, q_len, kv_len):
-        mine = queries[(queries >= start) & (queries < start + grid.q_len)] - start
-        if len(mine):
-            lonely = _lonely_in(part, grid, tables.tensors, classify(part, grid, tables, trail), mine)
+        inside = queries[(queries >= start) & (queries < start + grid.q_len)] - start
+        if len(inside):
+            lonely = _lonely_in(part, grid, ranges.tensors, classify(part, grid, ranges, trail), inside)
             if lonely is not None:
                 return start + lonely
     return None
@@ -118,21 +128,22 @@ def _lonely_in(expr: Expr, grid: Grid, tensors: Tensors, runs: Runs, queries: Ar
     served = np.zeros(grid.q_blocks, bool)
     served[row[runs.kind == BlockKind.FULL]] = True
     queries = queries[~served[queries // BLOCK]]
+    # A query in a row of blocks that are all empty has no key; only earlier ones may come before it.
     without = np.flatnonzero(np.diff(runs.first)[queries // BLOCK] == 0)
-    end = int(queries[without[0]]) if len(without) else None
+    first_without = int(queries[without[0]]) if len(without) else None
     queries = queries[: without[0]] if len(without) else queries
-    for run, block in ((runs.first[:-1], runs.start), (runs.first[1:] - 1, runs.stop - 1)):
+    for run_of_row, block_of_run in ((runs.first[:-1], runs.start), (runs.first[1:] - 1, runs.stop - 1)):
         for place in (None, 0, BLOCK - 1):  # in its first and last block: the diagonal, the first key, the last key
-            corner = block[run[queries // BLOCK]].astype(np.int64) * BLOCK
-            at = corner + (queries % BLOCK if place is None else place)
-            queries = queries[~_evaluate(expr, queries, np.minimum(at, grid.kv_len - 1), tensors)]
-    for number in np.unique(queries // BLOCK):
-        left = queries[queries // BLOCK == number]
-        for each in range(int(runs.first[number]), int(runs.first[number + 1])):
-            left = _unserved(expr, grid, tensors, left, int(runs.start[each]), int(runs.stop[each]))
+            corner = block_of_run[run_of_row[queries // BLOCK]].astype(np.int64) * BLOCK
+            kv_idx = corner + (queries % BLOCK if place is None else place)
+            queries = queries[~_evaluate(expr, queries, np.minimum(kv_idx, grid.kv_len - 1), tensors)]
+    for q_block in np.unique(queries // BLOCK):
+        left = queries[queries // BLOCK == q_block]
+        for run in range(int(runs.first[q_block]), int(runs.first[q_block + 1])):
+            left = _unserved(expr, grid, tensors, left, int(runs.start[run]), int(runs.stop[run]))
         if len(left):
             return int(left[0])
-    return end
+    return first_without
 
 
 def _unserved(expr: Expr, grid: Grid, tensors: Tensors, queries: Array, start: int, stop: int) -> Array:

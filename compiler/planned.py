@@ -72,7 +72,7 @@ class PlannedAttention:
         return f"compile({self.spec.label}, order={self.order}{''.join(f', {text}' for text in chosen)})"
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> Any:
-        """As `CompiledAttention`, for q, k, v in logical order and without pages (FS033). FS020 to FS042."""
+        """As `CompiledAttention`, for q, k, v in logical order and without pages (FS033)."""
         call = self._call
         if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:  # which is slow to import
             call = torch.compiler.disable(call)  # inside a compiled model it is a graph break

@@ -25,9 +25,14 @@ def reference_attention(
 ) -> Any:
     """Attention as the spec defines it: float64 [batch, heads, q_len, v_head_dim], with gradients.
 
-    spec: a Mask, an Attention or a mask_mod. q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len,
-    head_dim], kv_heads dividing heads. return_lse: also the log-sum-exp in nats, [batch, heads, q_len]. A query that
-    keeps nothing has output 0 and lse -inf. inputs: run-time values by name. Raises FS020 to FS035, FS040, FS042.
+    spec: a Mask, an Attention or a mask_mod.
+    q: [batch, heads, q_len, head_dim].
+    k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads.
+    return_lse: also the log-sum-exp in nats, [batch, heads, q_len]. A query that keeps nothing has output 0, lse -inf.
+    inputs: run-time values by name.
+
+    Raises FS020, FS021, FS022, FS023, FS025 (values), FS024, FS034, FS035 (arithmetic), FS031, FS032 (sizes), FS040 (q,
+    k, v), FS042 (an lse that a weight does not have).
 
     >>> import flexspec as fs, torch
     >>> q = k = v = torch.eye(3)[None, None]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flexspec as fs
 
+from ..blocks.block_map import BlockMap
 from ..draw import frames, frames_text, orders, terminal
-from ..draw.scale import index_of
+from ..draw.scale import Region, index_of
 from .values import terminal_width
-
-if TYPE_CHECKING:
-    from ..blocks.block_map import BlockMap
-    from ..draw.scale import Region
 
 Drawn = tuple[dict[str, Any], Callable[[], str]]
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..blocks.block_map import BlockMap
+from ..proofs.diff import Diff
 from . import picture, terminal
 from .scale import Cells, Region, Shade, block_cells, check_region, index_of, pair_cells, whole
-
-if TYPE_CHECKING:
-    from ..blocks.block_map import BlockMap
-    from ..proofs.diff import Diff
 
 
 class Side(IntEnum):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..blocks.block_map import BlockMap
+from ..fitting.fit import Fit, Fits
 from .picture import COLORS, writable, write
 from .scale import Shade, block_cells, ticks
-
-if TYPE_CHECKING:
-    from ..blocks.block_map import BlockMap
-    from ..fitting.fit import Fit, Fits
 
 PANEL, GAP, TOP = 2.2, 0.55, 0.5  # inches
 CURVE, LEGEND = 3.4, 2.0

@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kept_keys import KeptKeys
 from . import picture
 from .scale import EMPTY, FULL, PARTIAL, Levels, coarse, ticks
-
-if TYPE_CHECKING:
-    from ..kept_keys import KeptKeys
 
 COLORS = {EMPTY: "#E9ECEF", PARTIAL: "#7FA3C4", FULL: "#0B4272"}
 OWN = "#E69F00"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
+from ..kept_keys import KeptKeys
 from .frames import Frame, cells_of, facts_of, groups_of
 from .scale import EMPTY, FULL, PARTIAL
 from .terminal import LEAST_WIDTH, shortened, wants_color
-
-if TYPE_CHECKING:
-    from ..kept_keys import KeptKeys
 
 CHARACTERS = {EMPTY: "·", PARTIAL: "▒", FULL: "█"}
 IN_ROW = 3  # frames beside each other, at the least, where there are as many

@@ -5,16 +5,14 @@ from __future__ import annotations
 import textwrap
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flexspec.errors import FlexSpecError, choices
 
+from ..blocks.block_map import BlockMap
 from .scale import Cells, Region, Shade, block_cells, heads_text, pair_cells, ticks, whole
-
-if TYPE_CHECKING:
-    from ..blocks.block_map import BlockMap
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

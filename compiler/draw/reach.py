@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..proofs.reach import Reach
 from .picture import MOST_CELLS, SIDE, writable, write
 from .scale import ticks
-
-if TYPE_CHECKING:
-    from ..proofs.reach import Reach
 
 WIDTH, HEIGHT = 2 * SIDE + 2.6, SIDE + 1.15  # inches
 LINE, BAND = "#0B4272", "#E69F00"

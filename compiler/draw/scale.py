@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flexspec.errors import FlexSpecError
 
-if TYPE_CHECKING:
-    from ..blocks.block_map import BlockMap
-    from ..blocks.runs import Runs
+from ..blocks.block_map import BlockMap
+from ..blocks.runs import Runs
 
 Levels = NDArray[np.uint8]
 Region = tuple[int, int, int, int]

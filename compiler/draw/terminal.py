@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..blocks.block_map import BlockMap
 from .scale import Cells, Levels, Shade, block_cells, coarse, heads_text, pair_cells, whole
-
-if TYPE_CHECKING:
-    from ..blocks.block_map import BlockMap
 
 CHARACTERS = {Shade.BLANK: " ", Shade.DROPPED: "·", Shade.MIXED: "░", Shade.KEPT: "▓", Shade.SOLID: "█"}
 INKS = {

@@ -103,7 +103,7 @@ class Attending:
         """
         compiling = torch.compiler.is_compiling()
         if compiling and self._number is not None and self._fits_operator(page_table, kv_len, values):
-            out, lse = operator.attend(self._number, self.held, q, k, v, inputs, values)
+            out, lse = operator.operate(self._number, self.held, q, k, v, inputs, values)
             return (out, lse) if return_lse else out
         call = self._apart if compiling or "torch._dynamo" in sys.modules else self._called  # which is slow to import
         return call(q, k, v, return_lse, inputs, values, page_table, kv_len)

@@ -54,7 +54,7 @@ def fits(values: Mapping[str, Any]) -> bool:
     return all(isinstance(x, (Tensor, int, float)) and not isinstance(x, bool) for x in values.values())
 
 
-def attend(number: int, held: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, inputs: str, values: Any) -> Any:
+def operate(number: int, held: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, inputs: str, values: Any) -> Any:
     """Output and lse. held: the float tensors of the scores by name, for their gradients."""
     kinds = [[name for name, x in values.items() if isinstance(x, kind)] for kind in (Tensor, int, float)]
     names = ",".join([*held, *itertools.chain(*kinds)])

@@ -29,7 +29,7 @@ from .files import write_document
 from .inputs import Bound, Sizes, bind, check_tensor, number_for
 from .order import flatten
 from .predicate import NAMES, Parameter, Predicate
-from .trace import run
+from .trace import trace
 from .traced import Traced
 from .user_line import user_caret
 
@@ -218,7 +218,7 @@ class Formula:
             else:
                 value = item.default
             arguments[name] = value
-        expr, tensors = run(predicate.fn, arguments, positional=False, axes=canvas.names if canvas else ())
+        expr, tensors = trace(predicate.fn, arguments, positional=False, axes=canvas.names if canvas else ())
         left |= {name: Parameter() for name in params_of(expr).keys() - left.keys()}
         shown = ", ".join(f"{name}={_show(value)}" for name, value in predicate.bound.items())
         label = f"{predicate.name}({shown})"

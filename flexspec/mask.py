@@ -20,7 +20,7 @@ from .ops import Type
 from .predicate import Parameter, Predicate, read_signature
 from .questions import Questions
 from .session import Session
-from .trace import run
+from .trace import trace
 from .traced import Traced
 from .user_line import function_place, user_caret
 
@@ -211,7 +211,7 @@ def from_mask_mod(fn: Callable[..., Any]) -> Mask:
     if isinstance(fn, Mask):
         return fn
     _four_positions(fn, POSITIONS, "mask_mod(b, h, q_idx, kv_idx)")
-    expr, tensors = run(fn, {name: var(name) for name in POSITIONS}, positional=True)
+    expr, tensors = trace(fn, {name: var(name) for name in POSITIONS}, positional=True)
     if expr.type is Type.INT and isinstance(expr, type(const(1))):
         expr = const(bool(expr.value))
     parameters = {name: Parameter() for name in params_of(expr)}

@@ -14,7 +14,7 @@ from .formula import Formula
 from .mask import _four_positions, refuse_other_kinds
 from .ops import Type
 from .predicate import Parameter, Predicate, read_signature
-from .trace import run
+from .trace import trace
 from .user_line import function_place, user_caret
 
 
@@ -98,6 +98,6 @@ def from_score_mod(fn: Callable[..., Any]) -> ScoreMod:
         return fn
     names = ("score", *POSITIONS)
     _four_positions(fn, names, "score_mod(score, b, h, q_idx, kv_idx)")
-    expr, tensors = run(fn, {name: var(name) for name in names}, positional=True)
+    expr, tensors = trace(fn, {name: var(name) for name in names}, positional=True)
     parameters = {name: Parameter() for name in params_of(expr)}
     return ScoreMod(ScoreMod.check_result(expr, fn), Predicate(fn, names, {}).name, tensors, parameters)

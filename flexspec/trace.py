@@ -26,7 +26,7 @@ class _Tracing(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def run(
+def trace(
     fn: Callable[..., Any], arguments: Mapping[str, Any], *, positional: bool, axes: tuple[str, ...] = ()
 ) -> tuple[Expr, dict[str, torch.Tensor]]:
     """Trace `fn` on `arguments` (by name, or by position in their order).

@@ -27,14 +27,14 @@ def run(call: Call) -> Result:
 
 
 def _softmax(call: Call, sink: Tensor | None = None) -> Result:
-    from .autograd import attend
+    from .autograd import differentiable
     from .decoding import decodes, run_decode
     from .launch import launch_of
 
     if decodes(call):
         out, lse = run_decode(launch_of(call, sink), call.q, call.k, call.v, call.page_table)
     else:
-        out, lse = attend(call.unpaged(), sink)
+        out, lse = differentiable(call.unpaged(), sink)
     return out, lse if call.return_lse else None
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,7 +26,7 @@ LEAST = 32
 """Queries of a tile where sums are taken over the channels only."""
 
 
-def attend(call: Call, sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def differentiable(call: Call, sink: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Output [batch, heads, q_len, v_head_dim] in q's dtype and lse float32 [batch, heads, q_len], with gradients for
     q, k, v and the float tensors that the scores read.
     """
@@ -82,14 +83,30 @@ def run_backward(
     gradients = Gradients(None, None)
     if launch.scored is not None:
         gradients = gradient_functions(launch.scored, tuple(read), launch.wide, launch.label)
-    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    sums = [torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
+    dq, dk, dv = (torch.empty_like(tensor) for tensor in (q, k, v))
+    sums = tuple(torch.empty(tensor.shape, dtype=torch.float32, device=q.device) for tensor in read.values())
     stats = _stats(launch, out, lse, dout, dlse)
-    values, (by_q, score, _) = (launch.mask_values, launch.score_values), launch.functions
-    by_kv = functions(launch.mask, None, launch.wide, launch.label, side="q").mask
-    _launch(backward_q, "q", launch, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, *gradients))
-    _launch(backward_kv, "kv", launch, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, gradients.dscore))
-    return [dq, dk, dv, *(total.to(x) for total, x in zip(sums, read.values(), strict=True))]
+    of_q, score = launch.functions.mask, launch.functions.score
+    of_kv = functions(launch.mask, None, launch.wide, launch.label, side="q").mask
+    _launch(launch, Pass(backward_q, "q", (q, k, v, dout, dq), stats, (of_q, score, *gradients), (sums,)))
+    _launch(launch, Pass(backward_kv, "kv", (q, k, v, dout, dk, dv), stats, (of_kv, score, gradients.dscore)))
+    return [dq, dk, dv, *(total.to(tensor) for total, tensor in zip(sums, read.values(), strict=True))]
+
+
+class Pass(NamedTuple):
+    """One backward kernel and what it is given beside the launch.
+
+    side: "q" or "kv", whose tiles it walks. tensors: q, k, v, do, and the gradients that it writes. stats: shift and
+    delta. functions: of the mask along its side, of the score, and of its derivatives. sums: the float32 tensors that
+    take the gradients of what the scores read, as one argument, where the kernel has it.
+    """
+
+    kernel: Any
+    side: str
+    tensors: tuple[Tensor, ...]
+    stats: tuple[Tensor, Tensor]
+    functions: tuple[Any, ...]
+    sums: tuple[tuple[Tensor, ...], ...] = ()
 
 
 def _stats(launch: Launch, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -115,40 +132,32 @@ def _stats(launch: Launch, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor 
     return shift, delta
 
 
-def _launch(kernel: Any, side: str, launch: Launch, tensors: Any, stats: Any, values: Any, functions: Any) -> None:
+def _launch(launch: Launch, own: Pass) -> None:
     """One program for each tile of a side, in each (batch, head) of that side's tensor."""
-    start = partial(_start, kernel, side, launch, tensors, stats, values, functions)
-    launched(start, kernel, launch, tensors[0], tensors[2], functions)
+    launched(partial(_start, launch, own), own.kernel, launch, own.tensors[0], own.tensors[2], own.functions)
 
 
-def _start(
-    kernel: Any,
-    side: str,
-    launch: Launch,
-    tensors: tuple[Tensor, ...],
-    stats: tuple[Tensor, ...],
-    values: tuple[Any, ...],
-    functions: tuple[Any, ...],
-    chosen: Config,
-) -> None:
-    q, _, v = tensors[:3]
-    grid, at = launch.block_map.grid, ("q", "kv").index(side)
+def _start(launch: Launch, own: Pass, chosen: Config) -> None:
+    q, _, v = own.tensors[:3]
+    grid, axis = launch.block_map.grid, ("q", "kv").index(own.side)
     block, tile = (grid.block_q, grid.block_kv), (chosen.block_m, chosen.block_n)
-    rows = rows_of(launch.block_map, side, block[at] // tile[at])
-    for total in values[2] if len(values) > 2 else ():
+    rows = rows_of(launch.block_map, own.side, block[axis] // tile[axis])
+    for total in itertools.chain(*own.sums):
         total.zero_()  # a kernel that is timed adds to it more than once
     launch.start(
-        kernel,
-        (len(rows.schedule), math.prod(tensors[at].shape[:2])),
+        own.kernel,
+        (len(rows.schedule), math.prod(own.tensors[axis].shape[:2])),
         chosen,
-        *map(described, tensors),
-        *stats,
+        *map(described, own.tensors),
+        *own.stats,
         located(rows),
         (rows.full, rows.partial),
-        launch.sizes(side),
+        launch.sizes(own.side),
         launch.scale,
-        *values,
-        *functions,
+        launch.mask_values,
+        launch.score_values,
+        *own.sums,
+        *own.functions,
         BLOCK=block,
         TILE=tile,
         SIZE=(q.shape[3], v.shape[3]),

@@ -168,3 +168,13 @@ def test_a_value_that_no_call_can_give_is_refused_before(name):
     with pytest.raises(fs.FlexSpecError, match="an argument of the call") as caught:
         fs.compile(near)
     assert caught.value.code == "FS021" and "bind it before" in caught.value.fix
+
+
+def test_scores_whose_integers_pass_32_bits_are_computed_in_64():
+    """On CUDA a kernel's positions have 32 bits: what is printed for it says when they must not."""
+    far = fs.score(lambda score, q, kv: score + ((q * 100_003 * kv) % 7) * 0.1)
+    cuda = torch.device("cuda")
+    for score, wide in ((far, True), (fs.score(lambda score, q, kv: score + (q - kv)), False)):
+        call = fs.compile(fs.Attention(fs.causal(), [score]), backend="flex").call_of(*qkv(500), False, "logical", {})
+        assert flex._wide(call.lowered, call.score, cuda) is wide
+        assert flex._wide(call.lowered, call.lowered.mask, cuda) is False

@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention import flex_attention as torch_flex
 
 from flexspec.errors import FlexSpecWarning
-from flexspec.expr import Expr, inputs_of, var
+from flexspec.expr import Expr, const, inputs_of, substitute, var
 from flexspec.user_line import user_level
 
 from ..blocks.block_map import BlockMap
@@ -121,9 +121,9 @@ def _kernel(
     layout: tuple[bool, ...],
     fixed: tuple[tuple[int, ...], ...],
 ) -> Kernel:
-    block_map, wide = lowered.block_map, lowered.derive(_wide, device)
-    mask_text = source_of(lowered.mask, kind="mask_mod", wide=wide)
-    score_text = source_of(score, kind="score_mod", wide=wide)
+    block_map = lowered.block_map
+    mask_text = source_of(lowered.mask, kind="mask_mod", wide=lowered.derive(_wide, lowered.mask, device))
+    score_text = source_of(score, kind="score_mod", wide=lowered.derive(_wide, score, device))
     facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and device.type != "cpu" else {}
     lists = (block_map.batch > 1, block_map.heads > 1)
     blocks = (block_map.grid.q_blocks == 1, block_map.grid.kv_blocks == 1)
@@ -136,9 +136,9 @@ def _kernel(
 
 def _block_mask(lowered: Lowered, device: torch.device, one_query: bool) -> Any:
     """torch's BlockMask of the map, with the mask printed over its own values."""
-    options = {"wide": lowered.derive(_wide, device), "last_query": one_query}
-    values = lowered.derive(_mask_values)
-    mask_mod = function_of(lowered.mask, values, kind="mask_mod", device=device, **options)
+    wide = lowered.derive(_wide, lowered.mask, device)
+    options = {"kind": "mask_mod", "device": device, "wide": wide, "last_query": one_query}
+    mask_mod = function_of(lowered.mask, lowered.derive(_mask_values), **options)
     block_mask = to_flex(lowered.block_map, mask_mod, compact=_dense_bytes(lowered) > DENSE_BYTES)
     if one_query:
         block_mask.seq_lengths = (ONE_QUERY_ROWS, block_mask.seq_lengths[1])
@@ -153,16 +153,20 @@ def _score_mod(call: Call, device: torch.device, one_query: bool) -> tuple[Any, 
     if not call.bound.tensors.keys() & score.names:
         return lowered.derive(_own_score_mod, score, device, one_query), ()
     tensors = _unexpanded(call.bound.tensors)
-    values = {**lowered.values, **tensors}
-    options = {"wide": lowered.derive(_wide, device), "last_query": one_query}
-    score_mod = function_of(score, values, kind="score_mod", device=device, **options)
-    return score_mod, _fixed(score, tensors)
+    return _printed_score(lowered, score, device, one_query, tensors), _fixed(score, tensors)
 
 
 def _own_score_mod(lowered: Lowered, score: Expr, device: torch.device, one_query: bool) -> Any:
     """The score_mod of scores that read no tensor."""
-    options = {"wide": lowered.derive(_wide, device), "last_query": one_query}
-    return function_of(score, lowered.values, kind="score_mod", device=device, **options)
+    return _printed_score(lowered, score, device, one_query, {})
+
+
+def _printed_score(
+    lowered: Lowered, score: Expr, device: torch.device, one_query: bool, tensors: Mapping[str, torch.Tensor]
+) -> Any:
+    wide = lowered.derive(_wide, score, device)
+    options = {"kind": "score_mod", "device": device, "wide": wide, "last_query": one_query}
+    return function_of(score, {**lowered.values, **tensors}, **options)
 
 
 def _mask_values(lowered: Lowered) -> dict[str, Any]:
@@ -177,12 +181,14 @@ def _unexpanded(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _wide(lowered: Lowered, device: torch.device) -> bool:
+def _wide(lowered: Lowered, expr: Expr, device: torch.device) -> bool:
     """Are positions computed in 64 bits? On CUDA a kernel's own have 32. On the device no value is read, and the ranges
     of integers are not known.
     """
-    exact = isinstance(lowered.block_map, BlockMap)
-    return device.type != "cpu" and not (exact and not needs_64_bits(lowered.mask, lowered.values, lowered.grid))
+    if device.type == "cpu":
+        return False
+    integers = substitute(expr, {"score": const(0.0)})
+    return not isinstance(lowered.block_map, BlockMap) or needs_64_bits(integers, lowered.values, lowered.grid)
 
 
 def _dense_bytes(lowered: Lowered) -> int:

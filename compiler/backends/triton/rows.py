@@ -1,4 +1,6 @@
-"""A block map as the kernels read it: runs of full and of partial blocks of each row or column, on the device."""
+"""A block map as the kernels read it: the full and the partial blocks of each row or column, on the device, as runs or
+as lists.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,18 @@ from ...blocks.block_map import BlockMap
 from ...blocks.flex_lists import KindRuns, by_kind, transposed
 from ...evaluation.points import Array
 
-Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Arrays = tuple[torch.Tensor, ...]
+KEYS_PER_FILL = 6 * 128
+"""Each run fills a pipeline of loads anew, which a list does once for a row: PLACEHOLDER"""
 
 
 class Rows(NamedTuple):
-    """Runs by rows of blocks of one side.
+    """Blocks by rows of one side.
 
     index: int32 [batch | 1, heads | 1], which map a (batch, head) has; the rows of map `i` start at `i * blocks`.
-    full, partial: int32 `first` [maps * blocks + 1], `start` and `stop` [runs + 1] of the other side's blocks. A
-    ragged last block is partial, so that full blocks need no check of the length. schedule: int32 [tiles], tiles in the
-    order in which they start, those with most blocks first.
+    full, partial: int32 `first` [maps * blocks + 1], and of the other side's blocks `start` and `stop` [runs + 1], or
+    as lists `column` [blocks + 1]. A ragged last block is partial, so that full blocks need no check of the length.
+    schedule: int32 [tiles], tiles in the order in which they start, those with most blocks first.
     """
 
     index: torch.Tensor
@@ -34,12 +38,28 @@ class Rows(NamedTuple):
         return (heads if batch > 1 else 0, 1 if heads > 1 else 0)
 
 
-def rows_of(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
-    """The runs along kv of each row of queries ("q"), or along q of each column of keys ("kv"); kept."""
-    return block_map.derive(_rows, side, tiles_per_block)
+def rows_of(block_map: BlockMap, side: str, tiles_per_block: int, lists: bool = False) -> Rows:
+    """The blocks along kv of each row of queries ("q"), or along q of each column of keys ("kv"); kept."""
+    return block_map.derive(_rows, side, tiles_per_block, lists)
 
 
-def _rows(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
+def takes_lists(block_map: BlockMap) -> bool:
+    """Is the forward kernel faster over lists of the blocks of each row of queries than over runs? Kept."""
+    return block_map.derive(_takes_lists)
+
+
+def _takes_lists(block_map: BlockMap) -> bool:
+    """By the exact counts of all (batch, head): keys, and fills that lists save, those of all runs of a row but one."""
+    heads = np.bincount(block_map.index.reshape(-1), minlength=len(block_map.maps))
+    blocks = saved = 0
+    for runs, times in zip(block_map.maps, heads.tolist(), strict=True):
+        for each in by_kind(runs, block_map.grid):
+            blocks += times * int((each.stop - each.start).sum(dtype=np.int64))
+            saved += times * int(np.count_nonzero(each.row[1:] == each.row[:-1]))
+    return blocks * block_map.block_kv < saved * KEYS_PER_FILL
+
+
+def _rows(block_map: BlockMap, side: str, tiles_per_block: int, lists: bool) -> Rows:
     grid = block_map.grid
     kinds = [by_kind(runs, grid) for runs in block_map.maps]
     blocks = grid.q_blocks
@@ -55,11 +75,10 @@ def _rows(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
         return torch.from_numpy(values.astype(np.int32)).to(block_map.device)
 
     def arrays(each: list[KindRuns]) -> Arrays:
-        counts = [np.bincount(runs.row, minlength=blocks) for runs in each]
-        first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-        ends = (np.concatenate([*(getattr(runs, end) for runs in each), [0]]) for end in ("start", "stop"))
-        start, stop = ends
-        return sent(first), sent(start), sent(stop)
+        rows, *parts = zip(*((runs.blocks() if lists else runs) for runs in each), strict=True)
+        counts = np.concatenate([np.bincount(row, minlength=blocks) for row in rows])
+        first = np.concatenate([[0], np.cumsum(counts)])
+        return sent(first), *(sent(np.concatenate([*part, [0]])) for part in parts)
 
     return Rows(sent(block_map.index), arrays(full), arrays(partial), sent(schedule))
 

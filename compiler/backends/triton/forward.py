@@ -1,7 +1,7 @@
 """The forward kernel: one tile of queries against the blocks of keys that its row keeps.
 
-Rows come as runs of blocks, where no index is loaded inside a run, or as lists of blocks, where one pipeline goes over
-all blocks of a row: each map has the one that is faster for it (`rows`). Full blocks need no mask. The mask and the
+Rows come as runs of blocks, where no index is loaded inside a run, or as lists of tiles, where one pipeline goes over
+all that a row keeps: each map has the one that is faster for it (`rows`). Full blocks need no mask. The mask and the
 score are functions generated from the spec and passed in: a score is one function, a mask `MaskFunctions`, any of them
 None. `first` and `end` bound the keys of a query (in `backward_kv` the queries of a key), `rest` is asked for each
 pair. Tensors are tuples (pointer, strides of batch, head, token, channel).
@@ -143,19 +143,17 @@ def over_runs(
 
 @triton.jit
 def over_list(
-    state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
-    PARTIAL: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
-    PRECISION: tl.constexpr,
+    state, numbers, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`over_tile` for the listed blocks of a row, in one loop over their tiles. blocks: (first, column). A column is
-    loaded one pass before the keys that it leads to, so that their loads do not wait for it.
+    """`over_tile` for the listed tiles of a row, in one loop. numbers: (first, number). One is loaded a pass before the
+    keys that it leads to, whose asynchronous loads would wait for it.
     """
-    PER_BLOCK: tl.constexpr = BLOCK_KV // BLOCK_N
-    first, last = tl.load(blocks[0] + row) * PER_BLOCK, tl.load(blocks[0] + row + 1) * PER_BLOCK
-    column = tl.load(blocks[1] + first // PER_BLOCK)
-    for at in range(first, last):
-        start = column * BLOCK_KV + at % PER_BLOCK * BLOCK_N
-        column = tl.load(blocks[1] + (at + 1) // PER_BLOCK)
+    first, last = tl.load(numbers[0] + row), tl.load(numbers[0] + row + 1)
+    number = tl.load(numbers[1] + first)
+    for entry in range(first, last):
+        start = number * BLOCK_N
+        number = tl.load(numbers[1] + entry + 1)
         state = over_tile(
             state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
             PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
@@ -173,7 +171,7 @@ def over_row(
     if len(blocks) == 2:
         state = over_list(
             state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
-            PARTIAL, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+            PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
     else:
         state = over_runs(

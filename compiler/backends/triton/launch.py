@@ -184,7 +184,8 @@ def _forward(
     from .forward import forward
 
     grid = launch.block_map.grid
-    rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m, takes_lists(launch.block_map))
+    listed = grid.block_kv // chosen.block_n if takes_lists(launch.block_map) else 0
+    rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m, listed)
     launch.start(
         forward,
         (len(rows.schedule), q.shape[0] * q.shape[1]),

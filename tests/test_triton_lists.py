@@ -45,7 +45,7 @@ def cases():
     ids, own = documents(16, 96, 33, 64, 7, 50)
     yield "documents", fs.causal() & fs.document(ids[None]), own[None], None, 32
     causal = torch.ones(160, 160, dtype=torch.bool).tril()
-    yield "striped", fs.causal(), causal[None], fs.striped(5), 32
+    yield "striped", fs.causal(), causal[None], fs.striped(5), 16
     tiles = torch.tensor([[near_tiles(q, kv) for kv in range(384)] for q in range(384)])
     sliding = fs.sliding_tile(IMAGE, {"h": 12, "w": 8}, {"h": 4, "w": 8})
     yield "sliding tile", sliding, tiles[None], fs.tiled(IMAGE, h=4, w=8), 32

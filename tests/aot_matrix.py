@@ -8,6 +8,7 @@ import re
 import sys
 
 import torch
+from flexspec.compiler.backends.triton import launch
 
 import flexspec as fs
 
@@ -39,12 +40,20 @@ def loops(ttgir: str) -> list[list[str]]:
 
 
 def main(target: str) -> None:
-    rows = []
+    rows, chosen = [], []
+    choose = launch.takes_lists
+    launch.takes_lists = lambda block_map: (chosen.append(choose(block_map)), chosen[-1])[1]
     for name, (pattern, order) in PATTERNS.items():
         for head_dim in HEAD_DIMS:
             report = fs.compile(pattern, order=order).aot(target, head_dim=head_dim)
             rows += [
-                {"pattern": name, "head_dim": head_dim, **each.facts(), "operations": loops(str(each.files["ttgir"]))}
+                {
+                    "pattern": name,
+                    "head_dim": head_dim,
+                    "lists": each.name == "forward" and chosen[-1],
+                    "operations": loops(str(each.files["ttgir"])),
+                    **each.facts(),
+                }
                 for each in report.kernels
             ]
     print(json.dumps(rows))

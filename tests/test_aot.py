@@ -137,12 +137,19 @@ def test_ptxas_warns_again_of_a_binary_that_was_kept(tmp_path):
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_loop_over_full_runs_has_no_mask_arithmetic(matrix, target, head_dim):
-    """One loop of each kernel is the same, operation for operation, whatever the mask; the other depends on it."""
+    """One loop of each kernel, over lists or runs, is the same, operation for operation, whatever the mask; the other
+    depends on it.
+    """
     rows = [row for row in matrix[target] if row["head_dim"] == head_dim]
     names = {row["name"] for row in rows}
     assert names == {"forward", "deltas", "backward_q", "backward_kv"}
-    for name in names - {"deltas"}:  # sums over channels, with no loop
-        first, *rest = ([tuple(loop) for loop in row["operations"]] for row in rows if row["name"] == name)
+    kinds = {(row["name"], row["lists"]) for row in rows if row["name"] != "deltas"}  # which has no loop
+    assert {lists for name, lists in kinds if name == "forward"} == {True, False}
+    for kind in kinds:
+        name = kind[0]
+        first, *rest = (
+            [tuple(loop) for loop in row["operations"]] for row in rows if (row["name"], row["lists"]) == kind
+        )
         common = set(first).intersection(*rest)
         assert common and all(set(loops) - common for loops in (first, *rest)), name
 

@@ -1,9 +1,10 @@
-"""The forward kernel: one tile of queries against the runs of key blocks that its row keeps.
+"""The forward kernel: one tile of queries against the blocks of keys that its row keeps.
 
-Rows come as runs, so no index is loaded inside one; full runs need no mask. The mask and the score are functions
-generated from the spec and passed in: a score is one function, a mask `MaskFunctions`, any of them None. `first` and
-`end` bound the keys of a query (in `backward_kv` the queries of a key), `rest` is asked for each pair. Tensors are
-tuples (pointer, strides of batch, head, token, channel).
+Rows come as runs of blocks, where no index is loaded inside a run, or as lists of tiles, where one pipeline goes over
+all that a row keeps: each map has the one that is faster for it (`rows`). Full blocks need no mask. The mask and the
+score are functions generated from the spec and passed in: a score is one function, a mask `MaskFunctions`, any of them
+None. `first` and `end` bound the keys of a query (in `backward_kv` the queries of a key), `rest` is asked for each
+pair. Tensors are tuples (pointer, strides of batch, head, token, channel).
 """
 
 import os
@@ -98,34 +99,86 @@ def attended(acc, total, most, s, factor, v, precision: tl.constexpr):
 
 
 @triton.jit
-def over_runs(
-    state, runs, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
-    PARTIAL: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
-    PRECISION: tl.constexpr,
+def over_tile(
+    state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the runs of a row; unless PARTIAL, every pair is kept and every position exists."""
+    """Attend to the keys from `start` on; unless PARTIAL, every pair is kept and every position exists."""
     acc, total, most = state
     b, h, q_idx, k_base, v_base = places
     n = tl.arange(0, BLOCK_N)
     d = tl.arange(0, tile.shape[1])
     e = tl.arange(0, acc.shape[1])
+    kv_idx = (start + n)[None, :]
+    in_k, in_v = (d < HEAD_DIM)[None, :], (e < V_DIM)[None, :]
+    if PARTIAL:
+        there = (start + n < kv_len)[:, None]
+        in_k, in_v = in_k & there, in_v & there
+    k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=in_k, other=0.0)
+    v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=in_v, other=0.0)
+    nothing = tl.zeros([tile.shape[0], BLOCK_N], tl.float32)
+    s = product(tile, tl.trans(k_tile), nothing, PRECISION)
+    s, factor = scored(s, scale, b, h, q_idx, kv_idx, score_values, score)
+    if PARTIAL:
+        keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
+        s = tl.where(keep, s, float("-inf"))
+    return attended(acc, total, most, s, factor, v_tile, PRECISION)
+
+
+@triton.jit
+def over_runs(
+    state, runs, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    PARTIAL: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`over_tile` for the runs of a row. runs: (first, start, stop)."""
     for run in range(tl.load(runs[0] + row), tl.load(runs[0] + row + 1)):
         for start in range(tl.load(runs[1] + run) * BLOCK_KV, tl.load(runs[2] + run) * BLOCK_KV, BLOCK_N):
-            kv_idx = (start + n)[None, :]
-            in_k, in_v = (d < HEAD_DIM)[None, :], (e < V_DIM)[None, :]
-            if PARTIAL:
-                there = (start + n < kv_len)[:, None]
-                in_k, in_v = in_k & there, in_v & there
-            k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=in_k, other=0.0)
-            v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=in_v, other=0.0)
-            nothing = tl.zeros([tile.shape[0], BLOCK_N], tl.float32)
-            s = product(tile, tl.trans(k_tile), nothing, PRECISION)
-            s, factor = scored(s, scale, b, h, q_idx, kv_idx, score_values, score)
-            if PARTIAL:
-                keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
-                s = tl.where(keep, s, float("-inf"))
-            acc, total, most = attended(acc, total, most, s, factor, v_tile, PRECISION)
-    return acc, total, most
+            state = over_tile(
+                state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+                PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+            )  # fmt: skip
+    return state
+
+
+@triton.jit
+def over_list(
+    state, numbers, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`over_tile` for the listed tiles of a row, in one loop. numbers: (first, number). One is loaded a pass before the
+    keys that it leads to, whose asynchronous loads would wait for it.
+    """
+    first, last = tl.load(numbers[0] + row), tl.load(numbers[0] + row + 1)
+    number = tl.load(numbers[1] + first)
+    for entry in range(first, last):
+        start = number * BLOCK_N
+        number = tl.load(numbers[1] + entry + 1)
+        state = over_tile(
+            state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+            PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        )  # fmt: skip
+    return state
+
+
+@triton.jit
+def over_row(
+    state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    PARTIAL: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`over_list` or `over_runs`, as the blocks of the row come."""
+    if len(blocks) == 2:
+        state = over_list(
+            state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+            PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        )  # fmt: skip
+    else:
+        state = over_runs(
+            state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+            PARTIAL, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
+        )  # fmt: skip
+    return state
 
 
 @triton.jit
@@ -135,8 +188,8 @@ def forward(
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule). full,
-    partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len, q_blocks). sink: float32
-    [heads], the score of one more column without a value, or None.
+    partial: the blocks of each row as `over_runs` or `over_list` takes them. sizes: (heads, group, q_len, kv_len,
+    q_blocks). sink: float32 [heads], the score of one more column without a value, or None.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
     tile = tl.load(rows[3] + tl.program_id(0))  # the rows with most work first
@@ -162,12 +215,12 @@ def forward(
 
     state = (acc, total, most)
     places = (b, h, q_idx, place(k, b, h // group), place(v, b, h // group))
-    state = over_runs(
+    state = over_row(
         state, full, row, q_tile, places, k, v, kv_len, scale, None, mask_values, score_values, mask, score,
         False, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
     ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
-    acc, total, most = over_runs(
+    acc, total, most = over_row(
         state, partial, row, q_tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
         True, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip

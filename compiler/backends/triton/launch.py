@@ -20,7 +20,7 @@ from ...simplify.spans import span_of
 from ..base import Call
 from .configs import Config, arch_of
 from .functions import Functions, functions, simple, values_of
-from .rows import Rows, rows_of
+from .rows import Rows, rows_of, takes_lists
 from .tuning import launched
 
 FAR_STRIDE = 2**31 // 256
@@ -184,7 +184,8 @@ def _forward(
     from .forward import forward
 
     grid = launch.block_map.grid
-    rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m)
+    listed = grid.block_kv // chosen.block_n if takes_lists(launch.block_map) else 0
+    rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m, listed)
     launch.start(
         forward,
         (len(rows.schedule), q.shape[0] * q.shape[1]),

@@ -1,4 +1,6 @@
-"""A block map as the kernels read it: runs of full and of partial blocks of each row or column, on the device."""
+"""A block map as the kernels read it: the full and the partial blocks of each row or column, on the device, as runs of
+blocks or as lists of tiles.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,21 @@ from ...blocks.block_map import BlockMap
 from ...blocks.flex_lists import KindRuns, by_kind, transposed
 from ...evaluation.points import Array
 
-Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Arrays = tuple[torch.Tensor, ...]
+KEYS_PER_FILL = 8 * 128
+"""A run fills the pipeline of loads anew: 850 to 1350 cycles, in which little is multiplied. A list costs its loop 2 to
+7 percent more instructions, 85 to 370 cycles for a block of 128 x 128. Between 3 and 13 blocks they are even."""
+MOST_LISTED_KEYS = 2**31
+"""Of all rows; their tiles are numbers of 32 bits, at most half a gigabyte for tiles of 16 keys."""
 
 
 class Rows(NamedTuple):
-    """Runs by rows of blocks of one side.
+    """Blocks by rows of one side.
 
     index: int32 [batch | 1, heads | 1], which map a (batch, head) has; the rows of map `i` start at `i * blocks`.
-    full, partial: int32 `first` [maps * blocks + 1], `start` and `stop` [runs + 1] of the other side's blocks. A
-    ragged last block is partial, so that full blocks need no check of the length. schedule: int32 [tiles], tiles in the
-    order in which they start, those with most blocks first.
+    full, partial: int32 `first` [maps * blocks + 1], then of the other side `start` and `stop` [runs + 1] of blocks, or
+    `number` [tiles + 1] of tiles. A ragged last block is partial, so that full blocks need no check of the length.
+    schedule: int32 [tiles], tiles in the order in which they start, those with most blocks first.
     """
 
     index: torch.Tensor
@@ -34,12 +41,32 @@ class Rows(NamedTuple):
         return (heads if batch > 1 else 0, 1 if heads > 1 else 0)
 
 
-def rows_of(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
-    """The runs along kv of each row of queries ("q"), or along q of each column of keys ("kv"); kept."""
-    return block_map.derive(_rows, side, tiles_per_block)
+def rows_of(block_map: BlockMap, side: str, tiles_per_block: int, listed: int = 0) -> Rows:
+    """The blocks along kv of each row of queries ("q"), or along q of each column of keys ("kv"); kept. As runs, or as
+    lists where `listed`, so many tiles a block of the other side.
+    """
+    return block_map.derive(_rows, side, tiles_per_block, listed)
 
 
-def _rows(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
+def takes_lists(block_map: BlockMap) -> bool:
+    """Is the forward kernel faster over lists than over runs? By the exact counts of all (batch, head); kept."""
+    return block_map.derive(_takes_lists)
+
+
+def _takes_lists(block_map: BlockMap) -> bool:
+    """A list saves the fills of all runs in a row and kind but the first."""
+    uses = np.bincount(block_map.index.reshape(-1), minlength=len(block_map.maps)).tolist()
+    listed = keys = fills = 0
+    for runs, times in zip(block_map.maps, uses, strict=True):
+        for each in by_kind(runs, block_map.grid):
+            size = int((each.stop - each.start).sum(dtype=np.int64)) * block_map.block_kv
+            listed += size
+            keys += times * size
+            fills += times * int(np.count_nonzero(each.row[1:] == each.row[:-1]))
+    return listed < MOST_LISTED_KEYS and keys < fills * KEYS_PER_FILL
+
+
+def _rows(block_map: BlockMap, side: str, tiles_per_block: int, listed: int) -> Rows:
     grid = block_map.grid
     kinds = [by_kind(runs, grid) for runs in block_map.maps]
     blocks = grid.q_blocks
@@ -55,13 +82,19 @@ def _rows(block_map: BlockMap, side: str, tiles_per_block: int) -> Rows:
         return torch.from_numpy(values.astype(np.int32)).to(block_map.device)
 
     def arrays(each: list[KindRuns]) -> Arrays:
-        counts = [np.bincount(runs.row, minlength=blocks) for runs in each]
-        first = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-        ends = (np.concatenate([*(getattr(runs, end) for runs in each), [0]]) for end in ("start", "stop"))
-        start, stop = ends
-        return sent(first), sent(start), sent(stop)
+        rows, *parts = zip(*(_tiles(runs, listed) if listed else runs for runs in each), strict=True)
+        counts = np.concatenate([np.bincount(row, minlength=blocks) for row in rows])
+        first = np.concatenate([[0], np.cumsum(counts)])
+        return sent(first), *(sent(np.concatenate([*part, [0]])) for part in parts)
 
     return Rows(sent(block_map.index), arrays(full), arrays(partial), sent(schedule))
+
+
+def _tiles(runs: KindRuns, per_block: int) -> tuple[Array, Array]:
+    """Row and number of the tiles of all blocks, in reading order."""
+    rows, columns = runs.blocks()
+    numbers = columns[:, None] * per_block + np.arange(per_block, dtype=np.int32)
+    return np.repeat(rows, per_block), numbers.reshape(-1)
 
 
 def _runs(row: Array, column: Array) -> KindRuns:

@@ -21,6 +21,7 @@ from ...blocks.block_map import BlockMap
 from ...blocks.grid import Grid
 from .configs import Config, config_of, divisor, most_warps
 from .functions import cache_folder, write
+from .rows import takes_lists
 
 Start = Callable[[Config], None]
 """Starts a kernel with a configuration."""
@@ -93,6 +94,7 @@ def facts_of(
         "dtype": str(q.dtype),
         "head_dims": [q.shape[3], v.shape[3]],
         "block_size": [grid.block_q, grid.block_kv],
+        "lists": kernel.fn.__name__ == "forward" and takes_lists(setting.block_map),
         "group": setting.group,
         "batch * heads": _rounded(q.shape[0] * q.shape[1]),
         "q_len": _rounded(grid.q_len),

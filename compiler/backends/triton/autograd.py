@@ -98,7 +98,7 @@ def _stats(launch: Launch, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor 
     batch, heads, q_len, v_dim = out.shape
     launch.start(
         deltas,
-        (triton.cdiv(q_len, LEAST), batch * heads),
+        (triton.cdiv(q_len, LEAST) * batch * heads,),
         Config(LEAST, 1, 4, 1),
         described(out),
         described(dout),
@@ -139,7 +139,7 @@ def _start(
         total.zero_()  # a kernel that is timed adds to it more than once
     launch.start(
         kernel,
-        (len(rows.schedule), math.prod(tensors[at].shape[:2])),
+        (len(rows.schedule) * math.prod(tensors[at].shape[:2]),),
         chosen,
         *map(described, tensors),
         *stats,

@@ -17,6 +17,15 @@ LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def program(tiles, heads):
+    """Which tile of the schedule, batch and head this program has. The grid is one axis, because the others of CUDA stop
+    at 65,535; the tiles of a (batch, head) follow one another.
+    """
+    pair = tl.program_id(0) // tiles
+    return tl.program_id(0) % tiles, pair // heads, pair % heads
+
+
+@triton.jit
 def place(tensor, b, h):
     """The start of one (batch, head), in 64 bits."""
     return tensor[0] + b.to(tl.int64) * tensor[1] + h.to(tl.int64) * tensor[2]
@@ -134,14 +143,13 @@ def forward(
     score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule). full,
+    """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule, its length). full,
     partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len, q_blocks). sink: float32
     [heads], the score of one more column without a value, or None.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
-    tile = tl.load(rows[3] + tl.program_id(0))  # the rows with most work first
-    b = tl.program_id(1) // heads
-    h = tl.program_id(1) % heads
+    turn, b, h = program(rows[4], heads)
+    tile = tl.load(rows[3] + turn)  # the rows with most work first
     which = tl.load(rows[0] + b * rows[1] + h * rows[2])
     row = which * q_blocks + tile // (BLOCK_Q // BLOCK_M)
     first_q = tile * BLOCK_M

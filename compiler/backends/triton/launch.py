@@ -147,7 +147,7 @@ def described(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def located(rows: Rows) -> tuple[Any, ...]:
-    return (rows.index, *rows.strides(), rows.schedule)
+    return (rows.index, *rows.strides(), rows.schedule, len(rows.schedule))
 
 
 def padded(size: int) -> int:
@@ -187,7 +187,7 @@ def _forward(
     rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m)
     launch.start(
         forward,
-        (len(rows.schedule), q.shape[0] * q.shape[1]),
+        (len(rows.schedule) * q.shape[0] * q.shape[1],),
         chosen,
         described(q),
         described(k),

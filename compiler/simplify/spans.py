@@ -48,7 +48,7 @@ def span_of(mask: Expr, side: str) -> Span:
     firsts: list[Expr] = []
     ends: list[Expr] = []
     rest: list[Expr] = []
-    for part in _parts(simplify(mask)):
+    for part in parts_of(simplify(mask)):
         if side not in part.names:
             if part is not const(True):  # without it nothing is kept: no position lies before 0
                 ends.append(apply("where", part, const(MOST), const(0)))
@@ -65,10 +65,11 @@ def _joined(op: str, parts: list[Expr]) -> Expr | None:
     return simplify(reduce(lambda a, b: apply(op, a, b), dict.fromkeys(parts))) if parts else None
 
 
-def _parts(mask: Expr) -> Iterator[Expr]:
+def parts_of(mask: Expr) -> Iterator[Expr]:
+    """What a mask is the conjunction of."""
     if isinstance(mask, Apply) and mask.op == "and" and mask.type is Type.BOOL:
         for arg in mask.args:
-            yield from _parts(arg)
+            yield from parts_of(arg)
     else:
         yield mask
 

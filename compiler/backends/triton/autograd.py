@@ -50,9 +50,8 @@ class Attend(torch.autograd.Function):
         q, k, v = tensors[:3]
         out, lse = run_forward(launch, q, k, v)
         ctx.launch, ctx.names = launch, names
-        values = [
-            x for x in (*launch.mask_values, *launch.score_values) if isinstance(x, Tensor) and not x.is_inference()
-        ]
+        asked = (*launch.mask_values, *launch.columns[1], *launch.score_values)
+        values = [x for x in asked if isinstance(x, Tensor) and not x.is_inference()]
         ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)
         return out, lse
@@ -85,9 +84,12 @@ def run_backward(
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     sums = [torch.empty(x.shape, dtype=torch.float32, device=q.device) for x in read.values()]
     stats = _stats(launch, out, lse, dout, dlse)
-    values, (by_q, score, _) = (launch.mask_values, launch.score_values), launch.functions
-    by_kv = functions(launch.mask, None, launch.wide, launch.label, side="q").mask
-    _launch(backward_q, "q", launch, (q, k, v, dout, dq), stats, (*values, tuple(sums)), (by_q, score, *gradients))
+    by_q, score, _ = launch.functions
+    of_columns, column_values = launch.columns
+    by_kv = functions(of_columns, None, launch.wide, launch.label, side="q").mask
+    row_values = (launch.mask_values, launch.score_values, tuple(sums))
+    _launch(backward_q, "q", launch, (q, k, v, dout, dq), stats, row_values, (by_q, score, *gradients))
+    values = (column_values, launch.score_values)
     _launch(backward_kv, "kv", launch, (q, k, v, dout, dk, dv), stats, values, (by_kv, score, gradients.dscore))
     return [dq, dk, dv, *(total.to(x) for total, x in zip(sums, read.values(), strict=True))]
 

@@ -18,8 +18,8 @@ LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def program(tiles, heads):
-    """Which tile of the schedule, batch and head this program has. The grid is one axis, because the others of CUDA stop
-    at 65,535; the tiles of a (batch, head) follow one another.
+    """Which tile of the schedule, batch and head this program has. The grid is one axis, as CUDA's others stop at
+    65,535; the tiles of a (batch, head) follow one another.
     """
     pair = tl.program_id(0) // tiles
     return tl.program_id(0) % tiles, pair // heads, pair % heads
@@ -143,9 +143,9 @@ def forward(
     score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule, its length). full,
-    partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len, q_blocks). sink: float32
-    [heads], the score of one more column without a value, or None.
+    """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule, its
+    length). full, partial: (first, start, stop) of the runs of each row. sizes: (heads, group, q_len, kv_len,
+    q_blocks). sink: float32 [heads], the score of one more column without a value, or None.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
     turn, b, h = program(rows[4], heads)

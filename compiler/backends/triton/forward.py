@@ -57,7 +57,7 @@ def product(a, b, acc, precision: tl.constexpr):
 @triton.jit
 def ends_of(b, h, at, values, mask, length, other_length):
     """First and end, int32, of what the positions `at` of a tile keep on the other side, as far as the mask bounds it;
-    nothing for a position past `length`.
+    nothing for a position past `length`. Then first and end of the hole, if the mask has one.
     """
     end = at * 0 + other_length
     if mask.end is not None:
@@ -65,7 +65,14 @@ def ends_of(b, h, at, values, mask, length, other_length):
     first = end * 0
     if mask.first is not None:
         first = tl.minimum(tl.maximum(mask.first(b, h, at, values), 0), other_length)
-    return first.to(tl.int32), tl.where(at < length, end, 0).to(tl.int32)
+    first, end = first.to(tl.int32), tl.where(at < length, end, 0).to(tl.int32)
+    if mask.hole_end is not None:
+        hole_first = tl.minimum(tl.maximum(mask.hole_first(b, h, at, values), 0), other_length)
+        hole_end = tl.minimum(tl.maximum(mask.hole_end(b, h, at, values), 0), other_length)
+        ends = (first, end, hole_first.to(tl.int32), hole_end.to(tl.int32))
+    else:
+        ends = (first, end)
+    return ends
 
 
 @triton.jit
@@ -76,6 +83,8 @@ def kept(ends, start, step, b, h, q, kv, values, mask):
     keep = step < ends[1] - start
     if mask.first is not None:
         keep = keep & (step >= ends[0] - start)
+    if mask.hole_end is not None:
+        keep = keep & ((step < ends[2] - start) | (step >= ends[3] - start))
     if mask.rest is not None:
         keep = keep & mask.rest(b, h, q, kv, values)
     return keep

@@ -147,7 +147,7 @@ def sided(
 def is_wide(lowered: Lowered, score: Expr) -> bool:
     """Do the mask, the ends of its spans and the score need 64-bit integers?"""
     mask = simple(lowered.mask)
-    ends = [end for side in ("q", "kv") for end in span_of(mask, side)[:2] if end is not None]
+    ends = [end for side in ("q", "kv") for end in span_of(mask, side) if end is not None]
     exprs = (mask, substitute(score, {"score": const(0.0)}), *ends)
     return any(needs_64_bits(expr, lowered.values, lowered.grid) for expr in exprs)
 

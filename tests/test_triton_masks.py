@@ -16,7 +16,9 @@ from flexspec.syntax import parse
 
 
 def by_span(mask, side, q_len, kv_len, batch=1, heads=1):
-    """bool [batch, heads, q_len, kv_len]: `first <= position < end` and the rest, evaluated as they stand."""
+    """bool [batch, heads, q_len, kv_len]: `first <= position < end`, the rest, and no position of the hole, evaluated
+    as they stand.
+    """
     shape = (batch, heads, q_len, kv_len)
     at = {
         name: torch.arange(size).view([-1 if axis == other else 1 for other in range(4)])
@@ -24,8 +26,11 @@ def by_span(mask, side, q_len, kv_len, batch=1, heads=1):
     }
     bound = mask.bind(make_sizes(q_len, kv_len, batch, heads), {})
     values = {**at, **bound.all_numbers(), **bound.tensors}
-    first, end, rest = span_of(mask.expr, side)
+    first, end, rest, hole_first, hole_end = span_of(mask.expr, side)
     kept = torch.ones(shape, dtype=torch.bool)
+    if hole_first is not None:
+        assert side not in hole_first.names | hole_end.names
+        kept &= (at[side] < evaluate(hole_first, values)) | (at[side] >= evaluate(hole_end, values))
     for part, limit in ((first, at[side].__ge__), (end, at[side].__lt__)):
         if part is not None:
             assert side not in part.names
@@ -54,7 +59,16 @@ def test_random_masks_are_their_span_and_rest(parts, q_len, kv_len, seed, side):
         ("kv <= q", "q", "kv", None, None),
         ("abs(q - kv) <= 5", "kv", "q - 5", "q + 6", None),
         ("kv == q + 2", "kv", "q + 2", "q + 3", None),
-        ("(q >= kv) & ((q - kv < 8) | (kv < 4))", "kv", None, "q + 1", "(q - kv < 8) | (kv < 4)"),
+        ("(q >= kv) & ((q - kv < 8) | (kv < 4))", "q", "kv", "where(kv < 4, 2147483647, kv + 8)", None),
+        ("(q % 2 == 0) | (kv >= q) | (kv >= 9)", "kv", "where(q % 2 == 0, 0, min(q, 9))", None, None),
+        (
+            "(q % 2 == 0) | (kv < q) | (q < 2)",
+            "kv",
+            None,
+            "where(q < 2, 2147483647, where(q % 2 == 0, 2147483647, q))",
+            None,
+        ),
+        ("(kv <= q) | (kv % 2 == 0) | (q < 3)", "kv", None, None, "(kv - q <= 0) | (kv % 2 == 0) | (q < 3)"),
         ("(q >= kv) | (kv < 5)", "kv", None, "max(q + 1, 5)", None),
         ("(kv <= q) & (q % 2 == 0)", "kv", None, "min(q + 1, where(q % 2 == 0, 2147483647, 0))", None),
         ("(kv // 2 <= q) & (2 * kv <= q)", "kv", None, None, "(kv // 2 - q <= 0) & (kv * 2 - q <= 0)"),
@@ -66,7 +80,23 @@ def test_random_masks_are_their_span_and_rest(parts, q_len, kv_len, seed, side):
 def test_what_becomes_a_span(text, side, first, end, rest):
     span = span_of(parse(text), side)
     wanted = [part and parse(part) for part in (first, end, rest)]
-    assert [part and str(part) for part in span] == [part and str(part) for part in wanted]
+    assert [part and str(part) for part in span] == [part and str(part) for part in (*wanted, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "hole_first", "hole_end"),
+    [
+        ("(q >= kv) & ((q - kv < 8) | (kv < 4))", None, "4", "q - 7"),
+        ("(kv < 4) | (q - kv < 8) | (kv < q // 2) | (kv > q)", None, "max(4, q // 2)", "min(q - 7, q + 1)"),
+        ("(kv < q) | (kv > q) | (q % 3 == 0)", None, "where(q % 3 == 0, 2147483647, q)", "q + 1"),
+        ("((kv < 3) | (kv > 5)) & ((kv < 9) | (kv > q))", "(kv < 9) | (kv - q > 0)", "3", "6"),
+    ],
+)
+def test_what_becomes_a_hole(text, rest, hole_first, hole_end):
+    """Two limits that a disjunction is the union of leave out what lies between them: one such pair for a mask."""
+    span = span_of(parse(text), "kv")
+    assert span.rest is (rest and parse(rest))
+    assert (str(span.hole_first), str(span.hole_end)) == (str(parse(hole_first)), str(parse(hole_end)))
 
 
 LIMITS = torch.tensor([2**63 - 1, -(2**63), 2**31, 2**31 - 1, 2**31 - 2, -1, -3, 0, 1, 5, 8])

@@ -20,11 +20,15 @@ MOST = 2**31 - 1
 
 
 class Span(NamedTuple):
-    """A mask is `first <= position` and `position < end` and `rest`; None: it does not limit."""
+    """A mask is `first <= position` and `position < end` and `rest`, without the positions of a hole: `hole_first <=
+    position < hole_end`. None: it does not limit.
+    """
 
     first: Expr | None
     end: Expr | None
     rest: Expr | None
+    hole_first: Expr | None = None
+    hole_end: Expr | None = None
 
 
 class Limit(NamedTuple):
@@ -39,16 +43,17 @@ def span_of(mask: Expr, side: str) -> Span:
     """A boolean expression as a span along `side`, "q" or "kv", of positions that are not negative.
 
     Parts of the conjunction that are linear in the side, with the factor 1 or -1, become ends, and so do those without
-    it; the others are the rest.
+    it; one that is the union of what ends and of what begins has a hole between them; the others are the rest.
 
     >>> from flexspec.syntax import parse
     >>> span_of(parse("(q - kv >= 0) & (abs(q - kv) < 8) & (kv % 3 == 0)"), "kv")
-    Span(first=q - 7, end=min(q + 1, q + 8), rest=kv % 3 == 0)
+    Span(first=q - 7, end=min(q + 1, q + 8), rest=kv % 3 == 0, hole_first=None, hole_end=None)
     """
     firsts: list[Expr] = []
     ends: list[Expr] = []
     rest: list[Expr] = []
-    for part in _parts(simplify(mask)):
+    hole: dict[str, Expr] = {}
+    for part in parts_of(simplify(mask)):
         if side not in part.names:
             if part is not const(True):  # without it nothing is kept: no position lies before 0
                 ends.append(apply("where", part, const(MOST), const(0)))
@@ -56,19 +61,31 @@ def span_of(mask: Expr, side: str) -> Span:
         limits = _limits(part, side)
         for limit in limits:
             (firsts if limit.end == "first" else ends).append(limit.value)
-        if not limits:
+        if limits:
+            continue
+        union = _union(part, side)
+        if len(union) == 2 and not hole:  # two holes are rare, and cost as much as the rest does
+            hole = {name: simplify(value) for name, value in union.items()}
+        else:
             rest.append(part)
-    return Span(_joined("max", firsts), _joined("min", ends), _joined("and", rest))
+    spans = _joined("max", firsts), _joined("min", ends), _joined("and", rest)
+    return Span(*spans, hole.get("end"), hole.get("first"))
 
 
 def _joined(op: str, parts: list[Expr]) -> Expr | None:
     return simplify(reduce(lambda a, b: apply(op, a, b), dict.fromkeys(parts))) if parts else None
 
 
-def _parts(mask: Expr) -> Iterator[Expr]:
-    if isinstance(mask, Apply) and mask.op == "and" and mask.type is Type.BOOL:
+def parts_of(mask: Expr) -> Iterator[Expr]:
+    """What a mask is the conjunction of."""
+    return _operands(mask, "and")
+
+
+def _operands(mask: Expr, op: str) -> Iterator[Expr]:
+    """What is joined by "and", or by "or"."""
+    if isinstance(mask, Apply) and mask.op == op and mask.type is Type.BOOL:
         for arg in mask.args:
-            yield from _parts(arg)
+            yield from _operands(arg, op)
     else:
         yield mask
 
@@ -82,7 +99,8 @@ def _limits(part: Expr, side: str) -> list[Limit]:
     if not isinstance(part, Apply):
         return []
     if part.op == "or":
-        return _united(*(_limits(arg, side) for arg in part.args))
+        union = _union(part, side)
+        return [Limit(*limit) for limit in union.items()] if len(union) == 1 else []
     if part.op not in ("lt", "le", "gt", "ge", "eq") or any(arg.type is not Type.INT for arg in part.args):
         return []
     less = added(linear(part.args[0]), linear(part.args[1]), -1)
@@ -94,15 +112,27 @@ def _limits(part: Expr, side: str) -> list[Limit]:
     return [limit for limit in solved if limit] if all(solved) else []
 
 
-def _united(a: list[Limit], b: list[Limit]) -> list[Limit]:
-    """Of either part: two that end are one that ends at the later end, as `kv < a | kv < b` is `kv < max(a, b)`.
+def _union(part: Expr, side: str) -> dict[str, Expr]:
+    """A disjunction as the limits that it is the union of, by their `end`: `kv < a | kv < b` is `kv < max(a, b)`.
 
-    Of parts that are limited on different sides, or on both, the union may have a hole, and is no span.
+    One limit is a span. Two leave out the positions from "end" to "first". Nothing: it is neither.
     """
-    if len(a) != 1 or len(b) != 1 or a[0].end != b[0].end:
-        return []
-    wider = "max" if a[0].end == "end" else "min"
-    return [Limit(a[0].end, apply(wider, a[0].value, b[0].value))]
+    union: dict[str, Expr] = {}
+    whole: list[Expr] = []
+    for each in _operands(part, "or"):
+        if side not in each.names:
+            whole.append(each)
+            continue
+        limits = _limits(each, side)
+        if len(limits) != 1:
+            return {}
+        end, value = limits[0]
+        wider = "max" if end == "end" else "min"
+        union[end] = apply(wider, union[end], value) if end in union else value
+    for each in whole:  # where it is true, every position is kept
+        end, everything = ("end", MOST) if "end" in union else ("first", 0)
+        union[end] = apply("where", each, const(everything), union[end])
+    return union
 
 
 def _signs(total: Linear) -> Iterator[Linear]:

@@ -51,9 +51,8 @@ class Attend(torch.autograd.Function):
         q, k, v = tensors[:3]
         out, lse = run_forward(launch, q, k, v)
         ctx.launch, ctx.names = launch, names
-        values = [
-            x for x in (*launch.mask_values, *launch.score_values) if isinstance(x, Tensor) and not x.is_inference()
-        ]
+        asked = (*launch.mask_values, *launch.columns[1], *launch.score_values)
+        values = [x for x in asked if isinstance(x, Tensor) and not x.is_inference()]
         ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)
         return out, lse
@@ -86,10 +85,13 @@ def run_backward(
     dq, dk, dv = (torch.empty_like(tensor) for tensor in (q, k, v))
     sums = tuple(torch.empty(tensor.shape, dtype=torch.float32, device=q.device) for tensor in read.values())
     stats = _stats(launch, out, lse, dout, dlse)
-    of_q, score = launch.functions.mask, launch.functions.score
-    of_kv = functions(launch.mask, None, launch.wide, launch.label, side="q").mask
-    _launch(launch, Pass(backward_q, "q", (q, k, v, dout, dq), stats, (of_q, score, *gradients), (sums,)))
-    _launch(launch, Pass(backward_kv, "kv", (q, k, v, dout, dk, dv), stats, (of_kv, score, gradients.dscore)))
+    of_rows, score = launch.functions.mask, launch.functions.score
+    mask, values = launch.columns
+    of_columns = functions(mask, None, launch.wide, launch.label, side="q").mask
+    rows = Pass(backward_q, "q", (q, k, v, dout, dq), stats, launch.mask_values, (of_rows, score, *gradients), (sums,))
+    _launch(launch, rows)
+    columns = (of_columns, score, gradients.dscore)
+    _launch(launch, Pass(backward_kv, "kv", (q, k, v, dout, dk, dv), stats, values, columns))
     return [dq, dk, dv, *(total.to(tensor) for total, tensor in zip(sums, read.values(), strict=True))]
 
 
@@ -97,14 +99,15 @@ class Pass(NamedTuple):
     """One backward kernel and what it is given beside the launch.
 
     side: "q" or "kv", whose tiles it walks. tensors: q, k, v, do, and the gradients that it writes. stats: shift and
-    delta. functions: of the mask along its side, of the score, and of its derivatives. sums: the float32 tensors that
-    take the gradients of what the scores read, as one argument, where the kernel has it.
+    delta. values: of the mask along its side. functions: of that mask, of the score, and of its derivatives. sums: the
+    float32 tensors that take the gradients of what the scores read, as one argument, where the kernel has it.
     """
 
     kernel: Any
     side: str
     tensors: tuple[Tensor, ...]
     stats: tuple[Tensor, Tensor]
+    values: tuple[Any, ...]
     functions: tuple[Any, ...]
     sums: tuple[tuple[Tensor, ...], ...] = ()
 
@@ -115,7 +118,7 @@ def _stats(launch: Launch, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor 
     batch, heads, q_len, v_dim = out.shape
     launch.start(
         deltas,
-        (triton.cdiv(q_len, LEAST), batch * heads),
+        (triton.cdiv(q_len, LEAST) * batch * heads,),
         Config(LEAST, 1, 4, 1),
         described(out),
         described(dout),
@@ -146,7 +149,7 @@ def _start(launch: Launch, own: Pass, chosen: Config) -> None:
         total.zero_()  # a kernel that is timed adds to it more than once
     launch.start(
         own.kernel,
-        (len(rows.schedule), math.prod(own.tensors[axis].shape[:2])),
+        (len(rows.schedule) * math.prod(own.tensors[axis].shape[:2]),),
         chosen,
         *map(described, own.tensors),
         *own.stats,
@@ -154,7 +157,7 @@ def _start(launch: Launch, own: Pass, chosen: Config) -> None:
         (rows.full, rows.partial),
         launch.sizes(own.side),
         launch.scale,
-        launch.mask_values,
+        own.values,
         launch.score_values,
         *own.sums,
         *own.functions,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import only
-from .forward import LOG2_E, ends_of, kept, place, product, scored, tile_of
+from .forward import LOG2_E, ends_of, kept, place, product, program, scored, tile_of
 
 
 @triton.jit
@@ -44,9 +44,8 @@ def deltas(
     whatever its gradients are.
     """
     heads, _, q_len, _, _ = sizes
-    b = tl.program_id(1) // heads
-    h = tl.program_id(1) % heads
-    first = tl.program_id(0) * BLOCK_M
+    tile, b, h = program(tl.cdiv(q_len, BLOCK_M), heads)
+    first = tile * BLOCK_M
     m = tl.arange(0, BLOCK_M)
     e = tl.arange(0, V_PAD)
     out_tile = tile_at(out, b, h, first, m, e, q_len, V_DIM, True).to(tl.float32)
@@ -88,9 +87,8 @@ def backward_q(
     BLOCK, TILE: of queries and keys. SIZE, PAD: channels of q, k and of v, and the powers of two that hold them.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
-    tile = tl.load(rows[3] + tl.program_id(0))
-    b = tl.program_id(1) // heads
-    h = tl.program_id(1) % heads
+    turn, b, h = program(rows[4], heads)
+    tile = tl.load(rows[3] + turn)
     row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * q_blocks + tile // (BLOCK[0] // TILE[0])
     first = tile * TILE[0]
     m, n = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
@@ -131,9 +129,8 @@ def backward_kv(
     blocks.
     """
     heads, group, q_len, kv_len, kv_blocks = sizes
-    tile = tl.load(rows[3] + tl.program_id(0))
-    b = tl.program_id(1) // (heads // group)
-    kv_h = tl.program_id(1) % (heads // group)
+    turn, b, kv_h = program(rows[4], heads // group)
+    tile = tl.load(rows[3] + turn)
     first = tile * TILE[1]
     m, n = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
     d, e = tl.arange(0, PAD[0]), tl.arange(0, PAD[1])

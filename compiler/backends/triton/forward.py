@@ -18,6 +18,15 @@ LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def program(tiles, heads):
+    """Which tile of the schedule, batch and head this program has. The grid is one axis, as CUDA's others stop at
+    65,535; the tiles of a (batch, head) follow one another.
+    """
+    pair = tl.program_id(0) // tiles
+    return tl.program_id(0) % tiles, pair // heads, pair % heads
+
+
+@triton.jit
 def place(tensor, b, h):
     """The start of one (batch, head), in 64 bits."""
     return tensor[0] + b.to(tl.int64) * tensor[1] + h.to(tl.int64) * tensor[2]
@@ -49,7 +58,7 @@ def product(a, b, acc, precision: tl.constexpr):
 @triton.jit
 def ends_of(b, h, at, values, mask, length, other_length):
     """First and end, int32, of what the positions `at` of a tile keep on the other side, as far as the mask bounds it;
-    nothing for a position past `length`.
+    nothing for a position past `length`. Then first and end of the hole, if the mask has one.
     """
     end = at * 0 + other_length
     if mask.end is not None:
@@ -57,7 +66,14 @@ def ends_of(b, h, at, values, mask, length, other_length):
     first = end * 0
     if mask.first is not None:
         first = tl.minimum(tl.maximum(mask.first(b, h, at, values), 0), other_length)
-    return first.to(tl.int32), tl.where(at < length, end, 0).to(tl.int32)
+    first, end = first.to(tl.int32), tl.where(at < length, end, 0).to(tl.int32)
+    if mask.hole_end is not None:
+        hole_first = tl.minimum(tl.maximum(mask.hole_first(b, h, at, values), 0), other_length)
+        hole_end = tl.minimum(tl.maximum(mask.hole_end(b, h, at, values), 0), other_length)
+        ends = (first, end, hole_first.to(tl.int32), hole_end.to(tl.int32))
+    else:
+        ends = (first, end)
+    return ends
 
 
 @triton.jit
@@ -68,6 +84,8 @@ def kept(ends, start, step, b, h, q, kv, values, mask):
     keep = step < ends[1] - start
     if mask.first is not None:
         keep = keep & (step >= ends[0] - start)
+    if mask.hole_end is not None:
+        keep = keep & ((step < ends[2] - start) | (step >= ends[3] - start))
     if mask.rest is not None:
         keep = keep & mask.rest(b, h, q, kv, values)
     return keep
@@ -187,14 +205,13 @@ def forward(
     score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule). full,
-    partial: the blocks of each row as `over_runs` or `over_list` takes them. sizes: (heads, group, q_len, kv_len,
-    q_blocks). sink: float32 [heads], the score of one more column without a value, or None.
+    """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule, its
+    length). full, partial: the blocks of each row as `over_runs` or `over_list` takes them. sizes: (heads, group, q_len,
+    kv_len, q_blocks). sink: float32 [heads], the score of one more column without a value, or None.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
-    tile = tl.load(rows[3] + tl.program_id(0))  # the rows with most work first
-    b = tl.program_id(1) // heads
-    h = tl.program_id(1) % heads
+    turn, b, h = program(rows[4], heads)
+    tile = tl.load(rows[3] + turn)  # the rows with most work first
     which = tl.load(rows[0] + b * rows[1] + h * rows[2])
     row = which * q_blocks + tile // (BLOCK_Q // BLOCK_M)
     first_q = tile * BLOCK_M

@@ -1,8 +1,8 @@
 """The functions of a mask and a score for the kernels: printed, written to a file that one can read, imported; and the
 `values` that they take.
 
-A mask is up to three functions: `first` and `end` of the keys of a query, or of the queries of a key, and `rest`, which
-is asked for each pair.
+A mask is up to five functions: `first` and `end` of the keys of a query, or of the queries of a key, the same of a hole
+among them, and `rest`, which is asked for each pair.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class MaskFunctions(NamedTuple):
     first: Function | None
     end: Function | None
     rest: Function | None
+    hole_first: Function | None
+    hole_end: Function | None
 
 
 class Functions(NamedTuple):

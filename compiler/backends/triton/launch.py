@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,6 +20,7 @@ from ...simplify.spans import span_of
 from ..base import Call
 from .configs import Config, arch_of
 from .functions import Functions, functions, simple, values_of
+from .groups import with_intervals
 from .rows import Rows, rows_of, takes_lists
 from .tuning import launched
 
@@ -38,13 +39,14 @@ def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **consta
 class Launch:
     """What every kernel of one call is given, beside its own tensors.
 
-    functions: of the mask as a span of keys, and of the score. scored: the score, None where it is the product of
-    q and k. wide: integers have 64 bits. arch: the GPU it is for, such as "sm_90". start: `run`, or what takes its
-    place ahead of time.
+    values: what the mask reads, by name. functions: of the mask as a span of keys, and of the score. scored: the score,
+    None where it is the product of q and k. wide: integers have 64 bits. arch: the GPU it is for, such as "sm_90".
+    start: `run`, or what takes its place ahead of time.
     """
 
     block_map: BlockMap
     mask: Expr
+    values: Mapping[str, Any]
     functions: Functions
     mask_values: tuple[Any, ...]
     score_values: tuple[Any, ...]
@@ -64,6 +66,11 @@ class Launch:
     def options(self) -> dict[str, Any]:
         """Of the compiler, for kernels that ask the mask. Fusing is also the cheapest way from scores to weights."""
         return {"enable_fp_fusion": may_fuse(self.mask)}
+
+    @property
+    def columns(self) -> tuple[Expr, tuple[Any, ...]]:
+        """The mask and its values for kernels that go along the queries of a key."""
+        return self.block_map.derive(sided, self.mask, "q", self.block_map.device, self.wide, values=self.values)
 
     def sizes(self, side: str) -> tuple[int, ...]:
         """Heads, query heads for each key head, lengths, and the rows of blocks on a side."""
@@ -110,11 +117,13 @@ def _launch(
     scale = 1 / math.sqrt(head_dim) if attention.scale is None else attention.scale
     scored = None if score is var("score") and scale > LEAST_SCALE else score
     fixed = scored is not None and not inputs_of(scored)
+    mask, mask_values = block_map.derive(sided, lowered.mask, "kv", device, wide, values=lowered.values)
     return Launch(
         block_map,
         lowered.mask,
-        functions(lowered.mask, scored, wide, attention.label),
-        values_of(lowered.mask, lowered.values, device, wide),
+        lowered.values,
+        functions(mask, scored, wide, attention.label),
+        mask_values,
         values_of(scored, lowered.values, device, wide) if scored is not None and fixed else (),
         scale,
         heads,
@@ -127,10 +136,18 @@ def _launch(
     )
 
 
+def sided(
+    block_map: BlockMap, mask: Expr, side: str, device: torch.device, wide: bool, values: Mapping[str, Any]
+) -> tuple[Expr, tuple[Any, ...]]:
+    """The mask for kernels that go along a side, "q" or "kv", and its values on the device."""
+    mask, values = with_intervals(block_map, mask, side, values)
+    return mask, values_of(mask, values, device, wide)
+
+
 def is_wide(lowered: Lowered, score: Expr) -> bool:
     """Do the mask, the ends of its spans and the score need 64-bit integers?"""
     mask = simple(lowered.mask)
-    ends = [end for side in ("q", "kv") for end in span_of(mask, side)[:2] if end is not None]
+    ends = [end for side in ("q", "kv") for end in span_of(mask, side) if end is not None]
     exprs = (mask, substitute(score, {"score": const(0.0)}), *ends)
     return any(needs_64_bits(expr, lowered.values, lowered.grid) for expr in exprs)
 
@@ -147,7 +164,7 @@ def described(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def located(rows: Rows) -> tuple[Any, ...]:
-    return (rows.index, *rows.strides(), rows.schedule)
+    return (rows.index, *rows.strides(), rows.schedule, len(rows.schedule))
 
 
 def padded(size: int) -> int:
@@ -188,7 +205,7 @@ def _forward(
     rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m, listed)
     launch.start(
         forward,
-        (len(rows.schedule), q.shape[0] * q.shape[1]),
+        (len(rows.schedule) * q.shape[0] * q.shape[1],),
         chosen,
         described(q),
         described(k),

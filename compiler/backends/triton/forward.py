@@ -206,8 +206,8 @@ def forward(
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule, its
-    length). full, partial: the blocks of each row as `over_runs` or `over_list` takes them. sizes: (heads, group, q_len,
-    kv_len, q_blocks). sink: float32 [heads], the score of one more column without a value, or None.
+    length). full, partial: the blocks of each row as `over_runs` or `over_list` takes them. sizes: (heads, group,
+    q_len, kv_len, q_blocks). sink: float32 [heads], the score of one more column without a value, or None.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
     turn, b, h = program(rows[4], heads)

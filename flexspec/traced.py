@@ -124,7 +124,7 @@ class TracedTensor:
         if width is None:
             dims = (*self.source.dims[:-1], 8)
             message = f"the width of a row of `{name}` is not known: it is given when the pattern runs"
-            fix = f"say it where the input is declared, as in {dims}, or index a boolean table: "
+            fix = f"say it in the input's dims, as in {dims}, capture the tensor itself, or index a boolean table: "
             fix += f"{name}[b, h, q // block, kv // block]"
         else:
             message = f"a row of `{name}` has {width} elements; from 1 to {MAX_ISIN} can be listed"

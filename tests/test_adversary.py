@@ -324,3 +324,16 @@ def test_threads_that_call_one_kernel(monkeypatch):
     functions.append(flex._function("kernel", 0))
     assert [flex._called("kernel", value) for value in (1, 2)] == [1, 2]
     assert len(functions) == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_bias_of_64_bits_on_flex(given):
+    """FlexAttention's kernel on the CPU gave nan where a score_mod returned float64."""
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 32, 16, generator=made) for _ in range(3))
+    held = torch.randn(2, 32, generator=made, dtype=torch.float64)
+    bias = fs.Input("bias", ("heads", "kv_len"), "float") if given else held
+    attend = fs.compile(fs.Attention(scores=[fs.score(lambda score, h, kv: score + bias[h, kv])]), backend="flex")
+    weights = torch.softmax((q @ k.mT / 4).double() + held[:, None], -1)
+    values = {"bias": held} if given else {}
+    torch.testing.assert_close(attend(q, k, v, **values), (weights @ v.double()).float())

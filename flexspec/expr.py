@@ -224,6 +224,11 @@ def substitute(root: Expr, values: Mapping[str, Expr]) -> Expr:
     return transform(root, visit) if root.names & values.keys() else root
 
 
+def fixed_size(dim: str) -> int | None:
+    """The size that a dim such as `_257` has, or None."""
+    return int(dim[1:]) if dim[0] == "_" and dim[1:].isdecimal() else None
+
+
 @lru_cache(1024)
 def inputs_of(root: Expr) -> Mapping[str, Input]:
     """The named tensors below `root`, in reading order; kept, because every call asks."""

@@ -11,7 +11,7 @@ import torch
 
 from .canvas import MOST_TOKENS
 from .errors import FlexSpecError, choices
-from .expr import SIZES, Expr, Var, inputs_of, param, params_of, walk
+from .expr import SIZES, Expr, Var, fixed_size, inputs_of, param, params_of, walk
 from .expr import Input as InputNode
 from .expr import input_ as input_node
 from .ops import OPS, Type
@@ -46,11 +46,6 @@ def _dim_name(dim: object) -> str | None:
     if type(dim) is int and dim > 0:
         return f"_{dim}"
     return dim if isinstance(dim, str) and dim.isidentifier() else None
-
-
-def fixed_size(dim: str) -> int | None:
-    """The size that a dim such as `_257` has, or None."""
-    return int(dim[1:]) if dim[0] == "_" and dim[1:].isdecimal() else None
 
 
 class Param(Traced):

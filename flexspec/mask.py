@@ -235,5 +235,7 @@ def _four_positions(fn: Callable[..., Any], names: tuple[str, ...], form: str) -
         inspect.signature(fn).bind(*names)
     except (TypeError, ValueError) as error:
         message = f"it cannot be called as {form}: {error}"
-        fix = "use @fs.mask or @fs.score for predicates with parameters by name"
-        raise FlexSpecError("FS001", message, fix=fix, where=function_place(fn)) from None
+        fix, where = "use @fs.mask or @fs.score for predicates with parameters by name", function_place(fn)
+        if (getattr(fn, "__module__", None) or "").partition(".")[0] == "flexspec":  # a pattern of ours, not called
+            fix, where = f"call it: {getattr(fn, '__name__', 'pattern')}(...)", user_caret()
+        raise FlexSpecError("FS001", message, fix=fix, where=where) from None

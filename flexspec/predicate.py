@@ -84,6 +84,10 @@ def read_signature(fn: Callable[..., Any], extra: tuple[str, ...] = ()) -> Predi
             errors.append(FlexSpecError("FS001", message, fix=fix, where=function_place(fn)))
         else:
             positions.append(name)
+            if item.default is not item.empty and item.default is not None:
+                message = f"`{name}` is given by the call, so its default {item.default!r} would not be used"
+                fix = f"give the pattern's own value another name, after `*`, or write {name}=None"
+                errors.append(FlexSpecError("FS021", message, fix=fix, where=function_place(fn)))
     for short, long in (("q", "q_idx"), ("kv", "kv_idx")):
         if short in positions and long in positions:
             message = f"`{short}` and `{long}` are the same position"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .errors import FlexSpecError
-from .expr import Expr, Input, apply, const, load, var
+from .expr import Expr, Input, apply, const, fixed_size, load, var
 from .narrow_dtypes import narrow_dtype, narrow_result
 from .ops import NEGATED, OPS, Type
 from .session import Session
@@ -118,15 +118,16 @@ class TracedTensor:
         if len(self.source.dims) != len(self.index) + 1:
             raise self.unfinished()
         held = self.session.tensors.get(self.source.name) if self.session else None
-        name = self.source.name
-        if held is not None and 1 <= held.shape[-1] <= MAX_ISIN:
-            return [self[place] for place in range(held.shape[-1])]
-        if held is None:
+        name, width = self.source.name, fixed_size(self.source.dims[-1]) if held is None else held.shape[-1]
+        if width is not None and 1 <= width <= MAX_ISIN:
+            return [self[place] for place in range(width)]
+        if width is None:
+            dims = (*self.source.dims[:-1], 8)
             message = f"the width of a row of `{name}` is not known: it is given when the pattern runs"
-            fix = "index every dim; for membership capture the tensor itself, or index a boolean table: "
+            fix = f"say it in the input's dims, as in {dims}, capture the tensor itself, or index a boolean table: "
             fix += f"{name}[b, h, q // block, kv // block]"
         else:
-            message = f"a row of `{name}` has {held.shape[-1]} elements; from 1 to {MAX_ISIN} can be listed"
+            message = f"a row of `{name}` has {width} elements; from 1 to {MAX_ISIN} can be listed"
             fix = "index a boolean table: keep[b, h, q // block, kv // block]"
         raise FlexSpecError("FS008", message, fix=fix, where=user_caret())
 

@@ -1,14 +1,21 @@
 """What an adversary found: each case here was once a wrong block, a wrong kernel or a stale cache."""
 
 import random
+import threading
 
+import numpy as np
 import pytest
 import torch
+from flexspec.compiler.backends import flex
+from flexspec.compiler.blocks import tensor_ranges
+from flexspec.compiler.blocks.tensor_ranges import TensorRanges, pairs
 from flexspec.compiler.printers.python import source_of
 from random_masks import block_kinds
 from torch.nn.attention.flex_attention import create_mask
 
 import flexspec as fs
+from flexspec.expr import input_, load, var
+from flexspec.ops import Type
 
 LEAST, MOST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 INF, NAN = float("inf"), float("nan")
@@ -253,3 +260,80 @@ def test_sums_that_start_again(name):
 def test_products_that_wrap_are_refused_before_they_are_simplified(fn):
     with pytest.raises(fs.FlexSpecError, match="FS034"):
         fs.block_map(fs.mask(fn), 64)
+
+
+def test_the_default_of_a_name_that_the_call_gives():
+    def window(q, kv, *, h=5):
+        return (q >= kv) & (q - kv < h)
+
+    with pytest.raises(fs.FlexSpecError, match="FS021.*`h` is given by the call"):
+        fs.mask(window)
+    with pytest.raises(fs.FlexSpecError, match="FS021.*`q_len` is given by the call"):
+        fs.mask(lambda q, kv, q_len=4: kv < q_len)
+    with pytest.raises(fs.FlexSpecError, match="FS021.*`b` is given by the call"):
+        fs.score(lambda score, q, b=0: score + b)
+    assert fs.mask(lambda q, kv, h=None: kv < h + 1).dense(2, heads=2).sum() == 2 + 4
+
+
+def test_a_pattern_that_is_not_called():
+    for use in (lambda: fs.causal & fs.alibi, lambda: fs.Attention(scores=[fs.alibi])):
+        with pytest.raises(
+            fs.FlexSpecError, match=r"FS001(.|\n)*test_adversary.py(.|\n)*fix: call it: alibi\(\.\.\.\)"
+        ):
+            use()
+
+
+def test_threads_that_build_the_ranges_of_one_tensor(monkeypatch):
+    values = np.random.default_rng(0).integers(0, 1000, (8, 8))
+    ranges, meet = TensorRanges({"values": values}), threading.Barrier(2, timeout=30)
+    mine = threading.local()
+
+    def pairs_at_once(*args):
+        if not getattr(mine, "met", False):
+            mine.met = True
+            meet.wait()
+        return pairs(*args)
+
+    monkeypatch.setattr(tensor_ranges, "pairs", pairs_at_once)
+    node = load(input_("values", ("_", "_"), Type.INT), (var("q"), var("kv")))
+    part = np.array([0]), np.array([3])
+    threads = [threading.Thread(target=ranges.over, args=(node, [part, part])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    monkeypatch.undo()
+    for last in (1, 3, 7):
+        end = np.array([0]), np.array([last])
+        least, most = ranges.over(node, [end, end])
+        box = values[: last + 1, : last + 1]
+        assert (least, most) == (box.min(), box.max())
+
+
+def test_threads_that_call_one_kernel(monkeypatch):
+    """Another thread moves the function to the front of the list while it runs here."""
+    functions = []
+
+    def run(function, args):
+        functions.remove(function)
+        return function(*args)
+
+    monkeypatch.setattr(flex, "_functions", lambda kernel: functions)
+    monkeypatch.setattr(flex, "_function", lambda kernel, number: lambda value: value)
+    monkeypatch.setattr(flex, "_run", run)
+    functions.append(flex._function("kernel", 0))
+    assert [flex._called("kernel", value) for value in (1, 2)] == [1, 2]
+    assert len(functions) == 1
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_bias_of_64_bits_on_flex(given):
+    """FlexAttention's kernel on the CPU gave nan where a score_mod returned float64."""
+    made = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 32, 16, generator=made) for _ in range(3))
+    held = torch.randn(2, 32, generator=made, dtype=torch.float64)
+    bias = fs.Input("bias", ("heads", "kv_len"), "float") if given else held
+    attend = fs.compile(fs.Attention(scores=[fs.score(lambda score, h, kv: score + bias[h, kv])]), backend="flex")
+    weights = torch.softmax((q @ k.mT / 4).double() + held[:, None], -1)
+    values = {"bias": held} if given else {}
+    torch.testing.assert_close(attend(q, k, v, **values), (weights @ v.double()).float())

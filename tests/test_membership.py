@@ -85,3 +85,15 @@ def test_rows_are_compared_element_by_element():
 def test_membership_in_a_kernel():
     mask = fs.from_mask_mod(FORMS["any"]) & fs.causal() | fs.sink(1)
     same_as_reference(mask, *qkv(LENGTH, heads=H, kv_heads=1, batch=B), block_size=16)
+
+
+def test_an_input_that_says_its_width_lists_its_rows():
+    blocks = fs.Input("blocks", ("batch", "heads", "_", 3))
+    mask = fs.mask(lambda b, h, q, kv: torch.isin(kv // 4, blocks[b, h, q // 4]))
+    ids = torch.randint(0, 5, (1, 2, 5, 3), generator=torch.Generator().manual_seed(0))
+    by_block = (ids[..., None] == torch.arange(5)).any(-2)
+    kept = by_block.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert torch.equal(mask.dense(20, blocks=ids), kept)
+    assert torch.equal(fs.block_map(mask, 20, block_size=4, blocks=ids).kinds() == 2, by_block)
+    with pytest.raises(fs.FlexSpecError, match=r"FS008.*\n.*\n.*\n.*\n.*as in \('batch', 'heads', '_', 8\)"):
+        fs.mask(lambda b, h, q, kv: torch.isin(kv, fs.Input("row", ("batch", "heads", "_", "_"))[b, h, q]))

@@ -222,15 +222,16 @@ def _called(kernel: Kernel, *args: Any) -> Any:
     functions = _functions(kernel)
     limit = torch._dynamo.exc.FailOnRecompileLimitHit
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for number, function in enumerate(functions):
+        for function in tuple(functions):  # threads may share the list
             try:
                 result = _run(function, args)
             except limit:
                 continue
-            functions.insert(0, functions.pop(number))
+            functions[:] = [function, *(other for other in functions if other is not function)]
             return result
-        functions.insert(0, _function(kernel, len(functions)))
-        return _run(functions[0], args)
+        fresh = _function(kernel, len(functions))
+        functions.insert(0, fresh)
+        return _run(fresh, args)
 
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

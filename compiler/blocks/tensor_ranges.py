@@ -1,6 +1,7 @@
 """What tensors hold where: minimum and maximum, by block of positions and by aligned cells of indices.
 
-One `TensorRanges` serves as long as its tensors keep their values, for any expression over them.
+One `TensorRanges` serves as long as its tensors keep their values, for any expression over them. Threads may share it:
+what two of them compute at once is equal, and an entry is whole when it is there.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ class TensorRanges:
 
     tensors: Mapping[str, Array]
     _blocks: dict[tuple[Expr, int, int], Interval] = field(default_factory=dict)
-    _pyramids: dict[str, list[Interval]] = field(default_factory=dict)
+    _levels: dict[tuple[str, int], Interval] = field(default_factory=dict)
 
     def by_block(self, node: Expr, side: str, length: int, block: int) -> Interval:
         """Least and greatest value of a one-sided expression in every block of its side, exact."""
         key = (substitute(node, {side: var("q")}), length, block)  # what both sides read is read once
-        if key not in self._blocks:
-            if len(self._blocks) >= KEPT:
-                self._blocks.clear()
-            values = along(node, side, length, self.tensors)
-            whole = length // block * block
-            parts = values[:whole].reshape(-1, block)
-            lo, hi = parts.min(1), parts.max(1)
-            if whole < length:
-                lo, hi = np.append(lo, values[whole:].min()), np.append(hi, values[whole:].max())
-            self._blocks[key] = (lo, hi)
-        return self._blocks[key]
+        kept = self._blocks.get(key)
+        if kept is not None:
+            return kept
+        values = along(node, side, length, self.tensors)
+        whole = length // block * block
+        parts = values[:whole].reshape(-1, block)
+        lo, hi = parts.min(1), parts.max(1)
+        if whole < length:
+            lo, hi = np.append(lo, values[whole:].min()), np.append(hi, values[whole:].max())
+        if len(self._blocks) >= KEPT:
+            self._blocks.clear()
+        self._blocks[key] = lo, hi
+        return lo, hi
 
     def over(self, node: Load, index: list[Interval]) -> Interval:
         """Minimum and maximum of a tensor over boxes of indices, from a pyramid of its aligned cells.
@@ -72,14 +75,15 @@ class TensorRanges:
         return low.astype(node.type.numpy), high.astype(node.type.numpy)
 
     def _level(self, name: str, level: int) -> Interval:
-        tensor = self.tensors[name]
-        levels = self._pyramids.setdefault(name, [(tensor, tensor)])
-        while len(levels) <= level:
-            lo, hi = levels[-1]
-            for axis in range(tensor.ndim):
+        if level == 0:
+            return self.tensors[name], self.tensors[name]
+        kept = self._levels.get((name, level))
+        if kept is None:
+            lo, hi = self._level(name, level - 1)
+            for axis in range(lo.ndim):
                 lo, hi = pairs(np.minimum, lo, axis), pairs(np.maximum, hi, axis)
-            levels.append((lo, hi))
-        return levels[level]
+            kept = self._levels[name, level] = lo, hi
+        return kept
 
 
 def pairs(function: np.ufunc, values: Array, axis: int = 0) -> Array:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from flexspec.expr import POSITIONS, Apply, Const, Expr, Load, Param, Var, params_of
+from flexspec.expr import POSITIONS, Apply, Const, Expr, Load, Param, Var, inputs_of, params_of
 from flexspec.ops import CASTS, NEGATED, Type
 
 from ..simplify.rules import simplify
@@ -96,6 +96,8 @@ def source_of(expr: Expr, *, kind: str, wide: bool = False, last_query: bool = F
     elif not expr.names & {*ARGUMENTS["score_mod"]}:  # a function of no position still gives one value for each
         same = "torch.ones_like(q, dtype=torch.bool) &" if kind == "mask_mod" else "torch.zeros_like(score) +"
         result = f"{same} {result}"
+    if kind == "score_mod" and expr.type is Type.DOUBLE:  # torch's kernels read the score back as they gave it
+        result = f"({result}).to(score.dtype)"
     inner = [f"        {line}" for line in (*body, f"return {result}")]
     return "\n".join([*head, *inner, f"    return {kind}", ""])
 
@@ -126,13 +128,15 @@ def function_of(
     """The mask_mod or score_mod of `expr` over tensors and numbers by name, on `device`."""
     source = source_of(expr, kind=kind, **options)
     simple = simplify(expr)
-    kinds = {name: node.type for name, node in params_of(simple).items()}
+    kinds = {name: node.type for name, node in (*params_of(simple).items(), *inputs_of(simple).items())}
     names = value_names(simple, options.get("last_query", False))
     return _maker(source)(*(_captured(values[name], device, kinds.get(name, Type.INT)) for name in names))
 
 
 def _captured(value: Any, device: torch.device, kind: Type) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
+        if value.dtype == torch.float64 and kind is Type.FLOAT:  # beside a score, torch would take the sum for 64 bits
+            return value.to(device, torch.float32)
         narrow = value.dtype in (torch.int8, torch.uint8, torch.int16)
         return value.to(device, torch.int64 if narrow else value.dtype)
     return torch.full((), value, dtype=kind.torch, device=device)  # unlike tensor(), it waits for no device

@@ -157,15 +157,16 @@ class Order:
         length = self.tokens if length is None else length
         assert length is not None
         key = (length, device)
-        if key not in self._kept:
+        kept: Moves | None = self._kept.get(key)
+        if kept is None:
             self.check(length)
             self._check_places(length)
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._make_moves(length, device)
             if len(self._kept) >= KEPT:
                 self._kept.clear()
-            with torch.inference_mode(False), torch.no_grad():
-                self._kept[key] = self._make_moves(length, device)
-        moves: Moves = self._kept[key]
-        return moves
+            self._kept[key] = kept
+        return kept
 
     # torch.compiler.assume_constant_result sets this too, but imports the whole compiler
     moves._dynamo_marked_constant = True  # type: ignore[attr-defined]

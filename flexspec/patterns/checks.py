@@ -12,8 +12,8 @@ import torch
 
 from ..canvas import Canvas
 from ..errors import FlexSpecError, choices
-from ..expr import SIZES
-from ..inputs import Input, fixed_size
+from ..expr import SIZES, fixed_size
+from ..inputs import Input
 from ..ops import Type
 from ..traced import Traced, TracedTensor
 from ..user_line import user_caret

@@ -133,8 +133,8 @@ def _kernel(
     mask_text = source_of(lowered.mask, kind="mask_mod", wide=wide)
     score_text = source_of(score, kind="score_mod", wide=wide)
     if options is None:
-        proven = isinstance(block_map, BlockMap) and device.type != "cpu"
-        options = tuple(contiguous_lists(block_map).items()) if proven else ()
+        listed = block_map if isinstance(block_map, BlockMap) and device.type != "cpu" else None
+        options = () if listed is None else tuple(contiguous_lists(listed).items())
     lists = (block_map.batch > 1, block_map.heads > 1)
     blocks = (block_map.grid.q_blocks == 1, block_map.grid.kv_blocks == 1)
     own = _fixed(lowered.mask, lowered.derive(_mask_values))

@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("attention", nargs="*", help="arguments of bench/attention.py, after --")
     given = parser.parse_args()
+    given.results = given.results.resolve()  # steps run in the repository
     logs = given.results / "gpu"
     logs.mkdir(parents=True, exist_ok=True)
     start, rows, text = time.monotonic(), [], ""

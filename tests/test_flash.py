@@ -98,6 +98,13 @@ def test_what_torch_would_refuse_later_or_compute_wrongly(name, hopper):
     assert len(found) == 1 and wanted in found[0]
 
 
+def test_a_weights_own_number_is_read_by_a_score(hopper):
+    spec = fs.Attention(weight=fs.sigmoid_weight(torch.zeros(2, requires_grad=True)))
+    with torch.no_grad():
+        (reason,) = reasons(spec, qkv())
+    assert "FLASH gives no gradient to " in reason
+
+
 def test_blackwell_has_two_tiles_of_queries(hopper, monkeypatch):
     for capability in (10, 11):
         monkeypatch.setattr(flash, "_capability", lambda device, seen=capability: seen)

@@ -135,7 +135,8 @@ def _printable() -> frozenset[str]:
 def _gradients_against(call: Call) -> list[str]:
     """What its backward pass refuses. A tensor that wants a gradient is refused in the forward pass too."""
     reasons, lowered = [], call.lowered
-    held = [name for name in call.score.names & call.bound.tensors.keys() if call.bound.tensors[name].requires_grad]
+    read = frozenset[str]().union(*(score.names for score in softmax_scores(lowered.weight, call.score)))
+    held = [name for name in read & call.bound.tensors.keys() if call.bound.tensors[name].requires_grad]
     if held:
         reasons.append(f"FLASH gives no gradient to {', '.join(sorted(held))}, which a score reads: detach it")
     needs_lse = call.return_lse or (lowered.weight is not None and lowered.weight.kind != "taylor")

@@ -1,6 +1,7 @@
 # make demo   a pattern compiled, checked against the reference, drawn
 # make test   lint, type check, all tests
-# make gpu    with a PYTHON whose torch has CUDA: kernel tests there, under compute-sanitizer too, and the benchmark
+# make gpu    with a PYTHON whose torch has CUDA: kernel tests there, under compute-sanitizer too, and the benchmarks
+#             (MINUTES=8: the most important first; BENCH="--only forward": arguments of bench/attention.py)
 # make dist   wheel and sdist, and the wheel tried in a clean environment
 PYTHON ?= python3
 VENV := .venv
@@ -19,11 +20,8 @@ lint: $(VENV)/installed
 unit: $(VENV)/installed
 	$(BIN)/pytest -n auto --dist loadfile
 
-gpu: export PYTHONPATH := $(CURDIR)
 gpu:
-	$(PYTHON) -m pytest -m gpu
-	if command -v compute-sanitizer; then compute-sanitizer --error-exitcode 1 $(PYTHON) tests/sanitized.py; fi
-	$(PYTHON) bench/attention.py $(BENCH)
+	$(PYTHON) bench/gpu.py $(if $(MINUTES),--minutes $(MINUTES)) -- $(BENCH)
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

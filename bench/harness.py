@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -15,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+VERSIONS = ("triton", "flash-attn-4", "flash-attn-3", "flash-attn")
+"""Packages whose versions a result depends on, where they are installed."""
 
 
 def machine() -> dict[str, str]:
@@ -26,12 +27,15 @@ def machine() -> dict[str, str]:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    installed = {each.metadata["Name"]: each.version for each in importlib.metadata.distributions()}
     return {
         "date": date.today().isoformat(),
         "cpu": f"{len(names) or '?'} x {names[0] if names else platform.processor()}",
         "gpu": gpu,
         "python": platform.python_version(),
+        "cuda": torch.version.cuda or "none",
         "torch": torch.__version__,
+        **{name: installed[name] for name in VERSIONS if name in installed},
     }
 
 
@@ -89,18 +93,34 @@ def in_fresh_process(
     return result
 
 
-def report(name: str, command: str, columns: list[str], rows: list[list[str]], data: Any) -> None:
-    """Print a table, and write it as JSON and Markdown under bench/results/."""
+def report(
+    name: str,
+    command: str,
+    columns: list[str],
+    rows: list[list[str]],
+    data: Any,
+    folder: Path = RESULTS,
+    notes: str = "",
+) -> None:
+    """Write a table as JSON and Markdown into a folder, and print it. notes: what is said below it."""
+    print(written(name, command, columns, rows, data, folder, notes))
+
+
+def written(
+    name: str, command: str, columns: list[str], rows: list[list[str]], data: Any, folder: Path, notes: str
+) -> str:
+    """The files of `report`; returns the Markdown."""
     where = machine()
-    table = Table(title=name)
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"command": command, "machine": where, "data": data}, indent=1))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"command": command, "machine": where, "data": data}, indent=1))
     lines = [f"# {name}", "", f"`{command}`; " + ", ".join(f"{k} {v}" for k, v in where.items()), ""]
-    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+    lines += table(columns, rows)
+    text = "\n".join([*lines, *(["", notes] if notes else []), ""])
+    (folder / f"{name}.md").write_text(text)
+    return text
+
+
+def table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    whole = ["| " + " | ".join(cells).replace("\n", " ") + " |" for cells in (columns, *rows)]
+    return [whole[0], "|" + " --- |" * len(columns), *whole[1:]]

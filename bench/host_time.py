@@ -2,7 +2,8 @@
 
 flex: a whole call, less the compiled function called alone with the arguments that the call gave it, in turns.
 triton: a whole call whose kernels are not started, so that what is timed is the way there.
-Nothing new is lowered or compiled in a repeated call. Option: --repeat 300.
+Nothing new is lowered or compiled in a repeated call. Options: --repeat 300, --dry (one case, three calls, flex not
+compiled), --results FOLDER in place of bench/results.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"  # so that the Triton backend takes tensors on a CPU
 
 import torch
 from flexspec.compiler.backends import flex
-from harness import report
+from harness import RESULTS, report
 from triton.runtime.interpreter import InterpretedFunction
 
 import flexspec as fs
@@ -36,11 +38,12 @@ CASES: dict[str, tuple[Any, int, dict[str, Any]]] = {
 def microseconds(runs: list[Callable[[], Any]], repeat: int) -> list[float]:
     """Median of each, run in turns after a warm-up."""
     times: list[list[float]] = [[] for _ in runs]
-    for turn in range(repeat + 20):
+    warm_up = min(20, repeat)
+    for turn in range(repeat + warm_up):
         for run, kept in zip(runs, times, strict=True):
             start = time.perf_counter()
             run()
-            if turn >= 20:
+            if turn >= warm_up:
                 kept.append(time.perf_counter() - start)
     return [1e6 * statistics.median(kept) for kept in times]
 
@@ -66,10 +69,15 @@ def triton_call(spec: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, va
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--repeat", type=int, default=300)
-    repeat = options.parse_args().repeat
+    options.add_argument("--dry", action="store_true")
+    options.add_argument("--results", type=Path, default=RESULTS)
+    given = options.parse_args()
+    repeat = 3 if given.dry else given.repeat
+    if given.dry:
+        torch.compile = lambda function, **_: function
     InterpretedFunction.__getitem__ = lambda kernel, grid: lambda *args, **constants: None
     rows, data = [], []
-    for name, (spec, q_len, values) in CASES.items():
+    for name, (spec, q_len, values) in list(CASES.items())[: 1 if given.dry else None]:
         generator = torch.Generator().manual_seed(0)
         q, k, v = (torch.randn(1, 2, length, 16, generator=generator) for length in (q_len, LENGTH, LENGTH))
         whole, kernel = flex_call(spec, q, k, v, values, repeat)
@@ -77,7 +85,7 @@ def main() -> None:
         rows.append([name, f"{whole:.0f} us", f"{kernel:.0f} us", f"{whole - kernel:.0f} us", f"{launched:.0f} us"])
         data.append({"case": name, "flex": whole, "flex kernel": kernel, "triton": launched})
     titles = ["case", "flex, whole call", "its compiled function alone", "above it", "triton, to the launch"]
-    report("host_time", f"python bench/host_time.py --repeat {repeat}", titles, rows, data)
+    report("host_time", f"python bench/host_time.py --repeat {repeat}", titles, rows, data, given.results)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_where_a_backend_fails_the_next_one_runs_with_one_warning(monkeypatch):
 def test_compiled_attention_pickles_with_its_backend():
     attend = pickle.loads(pickle.dumps(fs.compile(fs.causal(), backend="reference", block_size=64)))
     assert attend.backends == (REFERENCE,) and attend.block_size == 64
-    assert [each.name for each in BACKENDS] == ["flex", "reference", "triton"]
+    assert [each.name for each in BACKENDS] == ["flex", "flash", "reference", "triton"]
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
@@ -176,5 +176,5 @@ def test_scores_whose_integers_pass_32_bits_are_computed_in_64():
     cuda = torch.device("cuda")
     for score, wide in ((far, True), (fs.score(lambda score, q, kv: score + (q - kv)), False)):
         call = fs.compile(fs.Attention(fs.causal(), [score]), backend="flex").call_of(*qkv(500), False, "logical", {})
-        assert flex._wide(call.lowered, call.score, cuda) is wide
-        assert flex._wide(call.lowered, call.lowered.mask, cuda) is False
+        assert flex.needs_wide(call.lowered, call.score, cuda) is wide
+        assert flex.needs_wide(call.lowered, call.lowered.mask, cuda) is False

@@ -259,7 +259,7 @@ def test_flexs_own_identities(name, monkeypatch):
     """What flex does on a GPU, with torch's eager flex_attention, which gives an lse everywhere."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     flex._functions.cache_clear()
-    eager = Backend("eager", lambda call: [], lambda call: by_softmax(call, lambda part: flex._compiled(part, part.q)))
+    eager = Backend("eager", lambda call: [], lambda call: by_softmax(call, lambda part: flex.compiled(part, part.q)))
     q, k, v = (x.float() for x in qkv(40, dim=16, v_dim=16))
     spec = fs.Attention(mask=MASKS["late"], scores=[fs.softcap(2.0)], weight=CASES[name][0])
     out, wanted = fs.compile(spec, backend=eager)(q, k, v), fs.reference_attention(spec, q, k, v)

@@ -57,7 +57,7 @@ def run(call: Call) -> Result:
 
 def _softmax(call: Call) -> Result:
     if call.q.device.type != "cpu":
-        return _compiled(call, call.q)
+        return compiled(call, call.q)
     if call.return_lse:
         message = "the reference runs this, because FlexAttention gives no lse on CPU"
         warnings.warn(message, FlexSpecWarning, stacklevel=user_level())
@@ -66,22 +66,26 @@ def _softmax(call: Call) -> Result:
         out, lse = by_rows(lowered.mask, call.score, scale, call.bound, call.q, call.k, call.v)
         return out.to(call.q.dtype), lse.to(torch.float32)
     if call.q.shape[2] > 1 or call.k.shape[2] < 512:
-        return _compiled(call, call.q)
+        return compiled(call, call.q)
     rows = call.q.expand(-1, -1, ONE_QUERY_ROWS, -1).contiguous()
-    return _compiled(call, rows, one_query=True)[0][:, :, :1], None
+    return compiled(call, rows, one_query=True)[0][:, :, :1], None
+
+
+Options = tuple[tuple[str, bool | str], ...]
+"""Kernel options of torch's flex_attention, by name."""
 
 
 class Kernel(NamedTuple):
     """What a kernel is compiled for: calls that agree in this share code objects.
 
-    scale, lse: of the call. group: query heads of a key head. specialised: what torch would compile anew for, in batch
-    and lengths: a size of 1 is never dynamic, and lengths that are equal once are taken to be equal always.
-    fixed: sizes of captured tensors that are no lengths.
+    options: torch's kernel options. scale, lse: of the call. group: query heads of a key head. specialised: what torch
+    would compile anew for, in batch and lengths: a size of 1 is never dynamic, and lengths that are equal once are
+    taken to be equal always. fixed: sizes of captured tensors that are no lengths.
     """
 
     mask: str
     score: str
-    facts: tuple[str, ...]
+    options: Options
     scale: float | None
     lse: bool
     dtype: torch.dtype
@@ -94,8 +98,11 @@ class Kernel(NamedTuple):
     fixed: tuple[tuple[int, ...], ...]
 
 
-def _compiled(call: Call, q: torch.Tensor, one_query: bool = False) -> Result:
-    """Through `torch.compile(flex_attention)`, never eager."""
+def compiled(call: Call, q: torch.Tensor, one_query: bool = False, options: Options | None = None) -> Result:
+    """Through `torch.compile(flex_attention)`, never eager.
+
+    options: in place of those that are proven of the block lists, which are for torch's Triton kernels.
+    """
     lowered, k, v = call.lowered, call.k, call.v
     device = q.device
     score_mod, fixed = _score_mod(call, device, one_query)
@@ -103,7 +110,7 @@ def _compiled(call: Call, q: torch.Tensor, one_query: bool = False) -> Result:
     layout = (q.shape[0] == 1, q.shape[2] == 1, k.shape[2] == 1, q.shape[2] == k.shape[2])
     kernel = lowered.derive(
         _kernel, call.score, call.return_lse, q.dtype, q.shape[1] // k.shape[1], (q.shape[3], v.shape[3]),
-        device, one_query, layout, fixed,
+        device, one_query, layout, fixed, options,
     )  # fmt: skip
     result = _called(kernel, q, k, v, score_mod, block_mask)
     return (result[0], result[1].lse) if call.return_lse else (result, None)
@@ -120,23 +127,26 @@ def _kernel(
     one_query: bool,
     layout: tuple[bool, ...],
     fixed: tuple[tuple[int, ...], ...],
+    options: Options | None,
 ) -> Kernel:
     block_map = lowered.block_map
-    mask_text = source_of(lowered.mask, kind="mask_mod", wide=lowered.derive(_wide, lowered.mask, device))
-    score_text = source_of(score, kind="score_mod", wide=lowered.derive(_wide, score, device))
-    facts = contiguous_lists(block_map) if isinstance(block_map, BlockMap) and device.type != "cpu" else {}
+    mask_text = source_of(lowered.mask, kind="mask_mod", wide=lowered.derive(needs_wide, lowered.mask, device))
+    score_text = source_of(score, kind="score_mod", wide=lowered.derive(needs_wide, score, device))
+    if options is None:
+        listed = block_map if isinstance(block_map, BlockMap) and device.type != "cpu" else None
+        options = () if listed is None else tuple(contiguous_lists(listed).items())
     lists = (block_map.batch > 1, block_map.heads > 1)
     blocks = (block_map.grid.q_blocks == 1, block_map.grid.kv_blocks == 1)
     own = _fixed(lowered.mask, lowered.derive(_mask_values))
     return Kernel(
-        mask_text, score_text, tuple(facts), lowered.attention.scale, lse, dtype, device.type, group, head_dims, lists,
+        mask_text, score_text, options, lowered.attention.scale, lse, dtype, device.type, group, head_dims, lists,
         one_query, layout + blocks, own + fixed,
     )  # fmt: skip
 
 
 def _block_mask(lowered: Lowered, device: torch.device, one_query: bool) -> Any:
     """torch's BlockMask of the map, with the mask printed over its own values."""
-    wide = lowered.derive(_wide, lowered.mask, device)
+    wide = lowered.derive(needs_wide, lowered.mask, device)
     options = {"kind": "mask_mod", "device": device, "wide": wide, "last_query": one_query}
     mask_mod = function_of(lowered.mask, lowered.derive(_mask_values), **options)
     block_mask = to_flex(lowered.block_map, mask_mod, compact=_dense_bytes(lowered) > DENSE_BYTES)
@@ -164,7 +174,7 @@ def _own_score_mod(lowered: Lowered, score: Expr, device: torch.device, one_quer
 def _printed_score(
     lowered: Lowered, score: Expr, device: torch.device, one_query: bool, tensors: Mapping[str, torch.Tensor]
 ) -> Any:
-    wide = lowered.derive(_wide, score, device)
+    wide = lowered.derive(needs_wide, score, device)
     options = {"kind": "score_mod", "device": device, "wide": wide, "last_query": one_query}
     return function_of(score, {**lowered.values, **tensors}, **options)
 
@@ -181,7 +191,7 @@ def _unexpanded(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _wide(lowered: Lowered, expr: Expr, device: torch.device) -> bool:
+def needs_wide(lowered: Lowered, expr: Expr, device: torch.device) -> bool:
     """Are positions computed in 64 bits? On CUDA a kernel's own have 32. On the device no value is read, and the ranges
     of integers are not known.
     """
@@ -253,12 +263,11 @@ def _functions(kernel: Kernel) -> list[Callable[..., Any]]:
 def _function(kernel: Kernel, number: int) -> Callable[..., Any]:
     """A compiled attention function with a code object of its own."""
     extra = ", return_aux=AuxRequest(lse=True)" if kernel.lse else ""
-    options = dict.fromkeys(kernel.facts, True)
     source = (
         f"# {abs(hash(kernel)):x} {number}\n"
         "def attend(q, k, v, score_mod, block_mask):\n"
         f"    return flex_attention(q, k, v, score_mod, block_mask, {kernel.scale!r}, {kernel.group > 1},"
-        f" kernel_options={options!r}{extra})\n"
+        f" kernel_options={dict(kernel.options)!r}{extra})\n"
     )
     function = run_source(source, **vars(torch_flex))["attend"]
     return torch.compile(function, dynamic=True, fullgraph=True)

@@ -8,21 +8,23 @@ from flexspec.errors import FlexSpecError, choices
 from flexspec.user_line import user_caret
 
 from .base import Backend
+from .flash import FLASH
 from .flex import FLEX
 from .reference import REFERENCE
 from .triton import TRITON
 
-BACKENDS: tuple[Backend, ...] = (FLEX, REFERENCE, TRITON)
+BACKENDS: tuple[Backend, ...] = (FLEX, FLASH, REFERENCE, TRITON)
+AUTOMATIC: tuple[Backend, ...] = (FLEX, REFERENCE, TRITON)
 """`auto` takes the first that can run a call. No GPU has run the Triton kernels yet, so they are asked last, where the
-reference, which runs everything, has been asked before: they are chosen by name."""
+reference, which runs everything, has been asked before: they are chosen by name, and so is FLASH."""
 
 
 def chosen(backend: str | Backend) -> tuple[Backend, ...]:
-    """The backends to choose from: all for "auto", else the named one, or one of the user's own. FS041."""
+    """The backends to choose from: `AUTOMATIC` for "auto", else the named one, or one of the user's own. FS041."""
     if isinstance(backend, Backend):
         return (backend,)
     if backend == "auto":
-        return BACKENDS
+        return AUTOMATIC
     named = tuple(each for each in BACKENDS if each.name == backend)
     if not named:
         names = ("auto", *(each.name for each in BACKENDS))

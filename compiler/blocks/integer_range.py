@@ -46,11 +46,31 @@ def needs_64_bits(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:
     when it runs: a sum is as large as with them, though they may leave it once they are known. So the simplified
     expression is bounded as it stands, every node of it.
     """
+    intervals = _intervals(simplify(expr), values, grid)
+    integers = [end for node, both in intervals.items() if node.type is Type.INT for end in both]
+    return any(bool(((end <= -(2**31)) | (end >= 2**31)).any()) for end in integers)
+
+
+def remainders_of_negatives(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:
+    """May a remainder of the simplified expression have a negative operand, or one that is no integer?
+
+    There `%` of C and Python's differ. values: as `needs_64_bits` takes them.
+    """
     expr = simplify(expr)
+    operands = {arg for node in walk(expr) if isinstance(node, Apply) and node.op == "mod" for arg in node.args}
+    if not operands:
+        return False
+    intervals = _intervals(expr, values, grid)
+    return any(node.type > Type.INT or not bool((intervals[node][0] >= 0).all()) for node in operands)
+
+
+def _intervals(expr: Expr, values: Mapping[str, Any], grid: Grid) -> dict[Expr, Interval]:
+    """The interval of every node over the whole grid."""
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     lengths = {"q": grid.q_len, "kv": grid.kv_len, "b": values.get("batch", 1), "h": values.get("heads", 1)}
     ends = {name: (value, value) for name, value in values.items() if name not in tensors}
     ends |= {name: (0, length - 1) for name, length in lengths.items()}
+    ends["score"] = (np.nan, np.nan)  # any float
     known: dict[Expr, Any] = {
         node: tuple(np.array([end], node.type.numpy) for end in ends[node.name])
         for node in walk(expr)
@@ -64,6 +84,4 @@ def needs_64_bits(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:
         unknown = np.array([np.nan], node.type.numpy)
         return unknown, unknown
 
-    intervals = spread(walk(expr), known, load)
-    integers = [end for node, both in intervals.items() if node.type is Type.INT for end in both]
-    return any(bool(((end <= -(2**31)) | (end >= 2**31)).any()) for end in integers)
+    return spread(walk(expr), known, load)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from flexspec.compiler.backends.triton.groups import with_intervals
+from flexspec.compiler.backends.triton.groups import first_and_end, with_intervals
 from flexspec.compiler.backends.triton.launch import launch_of
 from flexspec.compiler.simplify.spans import span_of
 from test_aot import output, started
@@ -158,6 +158,28 @@ def test_random_ids_keep_the_same_pairs(name):
             assert kept.tolist() == truth
             intervals += any("." in each for each in rewritten.names)
     assert intervals > 0, "some of these are intervals"
+
+
+def test_first_and_end_are_where_a_value_stands():
+    """Several rows, values of either sign, positions that take no part; by Python's own search."""
+    generator, intervals = np.random.default_rng(8), 0
+    for _ in range(400):
+        rows, sizes, low = generator.integers(1, 4), generator.integers(1, 6, 2), generator.integers(-3, 1)
+        own, other = (generator.integers(low, 2, (rows, size)) for size in sizes)
+        own_met, other_met = (generator.random((rows, size)) < 0.8 for size in sizes)
+        wanted, one_run = [], True
+        for row, i in np.argwhere(own_met):
+            places = [j for j in range(sizes[1]) if other_met[row, j] and other[row, j] == own[row, i]]
+            first, end = (places[0], places[-1] + 1) if places else (0, 0)
+            one_run &= end - first == len(places)
+            wanted.append((first, end))
+        ends = first_and_end(own, own_met, other, other_met)
+        assert (ends is not None) == one_run
+        if ends is not None:
+            assert list(zip(*(end[own_met].tolist() for end in ends), strict=True)) == wanted
+            assert not any(end[~own_met].any() for end in ends)
+            intervals += 1
+    assert 100 < intervals < 400
 
 
 BINARIES = """

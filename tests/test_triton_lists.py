@@ -159,31 +159,33 @@ def test_lists_name_each_tile_once(name):
                 assert number[first[row] : first[row + 1]].tolist() == wanted
 
 
-def of_blocks(*heads):
-    """A block map whose heads keep these blocks of 128 keys in one row of queries."""
-    table = torch.zeros(len(heads), 12, dtype=torch.bool)
-    for h, columns in enumerate(heads):
-        table[h, list(columns)] = True
-    return fs.block_map(fs.mask(lambda h, kv: table[h, kv // 128]), 128, 1536, heads=len(heads))
+def of_blocks(columns, others=(), heads=1):
+    """A block map of one row of queries, which keeps blocks of 128 keys; all heads but the first share a map."""
+    table = torch.zeros(2, 12, dtype=torch.bool)
+    table[0, list(columns)] = table[1, list(others)] = True
+    mask = fs.mask(lambda h, kv: table[torch.clamp(h, max=1), kv // 128])
+    block_map = fs.block_map(mask, 128, 1536, heads=heads)
+    assert len(block_map.maps) == min(heads, 2)
+    return block_map
 
 
-APART, CLOSE = [0, 1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 5, 6, 7, 8]
+LONG, APART, CLOSE = range(9), [0, 1, 2, 5, 6, 7, 8], [0, 1, 2, 3, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize(
-    ("heads", "listed"),
+    ("blocks", "listed"),
     [
-        ([APART], True),  # seven blocks for the fill of the second run
-        ([CLOSE], False),  # eight
-        ([[0], [5]], False),  # two rows of one run: no fill is saved
-        ([range(9), APART], False),  # 16 blocks for one fill
-        ([range(9), *[APART] * 9], False),  # 72 for 9
-        ([range(9), *[APART] * 10], True),  # 79 for 10: heads that share a map count each
-        ([[]], False),
+        ((APART,), True),  # seven blocks for the fill of the second run
+        ((CLOSE,), False),  # eight
+        (([0], [5], 2), False),  # two rows of one run: no fill is saved
+        ((LONG, APART, 2), False),  # 16 blocks for one fill
+        ((LONG, APART, 10), False),  # 72 for 9
+        ((LONG, APART, 11), True),  # 79 for 10: heads that share a map count each
+        (([],), False),
     ],
 )
-def test_lists_are_taken_by_count(heads, listed):
-    assert rows.takes_lists(of_blocks(*heads)) is listed
+def test_lists_are_taken_by_count(blocks, listed):
+    assert rows.takes_lists(of_blocks(*blocks)) is listed
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "blocks beyond a tile"])

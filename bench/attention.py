@@ -149,9 +149,10 @@ class Session:
                 break
             self.records.append({**vars(case), "problems": {}})
             self.step("measured", self.records[-1], case)
-        for name in ("modelled", "tuned"):
-            for record, case in zip(list(self.records), self.chosen, strict=False):
-                if not self.over() and not (name == "tuned" and self.given.plain):
+        most = {"modelled": None, "tuned": 0 if self.given.plain else 1 if self.given.dry else None}
+        for name, count in most.items():
+            for record, case in zip(self.records[:count], self.chosen, strict=False):
+                if not self.over():
                     self.step(name, record, case)
 
     def over(self) -> bool:

@@ -4,10 +4,11 @@ chosen.
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from flexspec.compiler.backends.triton import launch, rows
+from flexspec.compiler.backends.triton import forward, launch, rows, tuning
 from random_masks import block_kinds
 from test_aot import output, started
 from test_triton import DEVICE, TOLERANCE, qkv
@@ -202,6 +203,16 @@ def test_long_runs_stay_runs(mask):
 def test_lists_that_would_be_too_long_stay_runs(monkeypatch):
     monkeypatch.setattr(rows, "MOST_LISTED_KEYS", 7 * 128)
     assert not rows.takes_lists(of_blocks(APART))
+
+
+def test_a_tuned_choice_is_that_of_a_loop():
+    """The file of one is not read for the other."""
+    q, _, v = qkv(128)
+    facts = [
+        tuning.facts_of(forward.forward, SimpleNamespace(block_map=of_blocks(blocks), group=1), q, v, ())
+        for blocks in (APART, CLOSE)
+    ]
+    assert [each.pop("lists") for each in facts] == [True, False] and facts[0] == facts[1]
 
 
 ALIKE = """

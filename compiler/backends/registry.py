@@ -8,11 +8,12 @@ from flexspec.errors import FlexSpecError, choices
 from flexspec.user_line import user_caret
 
 from .base import Backend
+from .blocks import BLOCKS
 from .flex import FLEX
 from .reference import REFERENCE
 from .triton import TRITON
 
-BACKENDS: tuple[Backend, ...] = (FLEX, REFERENCE, TRITON)
+BACKENDS: tuple[Backend, ...] = (FLEX, BLOCKS, REFERENCE, TRITON)
 """`auto` takes the first that can run a call. No GPU has run the Triton kernels yet, so they are asked last, where the
 reference, which runs everything, has been asked before: they are chosen by name."""
 

@@ -19,7 +19,7 @@ from flexspec.user_line import user_caret, user_level
 from . import operator
 from .backends.base import Backend, BackendFailed, Call, Result, able, check_qkv, check_weight
 from .backends.pages import as_seen, check_pages, gathered
-from .backends.registry import BACKENDS, check_tuning, chosen
+from .backends.registry import BACKENDS, check_tuning, chosen, ranked
 from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
@@ -183,7 +183,7 @@ class Attending:
     def _run(self, call: Call) -> Result:
         """The first of the backends that can run a call runs it; FS042 with the reasons and one that works."""
         against: list[str] = []
-        for backend in self.backends:
+        for backend in ranked(self.backends, call):
             reasons = backend.reasons_against(call)
             if not reasons:
                 if against:

@@ -1,10 +1,13 @@
 """The portable backend against a dense implementation of its own: torch's softmax in float64 over `mask.dense`."""
 
+import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from flexspec.compiler.backends import row_batches
+from flexspec.compiler.backends import registry, row_batches
+from flexspec.compiler.backends.blocks import BLOCKS
 from flexspec.compiler.backends.registry import BACKENDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -100,7 +103,7 @@ predicates = st.recursive(comparisons | banded | flags, lambda inner: st.tuples(
 @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
 @given(predicates, st.integers(1, 70), st.integers(0, 9), st.sampled_from([8, 16, (16, 32), (32, 8)]), st.booleans())
 def test_random_masks(written, length, seed, block_size, exact):
-    held = {name: x for name, x in tables(length, 2, 4, seed).items() if name in written.ours}
+    held = {name: x for name, x in tables(length, 2, 4, seed).items() if name in re.findall(r"\w+", written.ours)}
     mask = fs.Mask(fs.parse(DECLARED + written.ours), "random")
     keep = mask.dense(length, batch=2, heads=4, **held)
     tensors = qkv(heads=4, kv_heads=2, batch=2, q_len=length)
@@ -250,16 +253,30 @@ def test_a_tensor_of_the_scores_that_changed_before_the_backward_pass_is_an_erro
         out.sum().backward()
 
 
-def chosen(tensors, monkeypatch, spec=None, **options):
-    """The name of the backend that `auto` takes, and no warning."""
+CPU = {
+    "a forward pass": ({}, "flex"),
+    "gradients": ({"requires_grad": True}, "blocks"),
+    "an lse": ({"return_lse": True}, "blocks"),
+    "one query": ({"q_len": 1}, "blocks"),
+    "float64": ({"dtype": torch.float64}, "blocks"),
+    "no compiler": ({"CXX": "no-such-compiler"}, "blocks"),
+    "a weight that needs the lse": ({"weight": fs.sink_logit(0.5)}, "blocks"),
+}
+
+
+@pytest.mark.parametrize("name", CPU)
+def test_auto_on_a_cpu_takes_what_is_quicker_and_does_not_warn(name, monkeypatch):
+    options, wanted = CPU[name]
+    if "CXX" in options:
+        monkeypatch.setenv("CXX", options["CXX"])
+    tensors = qkv(q_len=options.get("q_len", 40), kv_len=40, dtype=options.get("dtype", torch.float32))
+    tensors = [x.requires_grad_(options.get("requires_grad", False)) for x in tensors]
+    attend = fs.compile(fs.Attention(fs.causal(), weight=options.get("weight")))
     taken = []
-    attend = fs.compile(spec or fs.causal())
-    for backend in BACKENDS:
-        monkeypatch.setattr(backend.__class__, "run", backend.__class__.run, raising=False)
-    original = type(attend).run
-    monkeypatch.setattr(type(attend), "run", original)
+    ran = [replace(each, run=lambda call, each=each: (taken.append(each.name), BLOCKS.run(call))[1]) for each in BACKENDS]
+    monkeypatch.setattr(registry, "BLOCKS", next(each for each in ran if each.name == "blocks"))
+    attend.backends = tuple(ran)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        call = attend.call_of(*tensors, options.get("return_lse", False), "logical", {})
-        taken = attend.asked(call)
-    return taken[0].name
+        attend(*tensors, return_lse=options.get("return_lse", False))
+    assert taken == [wanted]

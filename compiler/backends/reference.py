@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from flexspec.attention import as_attention
 from flexspec.evaluate import evaluate
@@ -13,10 +14,10 @@ from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.weight import Weight
 
-from .base import Backend, Call, Description, Result, check_qkv, check_weight
+from .base import Backend, Call, Description, Result, accurate, check_qkv, check_weight
 from .weights import printed
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Pairs times heads that are held at once."""
 
 
@@ -67,20 +68,34 @@ def by_rows(
     }
     factor = q.shape[3] ** -0.5 if scale is None else scale
     k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    parts = []
-    for start in range(0, q.shape[2], count):
-        rows = q[:, :, start : start + count].double()
+
+    def chunk(rows: torch.Tensor, start: int, k: torch.Tensor, v: torch.Tensor, *held: torch.Tensor) -> Any:
+        """Output and lse of the queries from `start` on."""
         logits = rows @ k.transpose(-1, -2) * factor
-        at["q"] = torch.arange(start, start + rows.shape[2], device=q.device).view(1, 1, -1, 1)
-        values = {**bound.all_numbers(), **tensors, **at}
+        q_idx = torch.arange(start, start + rows.shape[2], device=q.device).view(1, 1, -1, 1)
+        values = {**bound.all_numbers(), **dict(zip(tensors, held, strict=True)), **at, "q": q_idx}
         kept = evaluate(mask, values).expand_as(logits)
         scored = evaluate(score, {**values, "score": logits}, precise=True).double().expand_as(logits)
         if weight is None:
-            parts.append(_softmax(scored, kept, v))
-        else:
-            number = evaluate(weight.expr, values, precise=True).double()
-            parts.append(_weighed(weight, number, scored, kept, v, v[:, :, start : start + count]))
-    out, lse = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+            return _softmax(scored, kept, v)
+        own = v[:, :, start : start + rows.shape[2]]
+        number = evaluate(weight.expr, values, precise=True).double()
+        return _weighed(weight, number, scored, kept, v, own)
+
+    starts = range(0, q.shape[2], count)
+    held = tuple(tensors.values())
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *held))
+    if wanted:  # each chunk is computed again in the backward pass: the graph holds no pairs
+        parts = [
+            checkpoint(chunk, q[:, :, first : first + count].double(), first, k, v, *held, use_reentrant=False)
+            for first in starts
+        ]
+        out, lse = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+        return out, lse
+    out, lse = q.new_empty((*q.shape[:3], v.shape[3]), dtype=k.dtype), q.new_empty(q.shape[:3], dtype=k.dtype)
+    for start in starts:  # into tensors that are there: small results between large temporaries fragment the heap
+        rows = slice(start, start + count)
+        out[:, :, rows], lse[:, :, rows] = chunk(q[:, :, rows].double(), start, k, v, *held)
     return out, lse
 
 
@@ -139,7 +154,7 @@ def run(call: Call) -> Result:
     out, lse = by_rows(
         lowered.mask, lowered.score, lowered.attention.scale, call.bound, call.q, call.k, call.v, lowered.weight
     )
-    return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None
+    return out.to(call.q.dtype), lse.to(accurate(call.q.dtype)) if call.return_lse else None
 
 
 REFERENCE = Backend("reference", lambda call: [], run, lambda lowered: Description(printed(lowered)))

@@ -82,8 +82,9 @@ class Attending:
         q: [batch, heads, q_len, head_dim].
         k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads. Values of masked keys are multiplied by 0:
             they must be finite.
-        return_lse: also the log-sum-exp in nats, float32 (of float64 inputs float64) [batch, heads, q_len], -inf where a
-            query keeps nothing; of another weight, the log of the sum that it is divided by (FS042 where there is none).
+        return_lse: also the log-sum-exp in nats, float32 (of float64 inputs float64) [batch, heads, q_len], -inf where
+            a query keeps nothing; of another weight, the log of the sum that it is divided by (FS042 where there is
+            none).
         inputs: "logical" (an order moves tokens in and out) or "ordered" (q, k, v lie in the order already, padding
             included, and so does the output).
         page_table: int32 [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages,

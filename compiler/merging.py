@@ -43,7 +43,9 @@ def merge(*parts: Part) -> Part:
     some = total > 0
     total = torch.where(some, total, 1.0)
     # a part that keeps nothing counts as 0 whatever others left in its output
-    kept = [torch.where((each > -torch.inf)[..., None], out.to(work), 0.0) for out, each in zip(outs, lses, strict=True)]
+    kept = [
+        torch.where((each > -torch.inf)[..., None], out.to(work), 0.0) for out, each in zip(outs, lses, strict=True)
+    ]
     out = torch.zeros_like(kept[0])
     for rows, share in zip(kept, shares, strict=True):
         out = out + rows * (share / total)[..., None]

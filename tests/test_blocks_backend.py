@@ -58,9 +58,9 @@ def same(spec, tensors, keep, scored=lambda s, *_: s, read=(), scale=None, block
         return dense(keep, q, k, v, lambda s: scored(s, *held), scale)
 
     count = 3 + len(read)
-    tolerance = 1e-9 if tensors[0].dtype == torch.float64 else 3e-5
     for mine, wanted in zip(gradients(ours, tensors[:count]), gradients(theirs, tensors[:count]), strict=True):
         assert not mine.isnan().any()
+        tolerance = 1e-9 if mine.dtype == torch.float64 else 3e-5
         torch.testing.assert_close(mine.double(), wanted.double(), atol=tolerance, rtol=tolerance)
 
 
@@ -95,9 +95,13 @@ def test_lengths_and_blocks(sizes, block_size):
     same(mask, qkv(q_len=sizes[0], kv_len=sizes[1]), mask.dense(*sizes), block_size=block_size)
 
 
-predicates = st.recursive(comparisons | banded | flags, lambda inner: st.tuples(
-    st.sampled_from(["({} & {})", "({} | {})", "({} ^ {})"]), inner, inner
-).map(lambda x: type(x[1])(x[0].format(x[1].ours, x[2].ours), x[0].format(x[1].python, x[2].python))), max_leaves=4)
+predicates = st.recursive(
+    comparisons | banded | flags,
+    lambda inner: st.tuples(st.sampled_from(["({} & {})", "({} | {})", "({} ^ {})"]), inner, inner).map(
+        lambda x: type(x[1])(x[0].format(x[1].ours, x[2].ours), x[0].format(x[1].python, x[2].python))
+    ),
+    max_leaves=4,
+)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
@@ -273,7 +277,11 @@ def test_auto_on_a_cpu_takes_what_is_quicker_and_does_not_warn(name, monkeypatch
     tensors = [x.requires_grad_(options.get("requires_grad", False)) for x in tensors]
     attend = fs.compile(fs.Attention(fs.causal(), weight=options.get("weight")))
     taken = []
-    ran = [replace(each, run=lambda call, each=each: (taken.append(each.name), BLOCKS.run(call))[1]) for each in BACKENDS]
+
+    def noted(name):
+        return lambda call: (taken.append(name), BLOCKS.run(call))[1]
+
+    ran = [replace(each, run=noted(each.name)) for each in BACKENDS]
     monkeypatch.setattr(registry, "BLOCKS", next(each for each in ran if each.name == "blocks"))
     attend.backends = tuple(ran)
     with warnings.catch_warnings():

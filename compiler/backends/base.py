@@ -18,8 +18,8 @@ from ..pipeline import Lowered
 from .pages import gathered
 
 Result = tuple[torch.Tensor, torch.Tensor | None]
-"""The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] in `accurate(q.dtype)` if
-asked for."""
+"""The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] in `accurate(q.dtype)`
+if asked for."""
 
 
 def accurate(dtype: torch.dtype) -> torch.dtype:

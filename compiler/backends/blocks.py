@@ -1,8 +1,8 @@
 """Block-sparse attention in plain torch operations: any device and floating dtype, gradients, lse, nothing compiled.
 
 Rows of blocks run in batches (`row_batches`), each with all of its keys at once, so a row needs one softmax and no
-merging. The backward pass computes the weights again from the lse. Scores, as float32 or float64, exist for one batch at
-a time: memory grows with the lengths, never with the pairs.
+merging. The backward pass computes the weights again from the lse. Scores, as float32 or float64, exist for one batch
+at a time: memory grows with the lengths, never with the pairs.
 """
 
 from __future__ import annotations

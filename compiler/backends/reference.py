@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from flexspec.attention import as_attention
 from flexspec.evaluate import evaluate
@@ -69,7 +68,7 @@ def by_rows(
     factor = q.shape[3] ** -0.5 if scale is None else scale
     k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
 
-    def chunk(rows: torch.Tensor, start: int, k: torch.Tensor, v: torch.Tensor, *held: torch.Tensor) -> Any:
+    def chunk(start: int, rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *held: torch.Tensor) -> Any:
         """Output and lse of the queries from `start` on."""
         logits = rows @ k.transpose(-1, -2) * factor
         q_idx = torch.arange(start, start + rows.shape[2], device=q.device).view(1, 1, -1, 1)
@@ -82,21 +81,48 @@ def by_rows(
         number = evaluate(weight.expr, values, precise=True).double()
         return _weighed(weight, number, scored, kept, v, own)
 
-    starts = range(0, q.shape[2], count)
-    held = tuple(tensors.values())
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *held))
-    if wanted:  # each chunk is computed again in the backward pass: the graph holds no pairs
-        parts = [
-            checkpoint(chunk, q[:, :, first : first + count].double(), first, k, v, *held, use_reentrant=False)
-            for first in starts
-        ]
-        out, lse = (torch.cat(part, 2) for part in zip(*parts, strict=True))
-        return out, lse
-    out, lse = q.new_empty((*q.shape[:3], v.shape[3]), dtype=k.dtype), q.new_empty(q.shape[:3], dtype=k.dtype)
-    for start in starts:  # into tensors that are there: small results between large temporaries fragment the heap
-        rows = slice(start, start + count)
-        out[:, :, rows], lse[:, :, rows] = chunk(q[:, :, rows].double(), start, k, v, *held)
+    out, lse = _Chunked.apply(chunk, count, q.double(), k, v, *tensors.values())
     return out, lse
+
+
+class _Chunked(torch.autograd.Function):
+    """Chunks of queries one after the other, each computed again in the backward pass: nothing holds all pairs.
+
+    Results go into tensors that are there already: small ones between large temporaries would fragment the heap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, chunk: Callable[..., Any], count: int, *tensors: torch.Tensor) -> Any:
+        q, _, v, *_ = tensors
+        ctx.chunk, ctx.count = chunk, count
+        ctx.save_for_backward(*tensors)
+        out, lse = q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3])
+        for start in range(0, q.shape[2], count):
+            rows = slice(start, start + count)
+            out[:, :, rows], lse[:, :, rows] = chunk(start, q[:, :, rows], *tensors[1:])
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[Any, ...]:
+        q, *others = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        leaves = [x.detach().requires_grad_(wants) for x, wants in zip(others, wanted, strict=True)]
+        dq, totals = torch.zeros_like(q), [torch.zeros_like(x) for x in leaves if x.requires_grad]
+        for start in range(0, q.shape[2], ctx.count):
+            rows = slice(start, start + ctx.count)
+            queries = q[:, :, rows].detach().requires_grad_()
+            with torch.enable_grad():
+                results = ctx.chunk(start, queries, *leaves)
+            asked = [queries, *(x for x in leaves if x.requires_grad)]
+            given = zip(results, (dout[:, :, rows], dlse[:, :, rows]), strict=True)
+            outs, weights = zip(*(each for each in given if each[0].requires_grad), strict=True)
+            found = torch.autograd.grad(outs, asked, weights, allow_unused=True, materialize_grads=True)
+            dq[:, :, rows] = found[0]
+            for total, gradient in zip(totals, found[1:], strict=True):
+                total += gradient
+        each = iter(totals)
+        return None, None, dq, *(next(each) if wants else None for wants in wanted)
 
 
 def _softmax(scores: torch.Tensor, kept: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,8 +14,8 @@ from .reference import REFERENCE
 from .triton import TRITON
 
 BACKENDS: tuple[Backend, ...] = (FLEX, BLOCKS, REFERENCE, TRITON)
-"""`auto` takes the first that can run a call. No GPU has run the Triton kernels yet, so they are asked last, where others,
-which run everything, have been asked before: they are chosen by name."""
+"""`auto` takes the first that can run a call. No GPU has run the Triton kernels yet, so they are asked last, where
+others, which run everything, have been asked before: they are chosen by name."""
 
 
 def chosen(backend: str | Backend) -> tuple[Backend, ...]:

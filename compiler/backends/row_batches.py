@@ -65,7 +65,7 @@ class Part:
     kept: dict[int, list[Tensor]] | None = field(repr=False)
 
     def dropped(self, lowered: Lowered, number: int) -> list[Tensor]:
-        """Pairs that the mask drops in the masked columns of a batch: bool [rows, 1, queries, columns] for each span."""
+        """Pairs that the mask drops in the masked columns of a batch: bool [rows, 1, queries, columns] for each."""
         if self.kept is not None and number in self.kept:
             return self.kept[number]
         batch = self.batches[number]

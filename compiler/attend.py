@@ -19,7 +19,7 @@ from flexspec.user_line import user_caret, user_level
 from . import operator
 from .backends.base import Backend, BackendFailed, Call, Result, able, check_qkv, check_weight
 from .backends.pages import as_seen, check_pages, gathered
-from .backends.registry import BACKENDS, check_tuning, chosen
+from .backends.registry import BACKENDS, check_tuning, chosen, ranked
 from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
@@ -82,8 +82,9 @@ class Attending:
         q: [batch, heads, q_len, head_dim].
         k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads. Values of masked keys are multiplied by 0:
             they must be finite.
-        return_lse: also the log-sum-exp in nats, float32 [batch, heads, q_len], -inf where a query keeps nothing; of
-            another weight, the log of the sum that it is divided by (FS042 where there is none).
+        return_lse: also the log-sum-exp in nats, float32 (of float64 inputs float64) [batch, heads, q_len], -inf where
+            a query keeps nothing; of another weight, the log of the sum that it is divided by (FS042 where there is
+            none).
         inputs: "logical" (an order moves tokens in and out) or "ordered" (q, k, v lie in the order already, padding
             included, and so does the output).
         page_table: int32 [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages,
@@ -183,7 +184,7 @@ class Attending:
     def _run(self, call: Call) -> Result:
         """The first of the backends that can run a call runs it; FS042 with the reasons and one that works."""
         against: list[str] = []
-        for backend in self.backends:
+        for backend in ranked(self.backends, call):
             reasons = backend.reasons_against(call)
             if not reasons:
                 if against:

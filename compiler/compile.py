@@ -32,7 +32,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     order: where tokens lie in memory while the kernel runs.
     block_size: tokens, one number or (query, key). "auto" for order or block_size is `fs.plan`'s choice at the first
         call of a size: a `PlannedAttention`.
-    backend: auto (the first that can run a call), flex, flash, triton, reference, or a `Backend` of your own.
+    backend: auto (the first that can run a call), flex, flash, blocks, triton, reference, or a `Backend` of your own.
     exact: with False block lists are made on the device from bounds, without waiting: documents that change at each
         step cost no synchronisation, and undecided blocks evaluate the mask.
     autotune: time the tiles of each Triton kernel at its first call and keep the best in the cache folder.

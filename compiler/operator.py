@@ -18,7 +18,7 @@ from torch import Tensor, library
 
 from flexspec.expr import inputs_of
 
-from .backends.base import Call
+from .backends.base import Call, accurate
 
 
 class Enrolled(Protocol):
@@ -127,7 +127,7 @@ def _forward(
 
 
 def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3], dtype=accurate(q.dtype))
 
 
 def _backward(

@@ -43,6 +43,7 @@ _TOP = {
     "compiler.draw.orders": "show_orders",
     "compiler.fitting.families": "Family",
     "compiler.fitting.fit": "Fit Fits fit",
+    "compiler.merging": "merge",
     "compiler.pipeline": "block_map create_block_mask",
     "compiler.planning.hardware": "Hardware",
     "compiler.planning.planner": "plan",

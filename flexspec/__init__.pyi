@@ -23,6 +23,7 @@ from .compiler.backends.reference import reference_attention as reference_attent
 from .compiler.blocks.block_map import BlockMap as BlockMap
 from .compiler.blocks.runs import BlockKind as BlockKind
 from .compiler.kept_keys import KeptKeys as KeptKeys, kept_keys as kept_keys
+from .compiler.merging import merge as merge
 from .compiler.draw.orders import show_orders as show_orders
 from .compiler.fitting.families import Family as Family
 from .compiler.fitting.fit import Fit as Fit, Fits as Fits, fit as fit

@@ -80,7 +80,7 @@ def test_where_a_backend_fails_the_next_one_runs_with_one_warning(monkeypatch):
 def test_compiled_attention_pickles_with_its_backend():
     attend = pickle.loads(pickle.dumps(fs.compile(fs.causal(), backend="reference", block_size=64)))
     assert attend.backends == (REFERENCE,) and attend.block_size == 64
-    assert [each.name for each in BACKENDS] == ["flex", "flash", "reference", "triton"]
+    assert [each.name for each in BACKENDS] == ["flex", "flash", "blocks", "reference", "triton"]
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])

@@ -1,7 +1,10 @@
 """The reference against loops and against torch's own dense attention."""
 
 import math
+import subprocess
+import sys
 
+import pytest
 import torch
 
 import flexspec as fs
@@ -87,3 +90,27 @@ def test_rows_in_pieces_are_the_whole(monkeypatch):
     whole = fs.reference_attention(mask, *tensors)
     monkeypatch.setattr(reference, "CHUNK", 400)
     torch.testing.assert_close(fs.reference_attention(mask, *tensors), whole)
+
+
+PEAK = """
+import resource, sys, torch
+import flexspec as fs
+from flexspec.compiler.backends import reference
+torch.set_num_threads(1)
+reference.CHUNK = 1 << 17
+q, k, v = torch.randn(3, 1, 1, int(sys.argv[1]), 8)
+fs.reference_attention(fs.causal(), *(x[:, :, :64].clone().requires_grad_() for x in (q, k, v))).sum().backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[2] == "gradients":
+    fs.reference_attention(fs.causal(), *(x.requires_grad_() for x in (q, k, v))).sum().backward()
+else:
+    fs.reference_attention(fs.causal(), q, k, v)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("what", ["output", "gradients"])
+def test_the_peak_grows_with_the_length_and_not_with_the_pairs(what):
+    """KiB above the imports in a fresh process: at 6,144 tokens all pairs in float64 are 288 MiB, a chunk is 1."""
+    run = subprocess.run([sys.executable, "-c", PEAK, "6144", what], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 150 * 1024

@@ -18,7 +18,7 @@ LANGUAGE = (
 
 COMPILER = (
     "evaluation simplify blocks printers pipeline map_cache backends operator attend planning proofs explain "
-    "compiled planned compile fitting kept_keys draw cli"
+    "compiled planned compile fitting kept_keys merging draw cli"
 ).split()
 """The rooms of compiler/: each imports only what stands to its left."""
 

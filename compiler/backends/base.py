@@ -18,7 +18,13 @@ from ..pipeline import Lowered
 from .pages import gathered
 
 Result = tuple[torch.Tensor, torch.Tensor | None]
-"""The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse float32 [batch, heads, q_len] if asked for."""
+"""The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] in `accurate(q.dtype)`
+if asked for."""
+
+
+def accurate(dtype: torch.dtype) -> torch.dtype:
+    """What sums of a dtype are kept in: float64 of float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +90,8 @@ class Backend:
 
     name: as `repr`, warnings and errors show it.
     reasons_against: why it cannot run a call; empty when it can.
-    run: the output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse float32 [batch, heads, q_len] where
-        `call.return_lse` asks for it. A query that keeps nothing has output 0 and lse -inf.
+    run: the output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] in float32, or in
+        float64 of float64, where `call.return_lse` asks for it. A query that keeps nothing has output 0 and lse -inf.
     describe: what it makes of a spec, for `explain`.
     backward: the gradients of q, k, v, then of the tensors `read` by name, from the call, output, lse and their
         gradients. A backend that has it is one operator inside `torch.compile`, else it is a graph break.

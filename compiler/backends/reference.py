@@ -13,10 +13,10 @@ from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.weight import Weight
 
-from .base import Backend, Call, Description, Result, check_qkv, check_weight
+from .base import Backend, Call, Description, Result, accurate, check_qkv, check_weight
 from .weights import printed
 
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Pairs times heads that are held at once."""
 
 
@@ -72,21 +72,62 @@ def by_rows(
     }
     factor = q.shape[3] ** -0.5 if scale is None else scale
     k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    parts = []
-    for start in range(0, q.shape[2], count):
-        rows = q[:, :, start : start + count].double()
+
+    def chunk(start: int, rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *held: torch.Tensor) -> Any:
+        """Output and lse of the queries from `start` on."""
         logits = rows @ k.transpose(-1, -2) * factor
-        at["q"] = torch.arange(start, start + rows.shape[2], device=q.device).view(1, 1, -1, 1)
-        values = {**bound.all_numbers(), **tensors, **at}
+        q_idx = torch.arange(start, start + rows.shape[2], device=q.device).view(1, 1, -1, 1)
+        values = {**bound.all_numbers(), **dict(zip(tensors, held, strict=True)), **at, "q": q_idx}
         kept = evaluate(mask, values).expand_as(logits)
         scored = evaluate(score, {**values, "score": logits}, precise=True).double().expand_as(logits)
         if weight is None:
-            parts.append(_softmax(scored, kept, v))
-        else:
-            number = evaluate(weight.expr, values, precise=True).double()
-            parts.append(_weighed(weight, number, scored, kept, v, v[:, :, start : start + count]))
-    out, lse = (torch.cat(part, 2) for part in zip(*parts, strict=True))
+            return _softmax(scored, kept, v)
+        own = v[:, :, start : start + rows.shape[2]]
+        number = evaluate(weight.expr, values, precise=True).double()
+        return _weighed(weight, number, scored, kept, v, own)
+
+    out, lse = _Chunked.apply(chunk, count, q.double(), k, v, *tensors.values())
     return out, lse
+
+
+class _Chunked(torch.autograd.Function):
+    """Chunks of queries one after the other, each computed again in the backward pass: nothing holds all pairs.
+
+    Results go into tensors that are there already: small ones between large temporaries would fragment the heap.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, chunk: Callable[..., Any], count: int, *tensors: torch.Tensor) -> Any:
+        q, _, v, *_ = tensors
+        ctx.chunk, ctx.count = chunk, count
+        ctx.save_for_backward(*tensors)
+        out, lse = q.new_empty((*q.shape[:3], v.shape[3])), q.new_empty(q.shape[:3])
+        for start in range(0, q.shape[2], count):
+            rows = slice(start, start + count)
+            out[:, :, rows], lse[:, :, rows] = chunk(start, q[:, :, rows], *tensors[1:])
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: torch.Tensor, dlse: torch.Tensor) -> tuple[Any, ...]:
+        q, *others = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        leaves = [x.detach().requires_grad_(wants) for x, wants in zip(others, wanted, strict=True)]
+        dq, totals = torch.zeros_like(q), [torch.zeros_like(x) for x in leaves if x.requires_grad]
+        for start in range(0, q.shape[2], ctx.count):
+            rows = slice(start, start + ctx.count)
+            queries = q[:, :, rows].detach().requires_grad_()
+            with torch.enable_grad():
+                results = ctx.chunk(start, queries, *leaves)
+            asked = [queries, *(x for x in leaves if x.requires_grad)]
+            given = zip(results, (dout[:, :, rows], dlse[:, :, rows]), strict=True)
+            outs, weights = zip(*(each for each in given if each[0].requires_grad), strict=True)
+            found = torch.autograd.grad(outs, asked, weights, allow_unused=True, materialize_grads=True)
+            dq[:, :, rows] = found[0]
+            for total, gradient in zip(totals, found[1:], strict=True):
+                total += gradient
+        each = iter(totals)
+        return None, None, dq, *(next(each) if wants else None for wants in wanted)
 
 
 def _softmax(scores: torch.Tensor, kept: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,7 +185,7 @@ def run(call: Call) -> Result:
     out, lse = by_rows(
         lowered.mask, lowered.score, lowered.attention.scale, call.bound, call.q, call.k, call.v, lowered.weight
     )
-    return out.to(call.q.dtype), lse.to(torch.float32) if call.return_lse else None
+    return out.to(call.q.dtype), lse.to(accurate(call.q.dtype)) if call.return_lse else None
 
 
 REFERENCE = Backend("reference", lambda call: [], run, lambda lowered: Description(printed(lowered)))

@@ -7,16 +7,17 @@ from typing import Any
 from flexspec.errors import FlexSpecError, choices
 from flexspec.user_line import user_caret
 
-from .base import Backend
+from .base import Backend, Call
+from .blocks import BLOCKS
 from .flash import FLASH
 from .flex import FLEX
 from .reference import REFERENCE
 from .triton import TRITON
 
-BACKENDS: tuple[Backend, ...] = (FLEX, FLASH, REFERENCE, TRITON)
-AUTOMATIC: tuple[Backend, ...] = (FLEX, REFERENCE, TRITON)
-"""`auto` takes the first that can run a call. No GPU has run the Triton kernels yet, so they are asked last, where the
-reference, which runs everything, has been asked before: they are chosen by name, and so is FLASH."""
+BACKENDS: tuple[Backend, ...] = (FLEX, FLASH, BLOCKS, REFERENCE, TRITON)
+AUTOMATIC: tuple[Backend, ...] = (FLEX, BLOCKS, REFERENCE, TRITON)
+"""`auto` takes the first that can run a call. No GPU has run the Triton kernels yet, so they are asked last, where
+others, which run everything, have been asked before: they are chosen by name, and so is FLASH."""
 
 
 def chosen(backend: str | Backend) -> tuple[Backend, ...]:
@@ -31,6 +32,21 @@ def chosen(backend: str | Backend) -> tuple[Backend, ...]:
         fix = f"choose {choices(names)}, or give a Backend of your own"
         raise FlexSpecError("FS041", f"there is no backend {backend!r}", fix=fix, where=user_caret())
     return named
+
+
+def ranked(backends: tuple[Backend, ...], call: Call) -> tuple[Backend, ...]:
+    """Backends in the order in which a call asks them.
+
+    Where there is a choice, `blocks` is first on a device for which FlexAttention has no kernels, and on a CPU where it
+    cannot run a call, gives no lse, or pads one query to many.
+    """
+    if BLOCKS not in backends or len(backends) == 1 or call.q.device.type in ("cuda", "xpu"):
+        return backends
+    weight = call.lowered.weight
+    lse = call.return_lse or (weight is not None and weight.kind != "taylor")  # other weights are made of lses
+    if call.q.device.type == "cpu" and call.q.shape[2] > 1 and not lse and not FLEX.reasons_against(call):
+        return backends
+    return (BLOCKS, *(each for each in backends if each is not BLOCKS))
 
 
 def check_tuning(backends: tuple[Backend, ...], autotune: Any) -> None:

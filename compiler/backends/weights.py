@@ -19,7 +19,7 @@ from flexspec.weight import Weight
 
 from ..pipeline import Lowered
 from ..printers.python import source_of
-from .base import Call, Result
+from .base import Call, Result, accurate
 
 # log w(s), and log of the negative part's size where there is one; -inf drops a pair. A score of 0 has the signed
 # weight 0 and counts one in the sum: half of it on each side.
@@ -62,12 +62,14 @@ def printed(lowered: Lowered) -> list[str]:
 
 
 def number_of(call: Call) -> torch.Tensor:
-    """The weight's own number, float32 [1, heads, 1]."""
+    """The weight's own number, [1, heads, 1] in float32, or in float64 of a float64 call."""
     weight = call.lowered.weight
     assert weight is not None
     heads = torch.arange(call.q.shape[1], device=call.q.device).view(1, -1, 1)
     tensors = {name: tensor.to(call.q.device) for name, tensor in call.bound.tensors.items()}
-    return evaluate(weight.expr, {**call.bound.all_numbers(), **tensors, "h": heads}).float().expand_as(heads)
+    work = accurate(call.q.dtype)
+    values = {**call.bound.all_numbers(), **tensors, "h": heads}
+    return evaluate(weight.expr, values, precise=work == torch.float64).to(work).expand_as(heads)
 
 
 def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
@@ -77,7 +79,7 @@ def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
     if weight is None or weight.kind == "taylor":  # one normalised weight is a softmax itself
         return softmax(call if weight is None else replace(call, score=scores[0]))
     parts = [softmax(replace(call, score=score, return_lse=True)) for score in scores]
-    outs = [out.float() for out, _ in parts]
+    outs = [out.to(accurate(out.dtype)) for out, _ in parts]
     lses = [lse for _, lse in parts if lse is not None]
     if weight.kind == "sink_logit":
         out, lse = _with_sink(outs[0], lses[0], number_of(call))
@@ -97,7 +99,7 @@ def _with_sink(out: torch.Tensor, lse: torch.Tensor, logit: torch.Tensor) -> tup
 
 def _mixed(out: torch.Tensor, lse: torch.Tensor, call: Call) -> torch.Tensor:
     share = number_of(call)[..., None]
-    own = call.v.float().repeat_interleave(call.q.shape[1] // call.v.shape[1], 1)
+    own = call.v.to(out.dtype).repeat_interleave(call.q.shape[1] // call.v.shape[1], 1)
     return torch.where((lse > -torch.inf)[..., None], (1 - share) * out + share * own, 0.0)
 
 

@@ -1,0 +1,270 @@
+"""Block-sparse attention in plain torch operations: any device and floating dtype, gradients, lse, nothing compiled.
+
+Rows of blocks run in batches (`row_batches`), each with all of its keys at once, so a row needs one softmax and no
+merging. The backward pass computes the weights again from the lse. Scores, as float32 or float64, exist for one batch
+at a time: memory grows with the lengths, never with the pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexspec.evaluate import evaluate
+from flexspec.expr import inputs_of, var
+
+from ..pipeline import Lowered
+from .base import Backend, Call, Description, Result, accurate
+from .row_batches import Part, RowBatch, Span, parts_of
+from .weights import by_softmax, printed
+
+
+def run(call: Call) -> Result:
+    return by_softmax(call, _softmax)
+
+
+def _softmax(call: Call) -> Result:
+    names = tuple(name for name in inputs_of(call.score) if call.bound.tensors[name].requires_grad)
+    if call.wants_gradients:
+        read = [call.bound.tensors[name] for name in names]
+        out, lse = Attend.apply(call, names, call.q, call.k, call.v, *read)
+    else:
+        out, lse = forward(call)
+    return out, lse if call.return_lse else None
+
+
+class Attend(torch.autograd.Function):
+    """One call, in memory order."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Call, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        out, lse = forward(call)
+        ctx.call, ctx.names = call, names
+        others = [call.bound.tensors[name] for name in inputs_of(call.score) if name not in names]
+        others = [tensor for tensor in others if not tensor.is_inference()]
+        ctx.save_for_backward(out, lse, *tensors, *others)  # torch tells if anyone writes to them in between
+        ctx.set_materialize_grads(False)
+        return out, lse
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Any, ...]:
+        out, lse, _, _, _, *read = ctx.saved_tensors
+        dout = torch.zeros_like(out) if dout is None else dout
+        return None, None, *backward(ctx.call, out, lse, dout, dlse, dict(zip(ctx.names, read, strict=False)))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One batch of rows of some heads of a part, whose scores are [heads * rows, group * queries, keys].
+
+    heads: which of the part's.
+    """
+
+    call: Call
+    part: Part
+    batch: RowBatch
+    heads: slice
+    dropped: list[Tensor]
+
+    def of_queries(self, tensor: Tensor) -> Tensor:
+        """From [heads, group, q_len, dim]: [heads * rows, group * queries, dim]."""
+        rows = _gathered(tensor[self.heads], self.batch.q, 2).to(accurate(tensor.dtype))
+        rows = rows.unflatten(2, (self.batch.rows, self.batch.queries)).transpose(1, 2)
+        return rows.reshape(-1, self.part.group * self.batch.queries, tensor.shape[-1])
+
+    def of_keys(self, tensor: Tensor) -> Tensor:
+        """From [heads, kv_len, dim]: [heads * rows, keys, dim], a view where the keys are one run of one row."""
+        keys = _gathered(tensor[self.heads], self.batch.kv, 1).to(accurate(tensor.dtype))
+        return keys if self.batch.rows == 1 else keys.reshape(-1, self.batch.keys, tensor.shape[-1])
+
+    def to_queries(self, target: Tensor, rows: Tensor) -> None:
+        """What `of_queries` took, put back."""
+        sizes = (-1, self.batch.rows, self.part.group, self.batch.queries, target.shape[-1])
+        rows = rows.view(sizes).transpose(1, 2).flatten(2, 3)
+        done = 0
+        for start, stop in self.batch.q:
+            target[self.heads, :, start:stop] = rows[:, :, done : done + stop - start]
+            done += stop - start
+
+    def add_to_keys(self, target: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add `left.mT @ right`, of the shape of `of_keys`."""
+        if self.batch.rows == len(self.batch.kv) == 1:
+            target[self.heads, slice(*self.batch.kv[0])].baddbmm_(left.mT, right)
+            return
+        keys = torch.bmm(left.mT, right).view(-1, self.batch.rows * self.batch.keys, target.shape[-1])
+        done = 0
+        for start, stop in self.batch.kv:
+            target[self.heads, start:stop] += keys[:, done : done + stop - start]
+            done += stop - start
+
+    def by_row(self, scores: Tensor) -> Tensor:
+        """The scores as [heads, rows, group, queries, keys]."""
+        return scores.view(-1, self.batch.rows, self.part.group, self.batch.queries, self.batch.keys)
+
+    def drop(self, scores: Tensor, value: float) -> None:
+        """Write `value` where the mask drops a pair."""
+        by_row = self.by_row(scores)
+        for (start, stop), dropped in zip(self.batch.masked, self.dropped, strict=True):
+            by_row[..., start:stop].masked_fill_(dropped, value)
+
+    def scored(self, logits: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What the score expression makes of q . k * scale."""
+        q, kv = self.batch.positions(logits.device)
+        values = {**self.call.bound.all_numbers(), **tensors, "score": self.by_row(logits), "q": q, "kv": kv}
+        values |= {"b": self.part.b[self.heads], "h": self.part.h[self.heads]}
+        score = evaluate(self.call.score, values, precise=logits.dtype == torch.float64, checked=False)
+        return score.to(logits.dtype).expand_as(self.by_row(logits)).reshape(logits.shape)
+
+
+def _tiles(call: Call, part: Part) -> Iterator[Tile]:
+    count = part.b.shape[0]
+    for number, batch in enumerate(part.batches):
+        dropped = part.dropped(call.lowered, number)
+        for first in range(0, count, batch.heads):
+            yield Tile(call, part, batch, slice(first, min(first + batch.heads, count)), dropped)
+
+
+def _parts(call: Call) -> list[Part]:
+    return call.lowered.derive(parts_of, *call.q.shape[:2], call.k.shape[1], call.q.device)
+
+
+def _score_tensors(call: Call) -> dict[str, Tensor]:
+    """What the score reads, where q is; autograd keeps no inference tensors."""
+    tensors = {name: call.bound.tensors[name].detach().to(call.q.device) for name in inputs_of(call.score)}
+    return {name: x.clone() if x.is_inference() else x for name, x in tensors.items()}
+
+
+def _scale(call: Call) -> float:
+    scale = call.lowered.attention.scale
+    return call.q.shape[3] ** -0.5 if scale is None else scale
+
+
+def forward(call: Call) -> tuple[Tensor, Tensor]:
+    """Output in q's dtype and lse in `accurate(q.dtype)`, without a graph."""
+    q, k, v = (tensor.detach() for tensor in (call.q, call.k, call.v))
+    out = q.new_zeros((*q.shape[:3], v.shape[3]))
+    lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=accurate(q.dtype))
+    plain, scale, tensors = call.score is var("score"), _scale(call), _score_tensors(call)
+    with torch.no_grad():
+        for part in _parts(call):
+            q_part, out_part, lse_part = (_by_group(x, part)[part.heads] for x in (q, out, lse))
+            k_part, v_part = (x.reshape(-1, *x.shape[2:])[part.kv_heads] for x in (k, v))
+            for tile in _tiles(call, part):
+                scores = torch.bmm(tile.of_queries(q_part) * scale, tile.of_keys(k_part).mT)
+                scores = scores if plain else tile.scored(scores, tensors)
+                tile.drop(scores, -torch.inf)
+                top = scores.amax(-1, keepdim=True)
+                top.masked_fill_(top == -torch.inf, 0.0)  # a query that keeps nothing: all its weights are 0
+                weights = scores.sub_(top).exp_()
+                total = weights.sum(-1, keepdim=True)
+                rows = torch.bmm(weights, tile.of_keys(v_part))
+                tile.to_queries(out_part, rows.div_(torch.where(total > 0, total, 1.0)))
+                tile.to_queries(lse_part, total.log_().add_(top))
+            _put(_by_group(out, part), part.heads, out_part)
+            _put(_by_group(lse, part), part.heads, lse_part)
+    return out, lse.squeeze(-1)
+
+
+def backward(
+    call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None, read: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """Gradients of q, k, v and of the tensors `read` by the scores, of a call without a weight."""
+    work = accurate(call.q.dtype)
+    q, k, v = (tensor.detach() for tensor in (call.q, call.k, call.v))
+    delta = torch.linalg.vecdot(out.to(work), dout.to(work)).unsqueeze(-1)
+    if dlse is not None:
+        delta -= dlse.unsqueeze(-1)
+    shift = torch.where(lse > -torch.inf, lse, torch.inf).unsqueeze(-1)  # exp(score - inf) is 0
+    dq, dk, dv = torch.zeros_like(q), *(torch.zeros_like(x, dtype=work) for x in (k, v))
+    dq, dk, dv = (x.contiguous() for x in (dq, dk, dv))
+    trained = {name: _leaf(tensor, work, q.device) for name, tensor in read.items()}
+    tensors = {**_score_tensors(call), **trained}
+    sums = [torch.zeros_like(tensor) for tensor in trained.values()]
+    with torch.no_grad():
+        for part in _parts(call):
+            of_queries = [_by_group(x, part)[part.heads] for x in (q, dq, dout, shift, delta)]
+            of_keys = [x.reshape(-1, *x.shape[2:])[part.kv_heads] for x in (k, v)]
+            totals = [_target(x.view(-1, *x.shape[2:]), part.kv_heads) for x in (dk, dv)]
+            for tile in _tiles(call, part):
+                _backward_tile(tile, of_queries, of_keys, totals, tensors, list(trained.values()), sums)
+            _put(_by_group(dq, part), part.heads, of_queries[1])
+            for whole, total in zip((dk, dv), totals, strict=True):
+                if isinstance(part.kv_heads, Tensor):
+                    whole.view(-1, *whole.shape[2:]).index_add_(0, part.kv_heads, total)
+    return [dq, dk.to(k.dtype), dv.to(v.dtype), *(x.to(read[name].dtype) for name, x in zip(read, sums, strict=True))]
+
+
+def _backward_tile(
+    tile: Tile,
+    of_queries: Sequence[Tensor],
+    of_keys: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    tensors: Mapping[str, Tensor],
+    trained: list[Tensor],
+    sums: list[Tensor],
+) -> None:
+    """Add one tile's share of all gradients; of_queries: q, dq, dout, shift, delta; of_keys: k, v."""
+    q, dq, dout, shift, delta = of_queries
+    scale = _scale(tile.call)
+    queries, douts, keys = tile.of_queries(q) * scale, tile.of_queries(dout), tile.of_keys(of_keys[0])
+    logits = torch.bmm(queries, keys.mT)
+    plain = tile.call.score is var("score")
+    if plain:
+        weights = logits
+    else:
+        with torch.enable_grad():
+            score = tile.scored(logits.requires_grad_(), tensors)
+        weights = score.detach().clone()
+    weights = weights.sub_(tile.of_queries(shift)).exp_()
+    tile.drop(weights, 0.0)
+    tile.add_to_keys(totals[1], weights, douts)
+    dscores = torch.bmm(douts, tile.of_keys(of_keys[1]).mT).sub_(tile.of_queries(delta)).mul_(weights)
+    if not plain and score.requires_grad:
+        wanted = [logits, *trained]
+        dlogits, *found = torch.autograd.grad(score, wanted, dscores, allow_unused=True, materialize_grads=True)
+        dscores = dlogits
+        for total, gradient in zip(sums, found, strict=True):
+            total += gradient
+    elif not plain:
+        dscores = torch.zeros_like(dscores)  # scores that are constants
+    tile.add_to_keys(totals[0], dscores, queries)
+    tile.to_queries(dq, torch.bmm(dscores, keys).mul_(scale))
+
+
+def _gathered(tensor: Tensor, spans: list[Span], dim: int) -> Tensor:
+    """The tokens of the spans along `dim`, one after the other; one span is a view."""
+    runs = [tensor.narrow(dim, start, stop - start) for start, stop in spans]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, dim)
+
+
+def _by_group(tensor: Tensor, part: Part) -> Tensor:
+    """[batch, heads, q_len, dim] as [batch * heads / group, group, q_len, dim]."""
+    return tensor.reshape(-1, part.group, *tensor.shape[2:])
+
+
+def _put(whole: Tensor, heads: slice | Tensor, part: Tensor) -> None:
+    """Write chosen heads back, unless they are a view."""
+    if isinstance(heads, Tensor):
+        whole[heads] = part
+
+
+def _target(whole: Tensor, heads: slice | Tensor) -> Tensor:
+    """Where a part adds up: the heads themselves, or zeros where they are no slice."""
+    return whole[heads] if isinstance(heads, slice) else whole.new_zeros((len(heads), *whole.shape[1:]))
+
+
+def _leaf(tensor: Tensor, work: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor whose gradient is summed in the working dtype."""
+    return tensor.detach().to(device, torch.promote_types(tensor.dtype, work)).requires_grad_()
+
+
+def describe(lowered: Lowered) -> Description:
+    return Description(printed(lowered))
+
+
+BLOCKS = Backend("blocks", lambda call: [], run, describe, backward=backward)

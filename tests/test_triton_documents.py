@@ -185,7 +185,7 @@ def test_first_and_end_are_where_a_value_stands():
 BINARIES = """
 import json, torch, flexspec as fs
 attend = fs.compile(fs.causal() & fs.document(), backend="triton")
-for ids in (torch.arange(4096) // 700, torch.arange(4096) % 5):
+for ids in (torch.arange(4096) // 3000, torch.arange(4096) % 5):  # both read their blocks as runs
     report = attend.aot("sm_90", head_dim=128, document_id=ids[None])
     print(json.dumps({each.name: [loop.instructions for loop in each.loops] for each in report.kernels if each.loops}))
 """

@@ -57,6 +57,16 @@ for target in ("sm_80", "sm_90"):
 TABLES["backward_kv"]["sm_90"][128] = Config(32, 64, 8, 2)
 print(json.dumps(fs.compile(fs.causal(), backend="triton").aot("sm_90", head_dim=128, q_len=512).facts()))
 """
+LATE = """
+import json, torch, flexspec as fs
+from flexspec.compiler.backends.triton.configs import FORWARD, Config
+masks = fs.causal(), fs.causal() & fs.document((torch.arange(4096) // 700)[None])
+for late in (None, Config(128, 64, 8, 3, None, True, True)):
+    FORWARD["sm_90"][128] = late or FORWARD["sm_90"][128]
+    for mask in masks:
+        (kernel,) = fs.compile(mask, backend="triton").aot("sm_90", backward=False).kernels
+        print(json.dumps([kernel.files["sass"], kernel.facts()]))
+"""
 WARNED = """
 import json, flexspec as fs
 from flexspec.compiler.backends.triton.configs import TABLES, Config
@@ -123,6 +133,18 @@ def test_small_blocks_cut_tiles_and_no_product_is_done_twice():
             assert row["flaws"] == [] and all(loop["products"] == 1.0 for loop in row["loops"].values()), row
     (row,) = (row for row in wasteful["kernels"] if row["name"] == "backward_kv")
     assert row["loops"]["full"]["products"] == 1.5 and {"products 1.50", "wait 0"} <= set(row["flaws"])
+
+
+def test_tiles_by_descriptors_and_products_beside_exponentials():
+    """Loads by descriptors with two tiles under way; and where p v is late, it runs beside all exponentials: no wait
+    stands between its commit and the next product."""
+    *early, one, other = map(json.loads, output(started("-c", LATE)).splitlines())
+    for late, kernels in ((False, early), (True, (one, other))):
+        for sass, facts in kernels:
+            assert "UTMALDG" in sass and "LDGSTS" not in sass and facts["flaws"] == [], facts
+            for loop in facts["loops"].values():
+                assert loop["wait_depth"] >= 2 and loop["products"] == 1.0
+                assert loop["overlap"] == (1.0 if late else 0.0)
 
 
 def test_ptxas_warns_again_of_a_binary_that_was_kept(tmp_path):
@@ -231,8 +253,8 @@ def test_occupancy(target, warps, registers, shared, blocks):
 
 def test_a_report_is_a_table_and_a_folder(tmp_path):
     figures = (0.125, {"ptx": "text", "cubin": b"12"}, Resident(1, 3, 8))
-    full = LoopReport("full", 300, 1.0, 1.0, 4800, {"float": 1600}, 2, 64, 64, 0, {"issue": 1200}, 0.852)
-    partial = LoopReport("partial", 400, 1.5, 1.0, 6400, {"float": 1600}, 0, None, None, 7, {"issue": 1600}, 0.64)
+    full = LoopReport("full", 300, 1.0, 1.0, 4800, {"float": 1600}, 2, 0.5, 64, 64, 0, {"issue": 1200}, 0.852)
+    partial = LoopReport("partial", 400, 1.5, 1.0, 6400, {"float": 1600}, 0, None, None, None, 7, {"issue": 1600}, 0.64)
     kernel = KernelReport(
         "forward", Config(128, 64, 8, 3), 200, 0, 65536, 24, *figures, (full, partial), ("C7510: text",)
     )
@@ -241,12 +263,12 @@ def test_a_report_is_a_table_and_a_folder(tmp_path):
     titles = "kernel   tile    warps  stages  registers  spills  shared  blocks  "
     assert str(report).splitlines() == [
         "causal() on sm_90",
-        titles + "loop     products  per block  wait  least N  local  bound",
+        titles + "loop     products  per block  wait  overlap  least N  local  bound",
         "forward  128x64  8      3       200        0       65,536  1/3     "
-        "full     1.00      4,800      2     64       0      85% issue",
-        " " * len(titles) + "partial  1.50      6,400      0     -        7      64% issue",
+        "full     1.00      4,800      2     50%      64       0      85% issue",
+        " " * len(titles) + "partial  1.50      6,400      0     -        -        7      64% issue",
         "deltas   32x1    4      1       32         0       128     16/202  "
-        "-        -         -          -     -        -      -",
+        "-        -         -          -     -        -        -      -",
         "forward: C7510: text",
     ]
     assert kernel.flaws == ["C7510"] and stats.flaws == []

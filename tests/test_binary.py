@@ -106,6 +106,30 @@ def test_products_of_warpgroups():
     assert (loop.wait_depth, loop.least_n, loop.least_n_a_shared) == (4, 16, 16)
 
 
+def test_loads_by_descriptors_wait_for_the_buffer_that_is_next():
+    loads = ["UTMALDG.2D [UR24], [UR36]"] * 2
+    loop = listing("HGMMA.64x16x16.F32.BF16 R24, gdesc[UR12], RZ, !UPT", *loads, "@P0 BRA 0x0")
+    depths = [product_loops(parsed(loop), 8, buffers)[0].wait_depth for buffers in (1, 2, 3, 5)]
+    assert depths == [0, 0, 2, 6]
+
+
+def test_exponentials_beside_products():
+    """Of four, one lies between a wait and the next commit, one before any commit."""
+    exp2, wait = "MUFU.EX2 R1, R1", "WARPGROUP.DEPBAR.LE gsb0, "
+    commit = "HGMMA.64x16x16.F32.BF16 R24, gdesc[UR12], R24, gsb0"
+    overlaps = [
+        product_loops(parsed(listing(*pieces, "@P0 BRA 0x0")), 8)[0].overlap
+        for pieces in (
+            (exp2, commit, wait + "0x0", exp2, commit, exp2, exp2),  # the last commit holds over the end of a pass
+            (exp2, commit, wait + "0x1", exp2, commit, wait + "0x0"),
+            (exp2, commit, wait + "0x0"),
+            (commit, wait + "0x0"),
+            (exp2, "HMMA.16816.F32 R4, R8, R12, R4"),
+        )
+    ]
+    assert overlaps == [0.75, 0.5, 0.0, None, None]
+
+
 def test_loads_without_a_wait_of_their_own_are_all_waited_for():
     (loop,) = product_loops(parsed(listing("HMMA.16816.F32 R4, R8, R12, R4", "LDGSTS.E [R9], [R2]", "@P0 BRA 0x0")), 4)
     assert loop.wait_depth == 0

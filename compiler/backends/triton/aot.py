@@ -129,9 +129,14 @@ def _reported(made: Any, log: str, target: str, config: Config, head_dims: tuple
         {kind: files[kind] for kind in ("ttgir", "ptx", "cubin", "amdgcn", "hsaco") if kind in files}
         | ({"sass": code} if nvidia else {}),
         resident(gpu, config.warps, registers, shared, columns),
-        loops_of(name, code, config, head_dims, gpu) if nvidia else (),
+        loops_of(name, code, config, head_dims, gpu, _buffers(files["ttgir"])) if nvidia else (),
         tuple(sorted({f"{code}: {text}" for code, text in WARNING.findall(log)})),
     )
+
+
+def _buffers(ttgir: str) -> int:
+    """For each tile that a loop loads ahead."""
+    return min(map(int, re.findall(r"local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x[a-z]", ttgir)), default=1)
 
 
 def _of_nvidia(files: Any) -> tuple[int, int, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,15 +75,17 @@ class LoopCounts:
     """One pass of an innermost loop, instructions of one warp by class.
 
     flops: of all warps, products only. wait_depth: how many groups of asynchronous loads may be under way while it goes
-    on, at its strictest wait; None without such loads. least_n: of a product that shared memory feeds, None without;
-    least_n_a_shared: of those that also read their left operand there. shared_bytes: that all warps move to and from
-    shared memory, the tensor core's reads too.
+    on, at its strictest wait; None without such loads. overlap: the share of the exponentials that are taken while
+    products are under way, None where products make a warp wait for them. least_n: of a product that shared memory
+    feeds, None without; least_n_a_shared: of those that also read their left operand there. shared_bytes: that all
+    warps move to and from shared memory, the tensor core's reads too.
     """
 
     instructions: int
     classes: dict[str, int]
     flops: int
     wait_depth: int | None
+    overlap: float | None
     least_n: int | None
     least_n_a_shared: int | None
     shared_bytes: int
@@ -100,8 +102,9 @@ def class_of(opcode: str) -> str:
     return next((name for name, starts in CLASSES.items() if opcode.startswith(starts)), "other")
 
 
-def product_loops(code: Sequence[Instruction], warps: int) -> list[LoopCounts]:
-    """The innermost loops that multiply tiles, those with fewest instructions first. warps: of the kernel.
+def product_loops(code: Sequence[Instruction], warps: int, buffers: int = 1) -> list[LoopCounts]:
+    """The innermost loops that multiply tiles, those with fewest instructions first. warps: of the kernel. buffers: for
+    each tile that comes by a descriptor.
 
     Where no tensor core is used they are those with fused multiply-adds, half of the most that one has or more.
     """
@@ -114,7 +117,8 @@ def product_loops(code: Sequence[Instruction], warps: int) -> list[LoopCounts]:
         loops = _innermost(set(range(len(code))), after, multiplies)
         most = max((len(loop & multiplies) for loop in loops), default=0)
         loops = [loop for loop in loops if 2 * len(loop & multiplies) >= most]
-    return [_counts(code, sorted(loop), warps) for loop in sorted(loops, key=lambda loop: (len(loop), min(loop)))]
+    loops.sort(key=lambda loop: (len(loop), min(loop)))
+    return [_counts(code, sorted(loop), warps, buffers) for loop in loops]
 
 
 def _successors(code: Sequence[Instruction]) -> list[list[int]]:
@@ -212,7 +216,7 @@ def _of_descriptor(code: Sequence[Instruction], i: int) -> Product | None:
     return Product(rows, n, k, 0, a_shared, (rows * k * a_shared + n * k) * 32 // k)
 
 
-def _counts(code: Sequence[Instruction], loop: Sequence[int], warps: int) -> LoopCounts:
+def _counts(code: Sequence[Instruction], loop: Sequence[int], warps: int, buffers: int) -> LoopCounts:
     classes = Counter(class_of(code[i].opcode) for i in loop)
     products = [product_of(code, i) for i in loop if class_of(code[i].opcode) == "tensor core"]
     known = [each for each in products if each is not None]
@@ -226,20 +230,40 @@ def _counts(code: Sequence[Instruction], loop: Sequence[int], warps: int) -> Loo
         len(loop),
         dict(sorted(classes.items(), key=lambda item: -item[1])),
         flops if len(known) == len(products) else 0,
-        _wait_depth([code[i] for i in loop]),
+        _wait_depth([code[i] for i in loop], buffers),
+        _overlap([code[i] for i in loop]),
         min((each.n for each in fed), default=None),
         min((each.n for each in fed if each.a_shared), default=None),
         moved + sum(each.bytes * count for each, count in zip(known, times, strict=True)),
     )
 
 
-def _wait_depth(code: Iterable[Instruction]) -> int | None:
-    """0 where loads are asynchronous but no wait is written: another instruction waits for all."""
-    code = list(code)
+def _wait_depth(code: Sequence[Instruction], buffers: int) -> int | None:
+    """0 where loads are asynchronous but no wait is written: another instruction waits for all. Loads by descriptors
+    have a barrier for each buffer: one is read, one is filled anew, and the others are under way.
+    """
+    described = sum(each.opcode.startswith("UTMALDG") for each in code)
+    if described:
+        return described * max(buffers - 2, 0)
     if not any(class_of(each.opcode) == "asynchronous load" for each in code):
         return None
     waits = (re.search(r"SB0, (0x[0-9a-f]+)$", each.operands) for each in code if each.opcode.startswith("DEPBAR"))
     return min((int(each[1], 16) for each in waits if each), default=0)
+
+
+def _overlap(code: Sequence[Instruction]) -> float | None:
+    """Products of a warpgroup are under way from the last one of a group, which commits it, to the wait for all."""
+    under_way, beside, exponentials = False, 0, 0
+    for turn in range(2):  # a pass begins as the one before it ended
+        for each in code:
+            if each.opcode.startswith("WARPGROUP.DEPBAR") and each.operands.endswith("0x0"):
+                under_way = False
+            elif "GMMA" in each.opcode and "gsb0" in each.operands:
+                under_way = True
+            elif turn and class_of(each.opcode) == "exp2":
+                exponentials += 1
+                beside += under_way
+    return round(beside / exponentials, 3) if exponentials and any("GMMA" in each.opcode for each in code) else None
 
 
 def _bytes(opcode: str) -> int:

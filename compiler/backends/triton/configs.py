@@ -13,6 +13,8 @@ from ...blocks.grid import Grid
 class Config(NamedTuple):
     """Queries and keys of a tile, warps, stages of the software pipeline, and the most registers that a thread may take
     (on NVIDIA; nothing: as many as it wants), so that a second block fits beside the first.
+
+    tma: keys and values come by descriptors where their memory allows it. late: and p v a pass late. Of `forward` only.
     """
 
     block_m: int
@@ -20,6 +22,8 @@ class Config(NamedTuple):
     warps: int
     stages: int
     max_registers: int | None = None
+    tma: bool = False
+    late: bool = False
 
     def options(self) -> dict[str, Any]:
         """As Triton's compiler takes them."""
@@ -31,15 +35,25 @@ C = Config
 FORWARD: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 32, 8, 3, 128), 256: C(64, 32, 4, 3)},
     "sm_86": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 3, 128), 128: C(128, 64, 8, 3), 256: C(32, 32, 4, 3)},
-    "sm_90": {32: C(128, 64, 4, 3), 64: C(128, 64, 8, 4, 128), 128: C(128, 32, 8, 4, 128), 256: C(128, 32, 8, 3)},
-    "sm_100": {64: C(128, 64, 4, 4), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
+    "sm_90": {
+        32: C(128, 64, 4, 3),
+        64: C(128, 64, 8, 3, 128, tma=True),
+        128: C(128, 32, 8, 4, 128, tma=True),
+        256: C(128, 32, 8, 3, tma=True, late=True),
+    },
+    "sm_100": {
+        64: C(128, 64, 4, 4, tma=True),
+        128: C(128, 64, 8, 3, tma=True),
+        256: C(128, 32, 8, 3, tma=True),
+    },
     "gfx": {64: C(128, 32, 4, 2), 128: C(128, 32, 4, 2), 256: C(64, 32, 4, 2)},
     "float32": {64: C(64, 32, 8, 3), 128: C(64, 16, 8, 3), 256: C(32, 16, 8, 3)},
 }
 """By family of GPUs and most channels, chosen from the loops that `attend.aot` reports: each product done once, loads
 two groups ahead, no local operation in the full loop, and of those the fastest in a model of the instructions' own
 waits. Where 128 registers a thread suffice, two blocks share a multiprocessor: one multiplies while the other takes
-exponentials. (On "sm_80" at 128 channels that is worth two to four local operations with some masks.)
+exponentials, and p v a pass late gains nothing; where one block fills it, as at 256 channels, that pays. (On "sm_80" at
+128 channels a second block is worth two to four local operations with some masks.)
 
 A GPU without a row takes "sm_86", which needs at most 99 KB of shared memory. No tensor core multiplies float32.
 """
@@ -89,7 +103,9 @@ def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tens
     own, whole = (block_n, chosen.block_n) if kernel == "backward_kv" else (block_m, chosen.block_m)
     warps = chosen.warps if own == whole else min(chosen.warps, most_warps(own))
     limit = chosen.max_registers if warps == chosen.warps else None  # fewer warps have room as they are
-    return Config(block_m, block_n, warps, chosen.stages, limit)
+    wide = warps >= 4  # older products, which fewer warps do, would wait for each tile that a descriptor brings
+    tma, late = chosen.tma and wide, chosen.late and wide
+    return Config(block_m, block_n, warps, chosen.stages, limit, tma, late)
 
 
 def most_warps(rows: int) -> int:

@@ -51,6 +51,7 @@ def decode(
             tl.zeros([BLOCK_M, V_PAD], tl.float32),
             tl.zeros([BLOCK_M], tl.float32),
             tl.full([BLOCK_M], float("-inf"), tl.float32),
+            (),
         )
         batch = b if PAGE == 0 else b * 0  # pages belong to no batch
         places = (b, h, q_idx, place(k, batch, first_h // group), place(v, batch, first_h // group))
@@ -60,7 +61,7 @@ def decode(
             False, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
         ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
-        acc, total, most = over_runs(
+        acc, total, most, _ = over_runs(
             state, partial, piece, q_tile, places, k_in, v_in, kv_len, scale, ends, mask_values, score_values, mask,
             score, True, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip

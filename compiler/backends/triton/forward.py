@@ -5,6 +5,10 @@ all that a row keeps: each map has the one that is faster for it (`rows`). Full 
 score are functions generated from the spec and passed in: a score is one function, a mask `MaskFunctions`, any of them
 None. `first` and `end` bound the keys of a query (in `backward_kv` the queries of a key), `rest` is asked for each
 pair. Tensors are tuples (pointer, strides of batch, head, token, channel).
+
+On NVIDIA's GPUs from sm_90 on, a descriptor made here takes the place of the pointers to keys and values: one thread
+asks for a tile (TMA), which needs neither addresses nor checks. Then p v may also come a pass late, so that it runs
+while the next tile's exponentials are taken.
 """
 
 import os
@@ -45,6 +49,22 @@ def tile_of(base, tensor, first, tokens, channels):
     else:
         rows = tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3]
     return base + rows + channels[None, :] * tensor[4]
+
+
+@triton.jit
+def tile_at(base, tensor, start, tokens, PAD: tl.constexpr, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr):
+    """The tile [tokens, PAD] from `start` on; zeros past the channels, and where RAGGED past `length`. base: a pointer,
+    or a descriptor, which knows both ends.
+    """
+    if isinstance(base, tl.tensor_descriptor):
+        tile = base.load([start, 0])
+    else:
+        channels = tl.arange(0, PAD)
+        inside = (channels < CHANNELS)[None, :]
+        if RAGGED:
+            inside = inside & (start + tokens < length)[:, None]
+        tile = tl.load(tile_of(base, tensor, start, tokens, channels), mask=inside, other=0.0)
+    return tile
 
 
 @triton.jit
@@ -105,15 +125,23 @@ def scored(s, scale, b, h, q, kv, values, score: tl.constexpr):
 
 
 @triton.jit
-def attended(acc, total, most, s, factor, v, precision: tl.constexpr):
-    """One step of the online softmax: scores [M, N], what brings them to base 2 (more than 0), values [N, V]."""
+def weighted(total, most, s, factor):
+    """One step of the online softmax over scores [M, N], which `factor` (more than 0) brings to base 2: the weights,
+    what earlier sums [M] are multiplied by, their total and the new maximum.
+    """
     new = tl.maximum(most, tl.max(s, 1) * factor)
     shift = tl.where(new == float("-inf"), 0.0, new)  # a row without a key so far stays at zero
     p = tl.exp2(s * factor - shift[:, None])
     fade = tl.exp2(most - shift)
-    total = total * fade + tl.sum(p, 1)
-    acc = product(p.to(v.dtype), v, acc * fade[:, None], precision)
-    return acc, total, new
+    return p, fade, total * fade + tl.sum(p, 1), new
+
+
+@triton.jit
+def added(acc, late, v, v_base, n, V_DIM: tl.constexpr, kv_len, PARTIAL: tl.constexpr, PRECISION: tl.constexpr):
+    """`acc` with the values of the tile before. late: the bits of its weights, what the sums fade by, and its end."""
+    bits, fade, end = late
+    v_tile = tile_at(v_base, v, end - n.shape[0], n, acc.shape[1], V_DIM, kv_len, PARTIAL)
+    return product(bits.to(v_tile.dtype, bitcast=True), v_tile, acc * fade[:, None], PRECISION)
 
 
 @triton.jit
@@ -121,26 +149,31 @@ def over_tile(
     state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
     PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the keys from `start` on; unless PARTIAL, every pair is kept and every position exists."""
-    acc, total, most = state
+    """Attend to the keys from `start` on; unless PARTIAL, every pair is kept and every position exists.
+
+    state: the sums, their total and maximum, and what `added` needs where p v is a pass late, else nothing.
+    """
+    acc, total, most, late = state
     b, h, q_idx, k_base, v_base = places
     n = tl.arange(0, BLOCK_N)
-    d = tl.arange(0, tile.shape[1])
-    e = tl.arange(0, acc.shape[1])
     kv_idx = (start + n)[None, :]
-    in_k, in_v = (d < HEAD_DIM)[None, :], (e < V_DIM)[None, :]
-    if PARTIAL:
-        there = (start + n < kv_len)[:, None]
-        in_k, in_v = in_k & there, in_v & there
-    k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=in_k, other=0.0)
-    v_tile = tl.load(tile_of(v_base, v, start, n, e), mask=in_v, other=0.0)
+    k_tile = tile_at(k_base, k, start, n, tile.shape[1], HEAD_DIM, kv_len, PARTIAL)
     nothing = tl.zeros([tile.shape[0], BLOCK_N], tl.float32)
     s = product(tile, tl.trans(k_tile), nothing, PRECISION)
+    if len(late) > 0:
+        acc = added(acc, late, v, v_base, n, V_DIM, kv_len, PARTIAL, PRECISION)
     s, factor = scored(s, scale, b, h, q_idx, kv_idx, score_values, score)
     if PARTIAL:
         keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
         s = tl.where(keep, s, float("-inf"))
-    return attended(acc, total, most, s, factor, v_tile, PRECISION)
+    p, fade, total, most = weighted(total, most, s, factor)
+    p = p.to(k_tile.dtype)
+    if len(late) > 0:  # bits, as the compiler would copy a matrix that an earlier pass left to shared memory; and
+        late = (p.to(tl.int16, bitcast=True), fade, start + BLOCK_N)  # it pipelines no loop that carries its counter
+    else:
+        v_tile = tile_at(v_base, v, start, n, acc.shape[1], V_DIM, kv_len, PARTIAL)
+        acc = product(p, v_tile, acc * fade[:, None], PRECISION)
+    return acc, total, most, late
 
 
 @triton.jit
@@ -204,10 +237,12 @@ def forward(
     q, k, v, out, lse, rows, full, partial, sizes, scale, mask_values, score_values, sink, mask,
     score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule, its
     length). full, partial: the blocks of each row as `over_runs` or `over_list` takes them. sizes: (heads, group,
-    q_len, kv_len, q_blocks). sink: float32 [heads], the score of one more column without a value, or None.
+    q_len, kv_len, q_blocks). sink: float32 [heads], the score of one more column without a value, or None. TMA: by
+    descriptors. LATE: of 16-bit numbers, and only with TMA.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
     turn, b, h = program(rows[4], heads)
@@ -230,17 +265,26 @@ def forward(
         most = tl.zeros([BLOCK_M], tl.float32) + tl.load(sink + h) * LOG2_E
         total = (most > float("-inf")).to(tl.float32)
 
-    state = (acc, total, most)
-    places = (b, h, q_idx, place(k, b, h // group), place(v, b, h // group))
+    k_base, v_base, late = place(k, b, h // group), place(v, b, h // group), ()
+    if TMA:
+        k_base = tl.make_tensor_descriptor(k_base, [kv_len, HEAD_DIM], [k[3], 1], [BLOCK_N, HEAD_PAD])
+        v_base = tl.make_tensor_descriptor(v_base, [kv_len, V_DIM], [v[3], 1], [BLOCK_N, V_PAD])
+        if LATE:  # no weight for values past the end, which are zeros
+            one = tl.full([BLOCK_M], 1.0, tl.float32)
+            late = (tl.zeros([BLOCK_M, BLOCK_N], tl.int16), one, kv_len + BLOCK_N)
+    state = (acc, total, most, late)
+    places = (b, h, q_idx, k_base, v_base)
     state = over_row(
         state, full, row, q_tile, places, k, v, kv_len, scale, None, mask_values, score_values, mask, score,
         False, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
     ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
-    acc, total, most = over_row(
+    acc, total, most, late = over_row(
         state, partial, row, q_tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
         True, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
+    if len(late) > 0:
+        acc = added(acc, late, v, v_base, tl.arange(0, BLOCK_N), V_DIM, kv_len, True, PRECISION)
 
     some = total > 0
     acc = acc / tl.where(some, total, 1.0)[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -32,7 +33,18 @@ LEAST_SCALE = 1e-30
 
 def run(kernel: Any, grid: tuple[int, ...], config: Config, *args: Any, **constants: Any) -> None:
     """Start a kernel where its tensors are."""
-    kernel[grid](*args, **constants, **config.options())
+    start = partial(kernel[grid], *args, **constants, **config.options())
+    if config.tma:  # descriptors made by a kernel lie in memory that Triton asks for; only here it asks us
+        copy_context().run(_with_memory, start)
+    else:
+        start()
+
+
+def _with_memory(start: Callable[[], Any]) -> None:
+    import triton
+
+    triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device="cuda"))
+    start()
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +175,15 @@ def described(tensor: torch.Tensor) -> tuple[Any, ...]:
     return (tensor, *tensor.stride())
 
 
+def described_alike(tensor: torch.Tensor) -> bool:
+    """May a descriptor take the place of pointers? Channels lie beside each other, and rows start at multiples of 16
+    bytes (CUDA driver API, `cuTensorMapEncodeTiled`).
+    """
+    steps = [step * tensor.element_size() for step in tensor.stride()[:3]]
+    apart = all(step % 16 == 0 for step in (tensor.data_ptr(), *steps))
+    return tensor.stride(3) == 1 and apart and 0 < steps[2] < 2**40
+
+
 def located(rows: Rows) -> tuple[Any, ...]:
     return (rows.index, *rows.strides(), rows.schedule, len(rows.schedule))
 
@@ -201,6 +222,8 @@ def _forward(
     from .forward import forward
 
     grid = launch.block_map.grid
+    tma = chosen.tma and described_alike(k) and described_alike(v)
+    chosen = chosen._replace(tma=tma, late=chosen.late and tma and q.element_size() == 2)
     listed = grid.block_kv // chosen.block_n if takes_lists(launch.block_map) else 0
     rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m, listed)
     launch.start(
@@ -231,5 +254,7 @@ def _forward(
         HEAD_PAD=padded(q.shape[3]),
         V_PAD=padded(v.shape[3]),
         PRECISION="ieee",
+        TMA=chosen.tma,
+        LATE=chosen.late,
         **launch.options,
     )

@@ -30,9 +30,10 @@ class LoopReport:
     instructions: of a warp in one pass. products: done over needed, for the channels that there are. padding: what of
     it comes of channels rounded up to a power of two. per_block: instructions of all warps for 128 x 128 pairs, and
     classes the same by class. wait_depth: groups of asynchronous loads that may be under way at the strictest wait,
-    None without such loads. least_n, least_n_a_shared: of the products that shared memory feeds, and of those whose
-    left operand lies there too. local: instructions in the loop that reach spilt values. cycles: of a multiprocessor
-    for 128 x 128 pairs, by resource. bound: see `ASSUMPTIONS`, from 0 to 1.
+    None without such loads. overlap: the share of the exponentials that are taken while products are under way, None
+    where products make a warp wait for them. least_n, least_n_a_shared: of the products that shared memory feeds, and
+    of those whose left operand lies there too. local: instructions in the loop that reach spilt values. cycles: of a
+    multiprocessor for 128 x 128 pairs, by resource. bound: see `ASSUMPTIONS`, from 0 to 1.
     """
 
     part: str
@@ -42,6 +43,7 @@ class LoopReport:
     per_block: int
     classes: dict[str, int]
     wait_depth: int | None
+    overlap: float | None
     least_n: int | None
     least_n_a_shared: int | None
     local: int
@@ -58,15 +60,17 @@ class LoopReport:
         return {**asdict(self), "limit": self.limit}
 
 
-def loops_of(name: str, listing: str, config: Config, head_dims: tuple[int, int], gpu: Gpu) -> tuple[LoopReport, ...]:
+def loops_of(
+    name: str, listing: str, config: Config, head_dims: tuple[int, int], gpu: Gpu, buffers: int = 1
+) -> tuple[LoopReport, ...]:
     """The full loop and the partial one of a kernel; nothing for a kernel that multiplies no tiles.
 
-    listing: of `cuobjdump -sass`. head_dims: channels of q and k, and of v. Of loops that multiply, full runs have the
-    one with fewest instructions, partial runs the one with most.
+    listing: of `cuobjdump -sass`. head_dims: channels of q and k, and of v. buffers: as `product_loops` takes them. Of
+    loops that multiply, full runs have the one with fewest instructions, partial runs the one with most.
     """
     if name not in CHANNELS:
         return ()
-    counted = product_loops(parsed(listing), config.warps)
+    counted = product_loops(parsed(listing), config.warps, buffers)
     pairs = config.block_m * config.block_n
     needed, padded = (
         2 * pairs * sum(count * size for count, size in zip(CHANNELS[name], sizes, strict=True))
@@ -93,6 +97,7 @@ def loops_of(name: str, listing: str, config: Config, head_dims: tuple[int, int]
                 round(loop.instructions * config.warps * scale),
                 {kind: round(count * config.warps * scale) for kind, count in classes.items()},
                 loop.wait_depth,
+                loop.overlap,
                 loop.least_n,
                 loop.least_n_a_shared,
                 classes.get("local", 0),

@@ -23,7 +23,7 @@ LEAST_DEPTH = 2
 """Groups of loads under way: at least those of one more tile."""
 TITLES = (
     *("kernel", "tile", "warps", "stages", "registers", "spills", "shared", "blocks"),
-    *("loop", "products", "per block", "wait", "least N", "local", "bound"),
+    *("loop", "products", "per block", "wait", "overlap", "least N", "local", "bound"),
 )
 """Blocks that fit by registers and by shared memory; the rest as in `LoopReport`."""
 
@@ -98,13 +98,15 @@ class KernelReport:
                 each.part,
                 f"{each.products:.2f}",
                 f"{each.per_block:,}",
-                *("-" if figure is None else str(figure) for figure in (each.wait_depth, each.least_n_a_shared)),
+                "-" if each.wait_depth is None else str(each.wait_depth),
+                "-" if each.overlap is None else f"{each.overlap:.0%}",
+                "-" if each.least_n_a_shared is None else str(each.least_n_a_shared),
                 str(each.local),
                 f"{each.bound:.0%} {each.limit}",
             )
             for each in self.loops
         ]
-        return [(*(own if not i else [""] * len(own)), *loop) for i, loop in enumerate(loops or [("-",) * 7])]
+        return [(*(own if not i else [""] * len(own)), *loop) for i, loop in enumerate(loops or [("-",) * 8])]
 
 
 @dataclass(frozen=True)

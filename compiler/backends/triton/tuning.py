@@ -129,10 +129,13 @@ def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
             sorted({*_divisors(grid.block_q, least, 64, 128), first.block_m}),
             sorted({*_divisors(grid.block_kv, 32, 64, 128), first.block_n}),
         )
-    each = [Config(*choice) for choice in product(*sides, (2, 4, 8), (2, 3))]
+    each = [Config(m, n, warps, stages) for m, n, warps, stages in product(*sides, (2, 4, 8), (2, 3))]
+    if first.tma:
+        each = [one._replace(tma=True, late=late) for one in each if one.warps >= 4 for late in (False, True)]
     most = 128 * 128 if kernel == "forward" else 64 * 128
     fitting = (one for one in each if one.block_m * one.block_n <= most and one.warps in _warps(kernel, one))
-    return list(dict.fromkeys([first, first._replace(max_registers=None), *fitting]))
+    more = (first._replace(max_registers=None), first._replace(tma=False, late=False))
+    return list(dict.fromkeys([first, *more, *fitting]))
 
 
 def _warps(kernel: str, config: Config) -> tuple[int, ...]:

@@ -46,27 +46,28 @@ def decode(
         first_h = row % (heads // packed) * packed
         h = first_h + tl.minimum(m // q_len, packed - 1)[:, None]
         at = place(q, b, h) + q_idx * q[3] + d[None, :] * q[4]
-        q_tile = tl.load(at, mask=there & (d < HEAD_DIM)[None, :], other=0.0)
+        tiles = (tl.load(at, mask=there & (d < HEAD_DIM)[None, :], other=0.0),)
         state = (
-            tl.zeros([BLOCK_M, V_PAD], tl.float32),
+            (tl.zeros([BLOCK_M, V_PAD], tl.float32),),
             tl.zeros([BLOCK_M], tl.float32),
             tl.full([BLOCK_M], float("-inf"), tl.float32),
             (),
         )
         batch = b if PAGE == 0 else b * 0  # pages belong to no batch
-        places = (b, h, q_idx, place(k, batch, first_h // group), place(v, batch, first_h // group))
+        k_bases, v_bases = (place(k, batch, first_h // group),), (place(v, batch, first_h // group),)
+        places = (b, h, q_idx, k_bases, v_bases)
         k_in, v_in = in_pages(k, table, b, kv_len - 1, PAGE), in_pages(v, table, b, kv_len - 1, PAGE)
         state = over_runs(
-            state, full, piece, q_tile, places, k_in, v_in, kv_len, scale, None, mask_values, score_values, mask, score,
+            state, full, piece, tiles, places, k_in, v_in, kv_len, scale, None, mask_values, score_values, mask, score,
             False, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
         ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
-        acc, total, most, _ = over_runs(
-            state, partial, piece, q_tile, places, k_in, v_in, kv_len, scale, ends, mask_values, score_values, mask,
+        accs, total, most, _ = over_runs(
+            state, partial, piece, tiles, places, k_in, v_in, kv_len, scale, ends, mask_values, score_values, mask,
             score, True, BLOCK_N, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
         slot = tl.cast(piece, tl.int64) * BLOCK_M + m
-        tl.store(pieces[0] + slot[:, None] * V_DIM + e[None, :], acc, mask=there & (e < V_DIM)[None, :])
+        tl.store(pieces[0] + slot[:, None] * V_DIM + e[None, :], accs[0], mask=there & (e < V_DIM)[None, :])
         tl.store(pieces[1] + slot, total)
         tl.store(pieces[2] + slot, most)
 

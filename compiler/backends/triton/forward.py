@@ -52,14 +52,13 @@ def tile_of(base, tensor, first, tokens, channels):
 
 
 @triton.jit
-def tile_at(base, tensor, start, tokens, PAD: tl.constexpr, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr):
-    """The tile [tokens, PAD] from `start` on; zeros past the channels, and where RAGGED past `length`. base: a pointer,
-    or a descriptor, which knows both ends.
+def tile_at(base, tensor, start, tokens, channels, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr):
+    """The tile [tokens, channels] from token `start` on; zeros from CHANNELS on, where RAGGED from `length` on too.
+    base: a pointer, or a descriptor of these channels, which knows both ends.
     """
     if isinstance(base, tl.tensor_descriptor):
         tile = base.load([start, 0])
     else:
-        channels = tl.arange(0, PAD)
         inside = (channels < CHANNELS)[None, :]
         if RAGGED:
             inside = inside & (start + tokens < length)[:, None]
@@ -68,11 +67,57 @@ def tile_at(base, tensor, start, tokens, PAD: tl.constexpr, CHANNELS: tl.constex
 
 
 @triton.jit
+def tiles_at(bases, tensor, start, tokens, like, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr):
+    """`tile_at` for each part of the channels, as `like` is parted: in one, or in two."""
+    channels = tl.arange(0, like[0].shape[1])
+    tiles = (tile_at(bases[0], tensor, start, tokens, channels, CHANNELS, length, RAGGED),)
+    if len(like) > 1:
+        channels = like[0].shape[1] + tl.arange(0, like[1].shape[1])
+        tiles = (tiles[0], tile_at(bases[1], tensor, start, tokens, channels, CHANNELS, length, RAGGED))
+    return tiles
+
+
+@triton.jit
+def bases_of(
+    base, tensor, length, CHANNELS: tl.constexpr, PARTS: tl.constexpr, TOKENS: tl.constexpr, TMA: tl.constexpr
+):
+    """What `tile_at` takes for each part of the channels: a pointer, or with TMA a descriptor that brings TOKENS."""
+    if TMA and len(PARTS) > 1:
+        first = tl.make_tensor_descriptor(base, [length, PARTS[0]], [tensor[3], 1], [TOKENS, PARTS[0]])
+        rest = [length, CHANNELS - PARTS[0]]
+        bases = (first, tl.make_tensor_descriptor(base + PARTS[0], rest, [tensor[3], 1], [TOKENS, PARTS[1]]))
+    elif TMA:
+        bases = (tl.make_tensor_descriptor(base, [length, CHANNELS], [tensor[3], 1], [TOKENS, PARTS[0]]),)
+    else:
+        bases = (base, base)
+    return bases
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, PARTS: tl.constexpr):
+    """float32 [ROWS, part] for each part."""
+    tiles = (tl.zeros([ROWS, PARTS[0]], tl.float32),)
+    if len(PARTS) > 1:
+        tiles = (tiles[0], tl.zeros([ROWS, PARTS[1]], tl.float32))
+    return tiles
+
+
+@triton.jit
 def product(a, b, acc, precision: tl.constexpr):
     """`acc + a @ b` in float32."""
     if INTERPRETED:  # whose dot takes the bits of a bfloat16 for an integer
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=precision)
+
+
+@triton.jit
+def score_products(q_tiles, k_tiles, precision: tl.constexpr):
+    """q @ k.T, summed over the parts of the channels."""
+    nothing = tl.zeros([q_tiles[0].shape[0], k_tiles[0].shape[0]], tl.float32)
+    s = product(q_tiles[0], tl.trans(k_tiles[0]), nothing, precision)
+    if len(q_tiles) > 1:
+        s = product(q_tiles[1], tl.trans(k_tiles[1]), s, precision)
+    return s
 
 
 @triton.jit
@@ -137,48 +182,57 @@ def weighted(total, most, s, factor):
 
 
 @triton.jit
-def added(acc, late, v, v_base, n, V_DIM: tl.constexpr, kv_len, PARTIAL: tl.constexpr, PRECISION: tl.constexpr):
-    """`acc` with the values of the tile before. late: the bits of its weights, what the sums fade by, and its end."""
+def added(accs, p, fade, v_tiles, precision: tl.constexpr):
+    """`accs * fade + p @ v` for each part of the channels."""
+    sums = (product(p, v_tiles[0], accs[0] * fade[:, None], precision),)
+    if len(accs) > 1:
+        sums = (sums[0], product(p, v_tiles[1], accs[1] * fade[:, None], precision))
+    return sums
+
+
+@triton.jit
+def added_late(accs, late, v, v_bases, tokens, V_DIM: tl.constexpr, length, precision: tl.constexpr):
+    """`added` for the tile before. late: the bits of its weights, what the sums fade by, and its end."""
     bits, fade, end = late
-    v_tile = tile_at(v_base, v, end - n.shape[0], n, acc.shape[1], V_DIM, kv_len, PARTIAL)
-    return product(bits.to(v_tile.dtype, bitcast=True), v_tile, acc * fade[:, None], PRECISION)
+    v_tiles = tiles_at(v_bases, v, end - tokens.shape[0], tokens, accs, V_DIM, length, True)
+    return added(accs, bits.to(v_tiles[0].dtype, bitcast=True), fade, v_tiles, precision)
 
 
 @triton.jit
 def over_tile(
-    state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    state, start, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
     PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend to the keys from `start` on; unless PARTIAL, every pair is kept and every position exists.
 
-    state: the sums, their total and maximum, and what `added` needs where p v is a pass late, else nothing.
+    tiles: of the queries. state: the sums for each part of the channels, their total and maximum, and where p v is a
+    pass late what `added_late` needs, else nothing.
     """
-    acc, total, most, late = state
-    b, h, q_idx, k_base, v_base = places
+    accs, total, most, late = state
+    b, h, q_idx, k_bases, v_bases = places
     n = tl.arange(0, BLOCK_N)
     kv_idx = (start + n)[None, :]
-    k_tile = tile_at(k_base, k, start, n, tile.shape[1], HEAD_DIM, kv_len, PARTIAL)
-    nothing = tl.zeros([tile.shape[0], BLOCK_N], tl.float32)
-    s = product(tile, tl.trans(k_tile), nothing, PRECISION)
+    k_tiles = tiles_at(k_bases, k, start, n, tiles, HEAD_DIM, kv_len, PARTIAL)
+    s = score_products(tiles, k_tiles, PRECISION)
     if len(late) > 0:
-        acc = added(acc, late, v, v_base, n, V_DIM, kv_len, PARTIAL, PRECISION)
+        accs = added_late(accs, late, v, v_bases, n, V_DIM, kv_len, PRECISION)
     s, factor = scored(s, scale, b, h, q_idx, kv_idx, score_values, score)
     if PARTIAL:
         keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
         s = tl.where(keep, s, float("-inf"))
     p, fade, total, most = weighted(total, most, s, factor)
-    p = p.to(k_tile.dtype)
+    p = p.to(k_tiles[0].dtype)
     if len(late) > 0:  # bits, as the compiler would copy a matrix that an earlier pass left to shared memory; and
         late = (p.to(tl.int16, bitcast=True), fade, start + BLOCK_N)  # it pipelines no loop that carries its counter
     else:
-        v_tile = tile_at(v_base, v, start, n, acc.shape[1], V_DIM, kv_len, PARTIAL)
-        acc = product(p, v_tile, acc * fade[:, None], PRECISION)
-    return acc, total, most, late
+        v_tiles = tiles_at(v_bases, v, start, n, accs, V_DIM, kv_len, PARTIAL)
+        accs = added(accs, p, fade, v_tiles, PRECISION)
+    return accs, total, most, late
 
 
 @triton.jit
 def over_runs(
-    state, runs, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    state, runs, row, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
     PARTIAL: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -186,7 +240,7 @@ def over_runs(
     for run in range(tl.load(runs[0] + row), tl.load(runs[0] + row + 1)):
         for start in range(tl.load(runs[1] + run) * BLOCK_KV, tl.load(runs[2] + run) * BLOCK_KV, BLOCK_N):
             state = over_tile(
-                state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+                state, start, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
                 PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
             )  # fmt: skip
     return state
@@ -194,7 +248,7 @@ def over_runs(
 
 @triton.jit
 def over_list(
-    state, numbers, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    state, numbers, row, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
     PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`over_tile` for the listed tiles of a row, in one loop. numbers: (first, number). One is loaded a pass before the
@@ -206,7 +260,7 @@ def over_list(
         start = number * BLOCK_N
         number = tl.load(numbers[1] + entry + 1)
         state = over_tile(
-            state, start, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+            state, start, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
             PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
     return state
@@ -214,35 +268,47 @@ def over_list(
 
 @triton.jit
 def over_row(
-    state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
+    state, blocks, row, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
     PARTIAL: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`over_list` or `over_runs`, as the blocks of the row come."""
     if len(blocks) == 2:
         state = over_list(
-            state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+            state, blocks, row, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
             PARTIAL, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
     else:
         state = over_runs(
-            state, blocks, row, tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+            state, blocks, row, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
             PARTIAL, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
         )  # fmt: skip
     return state
 
 
 @triton.jit
+def store_tiles(tensor, b, h, first, tokens, tiles, total, CHANNELS: tl.constexpr, length):
+    """Write tiles, divided by the total of each row, as `tiles_at` reads them."""
+    start = 0
+    for i in tl.static_range(len(tiles)):
+        channels = start + tl.arange(0, tiles[i].shape[1])
+        inside = ((first + tokens) < length)[:, None] & (channels < CHANNELS)[None, :]
+        at = tile_of(place(tensor, b, h), tensor, first, tokens, channels)
+        tl.store(at, (tiles[i] / total[:, None]).to(tensor[0].dtype.element_ty), mask=inside)
+        start += tiles[i].shape[1]
+
+
+@triton.jit
 def forward(
     q, k, v, out, lse, rows, full, partial, sizes, scale, mask_values, score_values, sink, mask,
     score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
-    TMA: tl.constexpr, LATE: tl.constexpr,
+    HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, HEAD_PARTS: tl.constexpr, V_PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, LATE: tl.constexpr,
 ):  # fmt: skip
     """q, k, v, out: tensors; lse: float32 [batch, heads, q_len] in nats. rows: (index, its strides, schedule, its
     length). full, partial: the blocks of each row as `over_runs` or `over_list` takes them. sizes: (heads, group,
-    q_len, kv_len, q_blocks). sink: float32 [heads], the score of one more column without a value, or None. TMA: by
-    descriptors. LATE: of 16-bit numbers, and only with TMA.
+    q_len, kv_len, q_blocks). sink: float32 [heads], the score of one more column without a value, or None. PARTS:
+    of the channels, a power of two each. TMA: by descriptors. LATE: of 16-bit numbers, and only with TMA.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
     turn, b, h = program(rows[4], heads)
@@ -252,47 +318,38 @@ def forward(
     first_q = tile * BLOCK_M
 
     m = tl.arange(0, BLOCK_M)
-    d = tl.arange(0, HEAD_PAD)
-    e = tl.arange(0, V_PAD)
     q_idx = (first_q + m)[:, None]
-    q_tile = tl.load(
-        tile_of(place(q, b, h), q, first_q, m, d), mask=(q_idx < q_len) & (d < HEAD_DIM)[None, :], other=0.0
-    )
-    acc = tl.zeros([BLOCK_M, V_PAD], tl.float32)
+    q_bases = bases_of(place(q, b, h), q, q_len, HEAD_DIM, HEAD_PARTS, BLOCK_M, False)
+    tiles = tiles_at(q_bases, q, first_q, m, zeros(BLOCK_M, HEAD_PARTS), HEAD_DIM, q_len, True)
     total = tl.zeros([BLOCK_M], tl.float32)
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     if sink is not None:  # the first column of the online softmax
         most = tl.zeros([BLOCK_M], tl.float32) + tl.load(sink + h) * LOG2_E
         total = (most > float("-inf")).to(tl.float32)
 
-    k_base, v_base, late = place(k, b, h // group), place(v, b, h // group), ()
-    if TMA:
-        k_base = tl.make_tensor_descriptor(k_base, [kv_len, HEAD_DIM], [k[3], 1], [BLOCK_N, HEAD_PAD])
-        v_base = tl.make_tensor_descriptor(v_base, [kv_len, V_DIM], [v[3], 1], [BLOCK_N, V_PAD])
-        if LATE:  # no weight for values past the end, which are zeros
-            one = tl.full([BLOCK_M], 1.0, tl.float32)
-            late = (tl.zeros([BLOCK_M, BLOCK_N], tl.int16), one, kv_len + BLOCK_N)
-    state = (acc, total, most, late)
-    places = (b, h, q_idx, k_base, v_base)
+    late = ()
+    if LATE:  # no weight for values past the end, which are zeros
+        one = tl.full([BLOCK_M], 1.0, tl.float32)
+        late = (tl.zeros([BLOCK_M, BLOCK_N], tl.int16), one, kv_len + BLOCK_N)
+    state = (zeros(BLOCK_M, V_PARTS), total, most, late)
+    k_bases = bases_of(place(k, b, h // group), k, kv_len, HEAD_DIM, HEAD_PARTS, BLOCK_N, TMA)
+    v_bases = bases_of(place(v, b, h // group), v, kv_len, V_DIM, V_PARTS, BLOCK_N, TMA)
+    places = (b, h, q_idx, k_bases, v_bases)
     state = over_row(
-        state, full, row, q_tile, places, k, v, kv_len, scale, None, mask_values, score_values, mask, score,
+        state, full, row, tiles, places, k, v, kv_len, scale, None, mask_values, score_values, mask, score,
         False, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
     ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
-    acc, total, most, late = over_row(
-        state, partial, row, q_tile, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
+    accs, total, most, late = over_row(
+        state, partial, row, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score,
         True, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,
     )  # fmt: skip
     if len(late) > 0:
-        acc = added(acc, late, v, v_base, tl.arange(0, BLOCK_N), V_DIM, kv_len, True, PRECISION)
+        accs = added_late(accs, late, v, v_bases, tl.arange(0, BLOCK_N), V_DIM, kv_len, PRECISION)
 
     some = total > 0
-    acc = acc / tl.where(some, total, 1.0)[:, None]
-    tl.store(
-        tile_of(place(out, b, h), out, first_q, m, e),
-        acc.to(out[0].dtype.element_ty),
-        mask=(q_idx < q_len) & (e < V_DIM)[None, :],
-    )
-    found = tl.where(some, (most + tl.log2(tl.where(some, total, 1.0))) * LN_2, float("-inf"))
+    total = tl.where(some, total, 1.0)
+    store_tiles(out, b, h, first_q, m, accs, total, V_DIM, q_len)
+    found = tl.where(some, (most + tl.log2(total)) * LN_2, float("-inf"))
     at = lse + (b.to(tl.int64) * heads + h) * q_len + first_q
     tl.store(at + m, found, mask=first_q + m < q_len)

@@ -192,6 +192,15 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
+def parts_of(channels: int, arch: str) -> tuple[int, ...]:
+    """Powers of two, one or two, that hold the channels with the least room left: 80 are 64 and 16. One on an sm_100,
+    on which Triton pipelines no loop that sums up two products.
+    """
+    whole = padded(channels)
+    parts = whole // 2, padded(channels - whole // 2)
+    return parts if whole > 16 and sum(parts) < whole and not arch.startswith("sm_10") else (whole,)
+
+
 def run_forward(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Output in q's dtype, and lse float32."""
     from .forward import forward
@@ -251,8 +260,8 @@ def _forward(
         BLOCK_N=chosen.block_n,
         HEAD_DIM=q.shape[3],
         V_DIM=v.shape[3],
-        HEAD_PAD=padded(q.shape[3]),
-        V_PAD=padded(v.shape[3]),
+        HEAD_PARTS=parts_of(q.shape[3], launch.arch),
+        V_PARTS=parts_of(v.shape[3], launch.arch),
         PRECISION="ieee",
         TMA=chosen.tma,
         LATE=chosen.late,

@@ -66,7 +66,11 @@ BACKWARD_KV: dict[str, dict[int, Config]] = {
 """As `BACKWARD_Q`. At 256 channels of an sm_90 the sums of 64 keys and their values would fill all registers of four
 warps, and eight would do products twice; 32 keys take the older products of a warp."""
 
-TABLES = {"forward": FORWARD, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
+LOW_PRECISION: dict[str, dict[int, Config]] = {
+    "sm_86": {64: C(128, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(64, 32, 4, 3)},
+}
+
+TABLES = {"forward": FORWARD, "low_precision": LOW_PRECISION, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
 
 
 ROWS_OF_A_WARP = 16

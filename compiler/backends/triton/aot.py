@@ -35,9 +35,7 @@ from .gpus import GPUS, occupancy, resident
 from .launch import Launch, launch_of, run_forward
 from .loops import loops_of
 from .precision import run_low_precision
-from .report import AotReport, KernelReport
-
-TENSOR_CORES = re.compile(r"\b(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA|v_s?w?mfmac?|v_wmma)(?=[._\s])")
+from .report import TENSOR_CORES, AotReport, KernelReport
 
 WARNING = re.compile(r"\((C75\d\d)\) ([^\n]*?)(?: in the function .*)?\n")
 

@@ -79,8 +79,10 @@ def over_tile(
     kv_idx = (start + n)[None, :]
     k_tile = tl.load(tile_of(k_base, k, start, n, d), mask=(d < HEAD_WIDE)[None, :], other=0.0)
     s = product(queries, tl.trans(k_tile))
-    factor = tl.maximum(factor * tl.load(k_scale + start // KEYS), LEAST_FACTOR)
-    if score is not None:
+    factor = factor * tl.load(k_scale + start // KEYS)
+    if score is None:
+        factor = tl.maximum(factor, LEAST_FACTOR)  # 0 times the score of a masked key would be no number
+    else:
         s = score(s * factor[:, None] + offset[:, None], b, h, q_idx, kv_idx, score_values)
         factor = tl.full([queries.shape[0]], LOG2_E, tl.float32)
         offset = tl.zeros([queries.shape[0]], tl.float32)

@@ -193,7 +193,7 @@ def test_an_offset_that_keys_share_costs_nothing(precision):
 def far_below(gap, q_len=70, kv_len=320):
     """Scores of the first 64 keys are about 0, those of the others about `-gap`."""
     q, k, v = qkv(q_len, kv_len, heads=2, head_dim=32, batch=1)
-    q = q * 0.2
+    q = q * 0.05
     q[..., 0], k[..., 0], k[:, :, 64:, 0] = 1.0, 0.0, -gap * 32**0.5
     return q, k, v
 
@@ -204,14 +204,14 @@ def test_tiles_that_cannot_matter_are_left_out(precision, offset):
     """All after the first block, as if the mask did not keep them; rows without a key and rows that do not exist do not
     hold them back.
     """
-    tensors, spec = far_below(gap=9.0), fs.causal(offset)
+    tensors, spec = far_below(gap=9.7), fs.causal(offset)
     found = next(both(spec, *tensors, precision, block_size=64, skip=7.0))
     near = next(both(spec & fs.mask(lambda kv: kv < 64), *tensors, precision, block_size=64))
     torch.testing.assert_close(found, near, atol=1e-6, rtol=1e-6)
     all_of_them = next(both(spec, *tensors, precision, block_size=64))
     if offset > 0:
         assert (all_of_them[1] - found[1]).min() > 1e-4
-    held = next(both(spec, *tensors, precision, block_size=64, skip=12.0))
+    held = next(both(spec, *tensors, precision, block_size=64, skip=10.0))
     torch.testing.assert_close(held, all_of_them, atol=0, rtol=0)
 
 

@@ -2,8 +2,8 @@
 
 q, k and v are bfloat16, and so is each output, as in a model. int8 and fp8 are computed by the reference, on the CPU;
 tests/test_low_precision.py compares the kernel with it. Inputs: normal numbers; k with an offset that all tokens share
-in some channels and q large in some, as SageAttention (arXiv 2410.02367, figure 4) shows of models; and some keys that are
-large themselves. Options: --tokens 2048, --heads 4, --seed 0.
+in some channels and q large in some of them, as SageAttention (arXiv 2410.02367, figure 4) shows of models; and some
+keys that are large themselves. Options: --tokens 2048, --heads 4, --seed 0.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     [1.0, 0.0, 0.0]
     """
     chosen(backend)
-    options = {"exact": exact, "autotune": autotune, "precision": precision, "skip": skip}
+    options: dict[str, Any] = {"exact": exact, "autotune": autotune, "precision": precision, "skip": skip}
     attending: Any = partial(CompiledAttention, backend=backend, **options)
     planned: Any = partial(PlannedAttention, make=attending) if AUTO in (order, block_size) else attending
     return planned(as_attention(spec), order, block_size)

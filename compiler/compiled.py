@@ -91,6 +91,7 @@ class CompiledAttention(Attending):
         computed = lowered.block_map if self.exact else self._cache.of(sizes, values, CPU)[1].block_map
         on_device = computed if isinstance(computed, DeviceMap) else None
         name = "auto" if len(self.backends) > 1 else self.backends[0].name
+        name += f", precision {self.precision}" if self.precision else ""
         return Report(lowered, name, self.backends[0], bound, stages, head_dim, on_device)
 
     def aot(

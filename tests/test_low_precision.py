@@ -64,7 +64,7 @@ def oracle(keep, q, k, v, precision, score=None, scale=None, sink=None):
 
 
 def close(found, wanted, precision):
-    """Where sums of float32 round otherwise, a few weights move by a step: a 2**-10 part of themselves, of e4m3 2**-3."""
+    """Where sums of float32 round otherwise, a few weights move by a step: 2**-10 of themselves, of e4m3 2**-3."""
     (out, lse), (wanted, wanted_lse) = found, wanted
     off = (out.double() - wanted).abs() / wanted.abs().amax()
     assert off.max() < (2**-10 if precision == "int8" else 2**-3)
@@ -134,7 +134,7 @@ def test_kernel_and_reference_round_as_is_said(name, precision):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_compositions(precision):
-    """Documents, several scores, an order, one query, 16-bit tensors, and blocks of one tile."""
+    """Documents, several scores, an order, one query, small blocks, 16-bit tensors, and other strides."""
     image = fs.Canvas(h=9, w=10)
     spec = fs.Attention(mask=fs.causal() & fs.document(IDS), scores=SCORES["several"])
     cases = [
@@ -144,6 +144,8 @@ def test_compositions(precision):
         (fs.sink_window(sink=3, window=20), qkv(33, 64, dtype=torch.bfloat16), {"block_size": (16, 32)}),
         (fs.nothing(), qkv(33, 64, dtype=torch.float16), {}),
     ]
+    moved = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in qkv(70, heads=4, kv_heads=2, v_dim=32)]
+    cases += [(fs.causal(), moved, {}), (fs.causal(), [x.transpose(2, 3).contiguous().mT for x in moved], {})]
     for each, tensors, options in cases:
         kernel, reference = both(each, *tensors, precision, **options)
         assert kernel[0].dtype == tensors[0].dtype

@@ -28,10 +28,9 @@ ALIGNED = 16
 class Quantised(NamedTuple):
     """What is multiplied, and by what. Tokens and channels are zeros up to whole blocks.
 
-    q, k: int8, or e4m3 [batch, heads or kv_heads, tokens, channels]. v: float16 of that shape; or e4m3, the tokens of a
-    channel next to each other in memory.
-    q_scale [batch, heads, tokens], k_scale [batch, kv_heads, tokens / KEYS], v_scale [batch, kv_heads, v_head_dim]:
-    float32. offset: float32 [batch, heads, tokens], the product of a query and the mean of keys.
+    q, k: int8 or e4m3 [batch, heads or kv_heads, tokens, channels]. v: float16, or e4m3 with the tokens of a channel
+    next to each other in memory. Float32: q_scale [batch, heads, tokens]; k_scale [batch, kv_heads, tokens / KEYS];
+    v_scale [batch, kv_heads, v_head_dim]; offset [batch, heads, tokens], the product of a query and the mean of keys.
     """
 
     q: Tensor
@@ -49,19 +48,20 @@ def quantised(
     """In plain torch, on any device. Queries have a scale each, which costs a kernel nothing; keys have one in blocks.
 
     q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, ...]; finite. tokens: that there are at least.
-    centred: is the mean taken out of k? Its cost is some reads and writes of q, k and v.
+    centred: is the mean taken out of k? All steps are passes over memory: some reads and writes of q, k and v.
     """
-    offset = torch.zeros(q.shape[:3], dtype=torch.float32, device=q.device)
-    q, k, v = q.float(), k.float(), v.float()
+    offset, v_dim = torch.zeros(q.shape[:3], dtype=torch.float32, device=q.device), v.shape[3]
+    q, k, v = (x.float().contiguous() for x in (q, k, v))
     if centred:
         mean = k.mean(2, keepdim=True)
         k = k - mean
-        offset = (q @ mean.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(-1, -2)).squeeze(-1)
+        offset = (q.unflatten(1, (k.shape[1], -1)) * mean[:, :, None]).sum(-1).flatten(1, 2)  # no matter if TF32 is on
     q, k = widened(q, tokens[0]), widened(k, tokens[1], KEYS)
     q8, q_scale = _in_blocks(q, 1, precision)
     k8, k_scale = _in_blocks(k, KEYS, precision)
     v8, v_scale = _by_channel(widened(v, k.shape[2]), precision)
-    return Quantised(q8, k8, v8, q_scale, k_scale, v_scale[..., : v.shape[3]], pad(offset, (0, q.shape[2] - offset.shape[2])))
+    offset = pad(offset, (0, q.shape[2] - offset.shape[2]))
+    return Quantised(q8, k8, v8, q_scale, k_scale, v_scale[..., :v_dim], offset)
 
 
 def widened(x: Tensor, tokens: int, block: int = 1) -> Tensor:

@@ -10,14 +10,12 @@ import torch
 
 from ...blocks.block_map import BlockMap
 from ..base import Call
-from .configs import arch_of
+from .configs import LEAST_SUM, arch_of
 
 LEAST_TILE = 16
 MOST_CHANNELS = 256
 WITH_E4M3 = ("sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx950")
 """Architectures whose tensor cores multiply this format."""
-LEAST_FP8_KEYS = 32
-"""That a product of 8-bit numbers adds up."""
 MOST_FP8_KEYS = 2**31 // MOST_CHANNELS - 128
 """A channel's values lie next to each other, and a step inside a tile has 32 bits."""
 
@@ -53,8 +51,8 @@ def _against_fp8(call: Call, arch: str) -> list[str]:
     grid = call.lowered.grid
     if arch and arch not in WITH_E4M3:
         reasons.append(f"{arch} multiplies no e4m3 numbers; precision='int8' runs there")
-    if grid.block_kv % LEAST_FP8_KEYS:
-        reasons.append(f"in fp8 its blocks of keys are multiples of {LEAST_FP8_KEYS} tokens, not {grid.block_kv}")
+    if grid.block_kv % LEAST_SUM:
+        reasons.append(f"in fp8 its blocks of keys are multiples of {LEAST_SUM} tokens, not {grid.block_kv}")
     if grid.kv_len > MOST_FP8_KEYS:
         reasons.append(f"in fp8 a sequence has at most {MOST_FP8_KEYS:,} keys")
     return reasons

@@ -79,6 +79,8 @@ so rows wide enough for few instructions count for more than warps. Keys: at mos
 TABLES = {"forward": FORWARD, "low_precision": LOW_PRECISION, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
 
 
+LEAST_SUM = 32
+"""Channels, or keys, that a product of 8-bit numbers adds up."""
 ROWS_OF_A_WARP = 16
 """In a product of the tensor core, alone on GPUs before sm_90 and as a fourth of 64 from there on."""
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .binary import parsed, product_loops
-from .configs import Config
+from .configs import LEAST_SUM, Config
 from .gpus import Gpu
 
 CHANNELS = {"forward": (1, 1), "decode": (1, 1), "low_precision": (1, 1), "backward_q": (2, 1), "backward_kv": (2, 2)}
@@ -77,7 +77,7 @@ def loops_of(name: str, listing: str, config: Config, head_dims: tuple[int, int]
         ("full", "partial"), counted if len(counted) < 2 else (counted[0], counted[-1]), strict=False
     ):
         scale, classes = BLOCK / pairs, loop.classes
-        rate = gpu.tensor if classes.get("tensor core") else gpu.float32
+        rate: float = gpu.tensor if classes.get("tensor core") else gpu.float32
         if loop.narrow_flops:
             rate *= loop.flops / (loop.flops - loop.narrow_flops / 2)
         cycles = {
@@ -106,6 +106,6 @@ def loops_of(name: str, listing: str, config: Config, head_dims: tuple[int, int]
 
 
 def _padded(name: str, head_dims: tuple[int, int]) -> list[int]:
-    """Channels as a kernel multiplies them; a product of 8-bit numbers adds up 32 at least."""
-    least = (32 if name == "low_precision" else 16, 16)
+    """Channels as a kernel multiplies them."""
+    least = (LEAST_SUM if name == "low_precision" else 16, 16)
     return [max(few, 1 << (size - 1).bit_length()) for few, size in zip(least, head_dims, strict=True)]

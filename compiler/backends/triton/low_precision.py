@@ -1,4 +1,4 @@
-"""The forward kernel with products of 8 bits: int8 or e4m3 scores, weights and values in float16 or e4m3, sums in float32.
+"""The forward kernel in 8 bits: products of int8 or e4m3, weights and values in float16 or e4m3, sums in float32.
 
 It goes over the tiles that `forward` goes over. The running maximum is rounded up to a whole number in base 2: what was
 summed before it is then rescaled exactly, and a weight is rounded to the same multiple of a power of two whatever the
@@ -12,8 +12,8 @@ import triton.language as tl
 from .forward import INTERPRETED, LN_2, LOG2_E, ends_of, kept, place, program, tile_of
 
 MOST_APART: tl.constexpr = tl.constexpr(128)
-"""Channels up to which a tile's sums are their own, and are added in float32: Hopper adds products of e4m3 in fewer bits
-(DeepSeek-V3, arXiv 2412.19437, 3.3.2). More would not fit a thread's registers twice."""
+"""Channels up to which the sums of a tile stand apart, and are added in float32: a Hopper adds products of e4m3 in
+fewer bits (DeepSeek-V3, arXiv 2412.19437, 3.3.2). More would not fit a thread's registers twice."""
 LEAST_FACTOR: tl.constexpr = tl.constexpr(1e-37)
 
 
@@ -131,6 +131,18 @@ def over_row(
 
 
 @triton.jit
+def before_the_first_key(sink, h, whole, V_PAD: tl.constexpr, LIFT: tl.constexpr):
+    """The state of the online softmax, whose first column is the sink. whole: what scores lack [M]."""
+    total = 0.0 * whole
+    most = total - float("inf")
+    if sink is not None:
+        column = tl.load(sink + h) * LOG2_E - whole
+        most = tl.ceil(column)
+        total = tl.exp2(column - tl.where(most == float("-inf"), 0.0, most) + LIFT)
+    return tl.zeros([whole.shape[0], V_PAD], tl.float32), total, most
+
+
+@triton.jit
 def low_precision(
     q, k, v, scales, out, lse, rows, full, partial, sizes, scale, skip, mask_values, score_values, sink, mask,
     score: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_KV: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -158,15 +170,7 @@ def low_precision(
         factor, offset = factor * LOG2_E, offset * LOG2_E
         whole = tl.floor(offset)
         offset -= whole
-    acc = tl.zeros([BLOCK_M, V_PAD], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    if sink is not None:  # the first column of the online softmax
-        column = tl.load(sink + h) * LOG2_E - whole
-        most = tl.ceil(column)
-        total = tl.exp2(column - tl.where(most == float("-inf"), 0.0, most) + LIFT)
-
-    state = (acc, total, most)
+    state = before_the_first_key(sink, h, whole, V_PAD, LIFT)
     kv_head = h // group
     places = (b, h, q_idx, place(k, b, kv_head), place(v, b, kv_head), place(scales[1], b, kv_head))
     parts = (queries, factor, offset)

@@ -10,13 +10,10 @@ from torch import Tensor
 
 from ..base import Call
 from ..quantised import KEYS, LIFT, Quantised, quantised
-from .configs import Config
+from .configs import LEAST_SUM, Config
 from .launch import Launch, described, located, padded
 from .rows import rows_of, takes_lists
 from .tuning import launched
-
-LEAST_CHANNELS = 32
-"""That a product of 8-bit numbers adds up."""
 
 
 def run_low_precision(launch: Launch, call: Call) -> tuple[Tensor, Tensor]:
@@ -70,7 +67,7 @@ def _start(launch: Launch, each: Quantised, out: Tensor, lse: Tensor, call: Call
         HEAD_WIDE=each.q.shape[3],
         V_WIDE=each.v.shape[3],
         V_DIM=out.shape[3],
-        HEAD_PAD=max(LEAST_CHANNELS, padded(each.q.shape[3])),
+        HEAD_PAD=max(LEAST_SUM, padded(each.q.shape[3])),
         V_PAD=padded(each.v.shape[3]),
         LIFT=LIFT[call.precision],
         **launch.options,

@@ -21,6 +21,8 @@ LIFT = {"int8": 15, "fp8": 8}
 """Weights, at most 1, are rounded after they are multiplied by 2**LIFT, so that small ones stay normal numbers."""
 INT8, E4M3 = 127.0, 448.0
 """The largest numbers."""
+EXPONENT = 0x7F800000
+"""Bits of a float32 that alone are the power of two below it."""
 ALIGNED = 16
 """Channels that there are zeros up to a multiple of, so that loads are 16 bytes wide."""
 
@@ -84,7 +86,7 @@ def _by_channel(v: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     """Values and the scale of each channel: for float16 a power of two, which rounds nothing."""
     most = v.abs().amax(2, keepdim=True)
     if precision == "int8":
-        scale = torch.ldexp(torch.ones_like(most), torch.frexp(most).exponent)
+        scale = _or_one((most.view(torch.int32) & EXPONENT).view(torch.float32))
         return (v / scale).half(), scale.squeeze(2)
     scale = _or_one(most / E4M3)
     return (v / scale).transpose(2, 3).to(torch.float8_e4m3fn).contiguous().transpose(2, 3), scale.squeeze(2)

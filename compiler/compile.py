@@ -40,8 +40,8 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     autotune: time the tiles of each Triton kernel at its first call and keep the best in the cache folder.
     precision: "int8" or "fp8", without gradients: products of q and k in 8 bits, each query and each 64 keys with a
         scale, after the mean of the keys is taken out; weights and values in float16 (of "fp8" in e4m3); sums in
-        float32. By Triton on a GPU, and by the reference, which rounds alike. Keys and values are read once more than
-        they are multiplied: it is meant for many queries.
+        float32. By Triton on a GPU, and by the reference, which rounds alike. Each call quantises all of q, k and v: it
+        is meant for many queries.
     skip: with a precision, nats: a kernel may leave out a tile of keys whose scores all lie more than this below the
         maximum so far of their row. What it leaves out of a row has at most `d = keys * exp(-skip)` of its weight, so
         the output is off by at most `2 * d * max(abs(v))` and the lse by `-log(1 - d)`.

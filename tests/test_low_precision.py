@@ -239,6 +239,7 @@ def test_what_is_asked_for_is_kept():
     assert repr(attend) == "compile(causal(), backend='auto', precision='fp8', skip=9.0)"
     again = pickle.loads(pickle.dumps(attend))
     assert (again.precision, again.skip) == ("fp8", 9.0)
+    assert "backend auto, precision fp8" in attend.explain(64)
     planned = fs.compile(fs.causal(), order="auto", precision="int8", backend="reference")
     q, k, v = qkv(40, batch=1)
     wanted = fs.compile(fs.causal(), precision="int8", backend="reference")(q, k, v)

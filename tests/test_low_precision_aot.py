@@ -70,3 +70,10 @@ def test_a_gpu_without_fp8_is_told():
     for target in ("sm_80", "sm_86", "gfx942"):
         with pytest.raises(fs.FlexSpecError, match=f"FS042.*{target} multiplies no e4m3 numbers"):
             attend.aot(target)
+
+
+def test_flexspec_build_takes_a_precision():
+    words = ["build", "causal()", "--target", "sm_90", "--precision", "int8", "--length", "512", "--json"]
+    facts = json.loads(output(started("-m", "flexspec.compiler.cli", *words)))
+    assert [each["name"] for each in facts["kernels"]] == ["low_precision"]
+    assert facts["kernels"][0]["tensor_cores"].keys() == {"IGMMA", "HGMMA"}

@@ -19,7 +19,7 @@ from flexspec.user_line import user_caret, user_level
 from . import operator
 from .backends.base import Backend, BackendFailed, Call, Result, able, check_qkv, check_weight
 from .backends.pages import as_seen, check_pages, gathered
-from .backends.registry import BACKENDS, check_tuning, chosen, ranked
+from .backends.registry import BACKENDS, check_precision, check_tuning, chosen, ranked
 from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
@@ -39,10 +39,13 @@ class Attending:
         backend: str | Backend = "auto",
         exact: bool = True,
         autotune: bool = False,
+        precision: str | None = None,
+        skip: float | None = None,
     ) -> None:
         self.spec, self.order, self.block_size, self.exact, self.autotune = spec, order, block_size, exact, autotune
-        self.backend = backend
-        self.backends = chosen(backend)
+        self.backend, self.precision, self.skip = backend, precision, skip
+        self.backends = chosen(backend, precision)
+        check_precision(spec, precision, skip)
         check_tuning(self.backends, autotune)
         make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
         self._cache = MapCache(spec, order, block_size, exact)
@@ -55,15 +58,18 @@ class Attending:
 
     def __repr__(self) -> str:
         order = f", order={self.order}" if self.order else ""
-        return f"compile({self.spec.label}{order}, backend={self.backend!r})"
+        beside = {"backend": self.backend, "precision": self.precision, "skip": self.skip}
+        options = "".join(f", {name}={value!r}" for name, value in beside.items() if value is not None)
+        return f"compile({self.spec.label}{order}{options})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.spec, self.order, self.block_size, self.backend, self.exact, self.autotune)
+        options = self.exact, self.autotune, self.precision, self.skip
+        return type(self), (self.spec, self.order, self.block_size, self.backend, *options)
 
     @cached_property
     def backward(self) -> Callable[..., list[torch.Tensor]] | None:
         """The gradients of the one backend, if there is but one: with them this is one operator in `torch.compile`."""
-        return self.backends[0].backward if len(self.backends) == 1 else None
+        return self.backends[0].backward if len(self.backends) == 1 and self.precision is None else None
 
     def __call__(
         self,
@@ -149,7 +155,8 @@ class Attending:
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
             q, k, v = (self.order.apply(tensor, -2) for tensor in (q, k, v))
-        return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, self.autotune)
+        options = self.autotune, self.precision, self.skip
+        return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *options)
 
     def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]:
         """Output and lse of a call, at the places where its inputs came from."""
@@ -183,9 +190,13 @@ class Attending:
 
     def _run(self, call: Call) -> Result:
         """The first of the backends that can run a call runs it; FS042 with the reasons and one that works."""
+        if call.precision is not None and call.wants_gradients:
+            message = f"precision={call.precision!r} has no gradients"
+            fix = "call it under torch.no_grad(), or compile without precision"
+            raise FlexSpecError("FS042", message, fix=fix, where=user_caret())
         against: list[str] = []
         for backend in ranked(self.backends, call):
-            reasons = backend.reasons_against(call)
+            reasons = backend.against(call)
             if not reasons:
                 if against:
                     self._warn(f"{backend.name} runs this, because {'; '.join(against)}")

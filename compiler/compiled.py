@@ -91,6 +91,7 @@ class CompiledAttention(Attending):
         computed = lowered.block_map if self.exact else self._cache.of(sizes, values, CPU)[1].block_map
         on_device = computed if isinstance(computed, DeviceMap) else None
         name = "auto" if len(self.backends) > 1 else self.backends[0].name
+        name += f", precision {self.precision}" if self.precision else ""
         return Report(lowered, name, self.backends[0], bound, stages, head_dim, on_device)
 
     def aot(
@@ -137,7 +138,8 @@ class CompiledAttention(Attending):
         check_qkv(q, k, v)
         build = next((each.build for each in (*self.backends, *BACKENDS) if each.build), None)
         assert build is not None
-        report = build(Call(lowered, lowered.score, bound, q, k, v, True), target, backward)
+        options = self.autotune, self.precision, self.skip
+        report = build(Call(lowered, lowered.score, bound, q, k, v, True, None, *options), target, backward)
         if folder is not None:
             report.write(folder)
         return report

@@ -32,7 +32,7 @@ CODES: dict[str, str] = {
     "FS035": "a division by zero",
     # running
     "FS040": "q, k and v do not fit each other",
-    "FS041": "an unknown backend or target",
+    "FS041": "an unknown backend, target or precision",
     "FS042": "the backend cannot run this",
     # text and files
     "FS050": "the text cannot be parsed",

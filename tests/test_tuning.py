@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 import triton
+from flexspec.compiler.backends.quantised import KEYS
 from flexspec.compiler.backends.triton import forward, launch, tuning
 from flexspec.compiler.backends.triton.configs import Config, config_of
 from flexspec.compiler.backends.triton.functions import write
@@ -100,15 +101,17 @@ def test_configurations_that_the_gpu_cannot_hold_are_passed_over():
     assert choice(Timer(BEST, too_large=every), mask=fs.everything()) == first
 
 
-@pytest.mark.parametrize("kernel", ["forward", "backward_q", "backward_kv", "decode"])
+@pytest.mark.parametrize("kernel", ["forward", "low_precision", "backward_q", "backward_kv", "decode"])
 @pytest.mark.parametrize("block_size", [(128, 128), (16, 64), (48, 96)])
 def test_candidates_divide_the_blocks(kernel, block_size):
     grid, (q, _, v) = Grid(500, 500, *block_size), qkv(1)
+    q = q.to(torch.int8) if kernel == "low_precision" else q
     first = config_of(kernel, "sm_90", grid, q, v)
     each = tuning.candidates(kernel, grid, first)
     assert each[0] == first and len(each) == len(set(each)) >= 4
     for config in each:
         assert config.block_n >= 16 and block_size[1] % config.block_n == 0
+        assert kernel != "low_precision" or config.block_n <= KEYS  # of one scale
         assert kernel == "decode" or (config.block_m >= 16 and block_size[0] % config.block_m == 0)
 
 
@@ -143,6 +146,14 @@ def every_tile_runs(monkeypatch):
 def test_every_candidate_computes_the_same(every_tile_runs, q_len):
     same_as_reference(fs.sink_window(sink=3, window=20), *qkv(q_len, 200, batch=1), block_size=32)
     assert set(every_tile_runs) == {"forward" if q_len > 16 else "decode"}
+
+
+def test_every_candidate_of_low_precision_computes_the_same(every_tile_runs):
+    q, k, v = qkv(70, 200, batch=1)
+    wanted = fs.compile(fs.causal(130), precision="fp8", backend="reference")(q, k, v)
+    found = fs.compile(fs.causal(130), precision="fp8", backend="triton", block_size=128)(q, k, v)
+    torch.testing.assert_close(found, wanted, atol=1e-2, rtol=1e-2)
+    assert set(every_tile_runs) == {"low_precision"} and len(every_tile_runs) > 5
 
 
 def test_gradients_do_not_add_up_over_the_timings(every_tile_runs):

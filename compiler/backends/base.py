@@ -46,6 +46,10 @@ class Call:
     return_lse: bool
     page_table: torch.Tensor | None = None
     autotune: bool = False
+    precision: str | None = None
+    """"int8" or "fp8": q, k and v are rounded as `quantised` has it."""
+    skip: float | None = None
+    """Nats: tiles of keys whose scores lie so far below the maximum of each of their rows may be left out."""
 
     def unpaged(self) -> Call:
         """The same call with keys and values copied out of their pages, if they are in pages."""
@@ -98,6 +102,7 @@ class Backend:
     build: its kernels compiled for a GPU that need not be there (`attend.aot`).
     paged: it takes keys and values in pages; else they are copied out of them first.
     tunes: it times configurations where `autotune` asks for it.
+    precisions: those below the tensors' own that it has, such as "int8".
     """
 
     name: str
@@ -108,14 +113,21 @@ class Backend:
     build: Callable[[Call, str, bool], Any] | None = None
     paged: bool = False
     tunes: bool = False
+    precisions: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return self.name
 
+    def against(self, call: Call) -> list[str]:
+        """`reasons_against`, and the precision of the call where the backend does not have it."""
+        if call.precision is not None and call.precision not in self.precisions:
+            return [f"{self.name} has no precision={call.precision!r}"]
+        return self.reasons_against(call)
+
 
 def able(backends: Sequence[Backend], call: Call) -> list[str]:
     """The names of those that can run a call."""
-    return [backend.name for backend in backends if not backend.reasons_against(call)]
+    return [backend.name for backend in backends if not backend.against(call)]
 
 
 def check_qkv(q: Any, k: Any, v: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,10 @@ from flexspec.inputs import Bound, make_sizes
 from flexspec.weight import Weight
 
 from .base import Backend, Call, Description, Result, accurate, check_qkv, check_weight
+from .quantised import PRECISIONS, quantised, restored, rounded
 from .weights import printed
 
+LN_2 = math.log(2)
 CHUNK = 1 << 20
 """Pairs times heads that are held at once."""
 
@@ -58,10 +61,12 @@ def by_rows(
     k: torch.Tensor,
     v: torch.Tensor,
     weight: Weight | None = None,
+    precision: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output float64 [batch, heads, q_len, v_head_dim] and lse float64 [batch, heads, q_len], some rows at a time.
 
-    lse: the log of the sum of the weights' sizes, also where the output is not divided by it.
+    lse: the log of the sum of the weights' sizes, also where the output is not divided by it. precision: in which the
+    softmax's weights are rounded; q, k and v are as they shall be.
     """
     count = max(1, CHUNK // (q.shape[0] * q.shape[1] * k.shape[2]))
     tensors = {name: tensor.to(q.device) for name, tensor in bound.tensors.items()}
@@ -81,10 +86,10 @@ def by_rows(
         kept = evaluate(mask, values).expand_as(logits)
         scored = evaluate(score, {**values, "score": logits}, precise=True).double().expand_as(logits)
         if weight is None:
-            return _softmax(scored, kept, v)
+            return _softmax(scored, kept, v, precision)
         own = v[:, :, start : start + rows.shape[2]]
         number = evaluate(weight.expr, values, precise=True).double()
-        return _weighed(weight, number, scored, kept, v, own)
+        return _weighed(weight, number, scored, kept, v, own, precision)
 
     out, lse = _Chunked.apply(chunk, count, q.double(), k, v, *tensors.values())
     return out, lse
@@ -130,29 +135,45 @@ class _Chunked(torch.autograd.Function):
         return None, None, dq, *(next(each) if wants else None for wants in wanted)
 
 
-def _softmax(scores: torch.Tensor, kept: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _softmax(
+    scores: torch.Tensor, kept: torch.Tensor, v: torch.Tensor, precision: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """precision: weights relative to the maximum, which is rounded up to a whole number in base 2, are rounded before
+    they are multiplied by v, and not in their sum.
+    """
     logits = torch.where(kept, scores, -torch.inf)
     top = logits.amax(-1, keepdim=True).detach()
     some = top > -torch.inf
     top = torch.where(some, top, 0.0)
+    if precision is not None:
+        top = torch.ceil(top / LN_2) * LN_2
     weights = torch.exp(logits - top)
     total = weights.sum(-1, keepdim=True)
+    if precision is not None:
+        weights = rounded(weights, precision)
     out = (weights @ v) / torch.where(some, total, 1.0)
     lse = torch.where(some, torch.log(torch.where(some, total, 1.0)) + top, -torch.inf)
     return out, lse.squeeze(-1)
 
 
 def _weighed(
-    weight: Weight, number: torch.Tensor, scores: torch.Tensor, kept: torch.Tensor, v: torch.Tensor, own: torch.Tensor
+    weight: Weight,
+    number: torch.Tensor,
+    scores: torch.Tensor,
+    kept: torch.Tensor,
+    v: torch.Tensor,
+    own: torch.Tensor,
+    precision: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Another weight by its definition; own: the values at the queries' positions."""
+    """Another weight by its definition; own: the values at the queries' positions. precision: of a sink logit."""
     if weight.kind == "identity_mix":
         out, lse = _softmax(scores, kept, v)
         return torch.where((lse > -torch.inf)[..., None], (1 - number) * out + number * own, 0.0), lse
     if weight.kind == "sink_logit":
         column = number.expand(*scores.shape[:-1], 1)
         kept = torch.cat([kept, torch.ones_like(column, dtype=torch.bool)], -1)
-        return _softmax(torch.cat([scores, column], -1), kept, torch.cat([v, torch.zeros_like(v[:, :, :1])], 2))
+        with_sink = torch.cat([v, torch.zeros_like(v[:, :, :1])], 2)
+        return _softmax(torch.cat([scores, column], -1), kept, with_sink, precision)
     kept = kept & (scores > -torch.inf)
     s = torch.where(kept, scores, 0.0)
     top = torch.zeros_like(s[..., :1])
@@ -181,11 +202,15 @@ DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 def run(call: Call) -> Result:
     """Any call that has a meaning; slow, and right."""
-    lowered = call.lowered
-    out, lse = by_rows(
-        lowered.mask, lowered.score, lowered.attention.scale, call.bound, call.q, call.k, call.v, lowered.weight
-    )
+    lowered, scale = call.lowered, call.lowered.attention.scale
+    q, k, v = call.q, call.k, call.v
+    if call.precision is not None:
+        scale = q.shape[3] ** -0.5 if scale is None else scale
+        q, k, v = restored(quantised(q, k, v, call.precision), q.shape[2], k.shape[2])
+    out, lse = by_rows(lowered.mask, lowered.score, scale, call.bound, q, k, v, lowered.weight, call.precision)
     return out.to(call.q.dtype), lse.to(accurate(call.q.dtype)) if call.return_lse else None
 
 
-REFERENCE = Backend("reference", lambda call: [], run, lambda lowered: Description(printed(lowered)))
+REFERENCE = Backend(
+    "reference", lambda call: [], run, lambda lowered: Description(printed(lowered)), precisions=PRECISIONS
+)

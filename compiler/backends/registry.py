@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError, choices
 from flexspec.user_line import user_caret
 
@@ -11,6 +12,7 @@ from .base import Backend, Call
 from .blocks import BLOCKS
 from .flash import FLASH
 from .flex import FLEX
+from .quantised import PRECISIONS
 from .reference import REFERENCE
 from .triton import TRITON
 
@@ -20,12 +22,16 @@ AUTOMATIC: tuple[Backend, ...] = (FLEX, BLOCKS, REFERENCE, TRITON)
 others, which run everything, have been asked before: they are chosen by name, and so is FLASH."""
 
 
-def chosen(backend: str | Backend) -> tuple[Backend, ...]:
+LOW_PRECISION: tuple[Backend, ...] = (TRITON, REFERENCE)
+"""`auto` for a precision below the tensors' own."""
+
+
+def chosen(backend: str | Backend, precision: str | None = None) -> tuple[Backend, ...]:
     """The backends to choose from: `AUTOMATIC` for "auto", else the named one, or one of the user's own. FS041."""
     if isinstance(backend, Backend):
         return (backend,)
     if backend == "auto":
-        return AUTOMATIC
+        return AUTOMATIC if precision is None else LOW_PRECISION
     named = tuple(each for each in BACKENDS if each.name == backend)
     if not named:
         names = ("auto", *(each.name for each in BACKENDS))
@@ -47,6 +53,23 @@ def ranked(backends: tuple[Backend, ...], call: Call) -> tuple[Backend, ...]:
     if call.q.device.type == "cpu" and call.q.shape[2] > 1 and not lse and not FLEX.reasons_against(call):
         return backends
     return (BLOCKS, *(each for each in backends if each is not BLOCKS))
+
+
+def check_precision(spec: Attention, precision: Any, skip: Any) -> None:
+    """FS041 where a precision is unknown, FS042 for a weight that no kernel has in it, FS025 for a bound to skip by."""
+    if precision is None and skip is None:
+        return
+    if precision not in PRECISIONS:
+        message = f"there is no precision {precision!r}" if precision else "skip is of kernels in low precision"
+        fix = f"give precision={choices(repr(each) for each in PRECISIONS)}"
+        raise FlexSpecError("FS041", message, fix=fix, where=user_caret())
+    if skip is not None and not (isinstance(skip, (int, float)) and 0 < skip < float("inf")):
+        message = f"skip is {skip!r}"
+        fix = "give nats, a number above 0: a key that is left out has less than exp(-skip) of a row's weight"
+        raise FlexSpecError("FS025", message, fix=fix, where=user_caret())
+    if spec.weight is not None and spec.weight.kind != "sink_logit":
+        message = f"precision={precision!r} is for the softmax, and the weight is {spec.weight}"
+        raise FlexSpecError("FS042", message, fix="leave precision out", where=user_caret())
 
 
 def check_tuning(backends: tuple[Backend, ...], autotune: Any) -> None:

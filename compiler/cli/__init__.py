@@ -236,6 +236,7 @@ def build(
     kv_length: KvLength = None,
     block_size: BlockSize = "128",
     order: OrderText = None,
+    precision: Annotated[str | None, typer.Option(help="int8 or fp8.")] = None,
     batch: Annotated[int, typer.Option(help="Batch entries.")] = 1,
     values: Values = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A folder for the kernels.")] = None,
@@ -247,7 +248,7 @@ def build(
 
         attention = cli_values.load(pattern)
         size, given_order = cli_values.block_size(block_size), cli_values.order(order, attention)
-        report = fs.compile(attention, order=given_order, block_size=size).aot(
+        report = fs.compile(attention, order=given_order, block_size=size, precision=precision).aot(
             target,
             dtype=cli_values.dtype(dtype),
             head_dim=head_dim,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..base import Backend, Call, Result
 from ..flex import describe
+from ..quantised import PRECISIONS
 from ..weights import by_softmax, number_of
 from .able import reasons_against
 
@@ -30,8 +31,12 @@ def _softmax(call: Call, sink: Tensor | None = None) -> Result:
     from .autograd import differentiable
     from .decoding import decodes, run_decode
     from .launch import launch_of
+    from .precision import run_low_precision
 
-    if decodes(call):
+    if call.precision is not None:
+        call = call.unpaged()
+        out, lse = run_low_precision(launch_of(call, sink), call)
+    elif decodes(call):
         out, lse = run_decode(launch_of(call, sink), call.q, call.k, call.v, call.page_table)
     else:
         out, lse = differentiable(call.unpaged(), sink)
@@ -65,4 +70,5 @@ TRITON = Backend(
     build=build,
     paged=True,
     tunes=True,
+    precisions=PRECISIONS,
 )

@@ -34,9 +34,8 @@ from .functions import cache_folder, write
 from .gpus import GPUS, occupancy, resident
 from .launch import Launch, launch_of, run_forward
 from .loops import loops_of
-from .report import AotReport, KernelReport
-
-TENSOR_CORES = re.compile(r"\b(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA|v_s?w?mfmac?|v_wmma)(?=[._\s])")
+from .precision import run_low_precision
+from .report import TENSOR_CORES, AotReport, KernelReport
 
 WARNING = re.compile(r"\((C75\d\d)\) ([^\n]*?)(?: in the function .*)?\n")
 
@@ -53,7 +52,7 @@ def target_of(name: str) -> GPUTarget:
 def build(call: Call, target: str, backward: bool = True) -> AotReport:
     """The kernels of a call on meta tensors, compiled. FS041, FS042."""
     gpu = target_of(target)
-    against = reasons_against(call, ahead_of_time=True)
+    against = reasons_against(call, target)
     if against:
         raise FlexSpecError("FS042", f"triton cannot run this: {'; '.join(against)}", where=user_caret())
     kernels: list[KernelReport] = []
@@ -63,11 +62,13 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
         kernels.append(_reported(made, log, target, config, (call.q.shape[3], call.v.shape[3])))
 
     weight, sink = call.lowered.weight, None
-    if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward):
+    if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward or call.precision):
         sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
     score, *_ = softmax_scores(weight, call.score)  # a weight with a sign has another like it
     launch = replace(launch_of(replace(call, score=score), sink, target), start=start)
-    if decodes(call):
+    if call.precision is not None:
+        run_low_precision(launch, call)
+    elif decodes(call):
         run_decode(launch, call.q, call.k, call.v)
     else:
         run_all(launch, call.q, call.k, call.v, backward)

@@ -43,6 +43,8 @@ CLASSES: dict[str, tuple[str, ...]] = {
 """Kinds of instructions by how their opcodes begin; the first that fits. What fits none is "other"."""
 INPUTS = {"HGMMA": 2, "QGMMA": 1, "IGMMA": 1}
 """Bytes of an element that the tensor core takes from shared memory."""
+NARROW = ("IGMMA", "QGMMA", "IMMA", "QMMA", "UTCIMMA", "UTCQMMA")
+"""Products of 8-bit numbers, of which the tensor core does twice as many as of 16-bit ones."""
 IDESC = re.compile(r"idesc\[(UR\d+)\]")
 
 
@@ -78,7 +80,8 @@ class LoopCounts:
     on, at its strictest wait; None without such loads. overlap: the share of the exponentials that are taken while
     products are under way, None where products make a warp wait for them. least_n: of a product that shared memory
     feeds, None without; least_n_a_shared: of those that also read their left operand there. shared_bytes: that all
-    warps move to and from shared memory, the tensor core's reads too.
+    warps move to and from shared memory, the tensor core's reads too. narrow_flops: those of `flops` that are products
+    of 8-bit numbers.
     """
 
     instructions: int
@@ -89,6 +92,7 @@ class LoopCounts:
     least_n: int | None
     least_n_a_shared: int | None
     shared_bytes: int
+    narrow_flops: int = 0
 
 
 def parsed(listing: str) -> list[Instruction]:
@@ -218,10 +222,13 @@ def _of_descriptor(code: Sequence[Instruction], i: int) -> Product | None:
 
 def _counts(code: Sequence[Instruction], loop: Sequence[int], warps: int, buffers: int) -> LoopCounts:
     classes = Counter(class_of(code[i].opcode) for i in loop)
-    products = [product_of(code, i) for i in loop if class_of(code[i].opcode) == "tensor core"]
+    multiply = [i for i in loop if class_of(code[i].opcode) == "tensor core"]
+    products = [product_of(code, i) for i in multiply]
     known = [each for each in products if each is not None]
     times = [warps // each.warps if each.warps else 1 for each in known]  # how often the warps issue it
-    flops = sum(2 * each.m * each.n * each.k * count for each, count in zip(known, times, strict=True))
+    done = [2 * each.m * each.n * each.k * count for each, count in zip(known, times, strict=True)]
+    flops, complete = sum(done), len(known) == len(products)
+    narrow = [code[i].opcode.startswith(NARROW) for i in multiply] if complete else []
     if not products:  # fused multiply-adds of 32 threads; FFMA2 is two
         flops = sum(64 * warps * (2 if "2" in code[i].opcode else 1) for i in loop if code[i].opcode.startswith("FFMA"))
     fed = [each for each in known if each.bytes]
@@ -229,12 +236,13 @@ def _counts(code: Sequence[Instruction], loop: Sequence[int], warps: int, buffer
     return LoopCounts(
         len(loop),
         dict(sorted(classes.items(), key=lambda item: -item[1])),
-        flops if len(known) == len(products) else 0,
+        flops if complete else 0,
         _wait_depth([code[i] for i in loop], buffers),
         _overlap([code[i] for i in loop]),
         min((each.n for each in fed), default=None),
         min((each.n for each in fed if each.a_shared), default=None),
         moved + sum(each.bytes * count for each, count in zip(known, times, strict=True)),
+        sum(each for each, is_narrow in zip(done, narrow, strict=False) if is_narrow),
     )
 
 

@@ -89,9 +89,21 @@ BACKWARD_KV: dict[str, dict[int, Config]] = {
 """As `BACKWARD_Q`. At 256 channels of an sm_90 the sums of 64 keys and their values would fill all registers of four
 warps, and eight would do products twice; 32 keys take the older products of a warp."""
 
-TABLES = {"forward": FORWARD, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
+LOW_PRECISION: dict[str, dict[int, Config]] = {
+    "sm_80": {64: C(128, 64, 4, 3), 128: C(128, 32, 4, 3), 256: C(32, 32, 2, 3)},
+    "sm_86": {64: C(128, 64, 4, 3), 128: C(128, 32, 4, 3), 256: C(64, 32, 4, 3)},
+    "sm_90": {64: C(128, 64, 4, 3), 128: C(64, 64, 4, 3), 256: C(64, 32, 4, 3)},
+    "sm_100": {64: C(128, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
+    "gfx": {64: C(128, 64, 4, 2), 128: C(128, 64, 8, 2), 256: C(64, 32, 4, 2)},
+}
+"""As `FORWARD`; int8 and fp8 take the same tiles. Most are short of issued instructions or exponentials, not products,
+so rows wide enough for few instructions count for more than warps. Keys: at most `quantised.KEYS`, of one scale."""
+
+TABLES = {"forward": FORWARD, "low_precision": LOW_PRECISION, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
 
 
+LEAST_SUM = 32
+"""Channels, or keys, that a product of 8-bit numbers adds up."""
 ROWS_OF_A_WARP = 16
 """In a product of the tensor core, alone on GPUs before sm_90 and as a fourth of 64 from there on."""
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .binary import parsed, product_loops
-from .configs import Config
+from .configs import LEAST_SUM, Config
 from .gpus import Gpu
 
-CHANNELS = {"forward": (1, 1), "decode": (1, 1), "backward_q": (2, 1), "backward_kv": (2, 2)}
+CHANNELS = {"forward": (1, 1), "decode": (1, 1), "low_precision": (1, 1), "backward_q": (2, 1), "backward_kv": (2, 2)}
 """Products of a kernel for each pair of a tile: so many over the channels of q and k, so many over those of v."""
 BLOCK = 128 * 128
 """Pairs for which instructions and cycles are given, so that tiles of all sizes compare."""
@@ -18,8 +18,8 @@ ISSUED, EXPONENTIALS, SHARED = 4, 16, 128
 ASSUMPTIONS = (
     "bound: products needed over what the busiest resource allows. A multiprocessor issues "
     f"{ISSUED} instructions a cycle, takes {EXPONENTIALS} exponentials, moves {SHARED} bytes of shared memory "
-    "and multiplies at the rate of its data sheet; all resources overlap, and latencies, waits, bank "
-    "conflicts, L2 and memory cost nothing."
+    "and multiplies at the rate of its data sheet, 8-bit numbers twice as fast as 16-bit ones; all resources "
+    "overlap, and latencies, waits, bank conflicts, L2 and memory cost nothing."
 )
 
 
@@ -74,14 +74,16 @@ def loops_of(
     pairs = config.block_m * config.block_n
     needed, padded = (
         2 * pairs * sum(count * size for count, size in zip(CHANNELS[name], sizes, strict=True))
-        for sizes in (head_dims, [max(16, 1 << (size - 1).bit_length()) for size in head_dims])
+        for sizes in (head_dims, _padded(name, head_dims))
     )
     reports = []
     for part, loop in zip(
         ("full", "partial"), counted if len(counted) < 2 else (counted[0], counted[-1]), strict=False
     ):
         scale, classes = BLOCK / pairs, loop.classes
-        rate = gpu.tensor if classes.get("tensor core") else gpu.float32
+        rate: float = gpu.tensor if classes.get("tensor core") else gpu.float32
+        if loop.narrow_flops:
+            rate *= loop.flops / (loop.flops - loop.narrow_flops / 2)
         cycles = {
             "products": loop.flops / rate,
             "issue": loop.instructions * config.warps / ISSUED,
@@ -106,3 +108,9 @@ def loops_of(
             )
         )
     return tuple(reports)
+
+
+def _padded(name: str, head_dims: tuple[int, int]) -> list[int]:
+    """Channels as a kernel multiplies them."""
+    least = (LEAST_SUM if name == "low_precision" else 16, 16)
+    return [max(few, 1 << (size - 1).bit_length()) for few, size in zip(least, head_dims, strict=True)]

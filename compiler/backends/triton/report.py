@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from .configs import Config
 from .gpus import Resident
 from .loops import ASSUMPTIONS, LoopReport
 
+TENSOR_CORES = re.compile(r"\b(?:(?:[A-Z]?GMMA|[A-Z]MMA|UTC[A-Z]*MMA)(?=[._\s])|v_s?w?mfmac?_\w+|v_wmma_\w+)")
 FIGURES = ("registers", "spills", "shared_bytes", "tensor_core_instructions", "occupancy")
 MOST_PRODUCTS = 1.2
 """Done over needed. Where no tensor core is used, multiply-adds of the scores count too; a product done twice in a part
@@ -57,6 +60,13 @@ class KernelReport:
         return str(self.files.get("ptx", ""))
 
     @property
+    def tensor_cores(self) -> dict[str, int]:
+        """Instructions of the tensor core in the disassembly by type: of NVIDIA, HMMA and HGMMA multiply 16-bit
+        numbers, IMMA and IGMMA int8, QMMA and QGMMA fp8.
+        """
+        return dict(Counter(TENSOR_CORES.findall(str(self.files.get("sass", self.files.get("amdgcn", ""))))))
+
+    @property
     def cubin(self) -> bytes:
         """The binary (AMD's hsaco for its targets)."""
         found = self.files.get("cubin", self.files.get("hsaco", b""))
@@ -68,6 +78,7 @@ class KernelReport:
             "name": self.name,
             **self.config._asdict(),
             **{name: getattr(self, name) for name in FIGURES},
+            "tensor_cores": self.tensor_cores,
             "resident": self.resident._asdict(),
             "loops": {each.part: each.facts() for each in self.loops},
             "warnings": list(self.warnings),
@@ -127,8 +138,10 @@ class AotReport:
         rows = [TITLES, *(row for each in self.kernels for row in each.rows())]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        types = {each.name: ", ".join(f"{n} {kind}" for kind, n in each.tensor_cores.items()) for each in self.kernels}
+        used = [f"{name}: {text}" for name, text in types.items() if text]
         warned = [f"{each.name}: {warning}" for each in self.kernels for warning in each.warnings]
-        return "\n".join([f"{self.label} on {self.target}", *lines, *warned])
+        return "\n".join([f"{self.label} on {self.target}", *lines, *used, *warned])
 
     def write(self, folder: Path | str) -> Path:
         """Write report.json, the generated source and each kernel's files into a folder, which is made. FS054."""

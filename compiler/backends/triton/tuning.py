@@ -94,7 +94,7 @@ def facts_of(
         "dtype": str(q.dtype),
         "head_dims": [q.shape[3], v.shape[3]],
         "block_size": [grid.block_q, grid.block_kv],
-        "lists": kernel.fn.__name__ == "forward" and takes_lists(setting.block_map),
+        "lists": kernel.fn.__name__ in ("forward", "low_precision") and takes_lists(setting.block_map),
         "group": setting.group,
         "batch * heads": _rounded(q.shape[0] * q.shape[1]),
         "q_len": _rounded(grid.q_len),
@@ -125,9 +125,10 @@ def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
         sides: tuple[list[int], ...] = ([first.block_m], _divisors(grid.block_kv, 32, 64, 128))
     else:
         least = 64 if kernel == "forward" else 32
+        keys = (32, 64) if kernel == "low_precision" else (32, 64, 128)
         sides = (
             sorted({*_divisors(grid.block_q, least, 64, 128), first.block_m}),
-            sorted({*_divisors(grid.block_kv, 32, 64, 128), first.block_n}),
+            sorted({*_divisors(grid.block_kv, *keys), first.block_n}),
         )
     each = [Config(m, n, warps, stages) for m, n, warps, stages in product(*sides, (2, 4, 8), (2, 3))]
     if first.tma:

@@ -14,6 +14,7 @@ from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.inputs import Sizes, make_sizes
 from flexspec.order import Order
+from flexspec.positions import GIVEN, check_heads, given_positions
 from flexspec.user_line import user_caret, user_level
 
 from . import operator
@@ -24,7 +25,7 @@ from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
 
-OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len"}
+OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len", *GIVEN.values()}
 """Names of a call's own arguments."""
 
 
@@ -75,6 +76,8 @@ class Attending:
         inputs: str = "logical",
         page_table: torch.Tensor | None = None,
         kv_len: int | None = None,
+        q_positions: torch.Tensor | None = None,
+        kv_positions: torch.Tensor | None = None,
         **values: Any,
     ) -> Any:
         """Attention output [batch, heads, q_len, v_head_dim] in q's dtype. A query that keeps nothing has output 0.
@@ -90,10 +93,13 @@ class Attending:
         page_table: int32 [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages,
             page_size, kv_heads, head_dim], of any page_size. Entries are not checked; those past kv_len are not read.
         kv_len: keys of a sequence in pages; a mask tells shorter ones apart.
+        q_positions, kv_positions: where each row truly stands, int32 or int64 [batch | 1, length] or [batch | 1,
+            heads | kv_heads | 1, length]. The mask and the scores speak of these positions; their tensors and lengths
+            are those of the whole sequence. Negative: nothing is there. With exact=False the values are not checked.
         values: run-time parameters and tensors by name.
 
         Raises FS020, FS021, FS022, FS023, FS024, FS025 (values), FS031, FS032, FS033 (lengths), FS034, FS035
-        (arithmetic of the mask), FS040 (q, k, v), FS042 (no backend can).
+        (arithmetic of the mask), FS036 (positions), FS040 (q, k, v), FS042 (no backend can).
 
         >>> import flexspec as fs, torch
         >>> attend = fs.compile(fs.causal, backend="reference")
@@ -102,6 +108,8 @@ class Attending:
         >>> (3 * out).round()[0, 0, 0].tolist()
         [1.0, 0.0, 1.0, 1.0]
         """
+        given = {"q": q_positions, "kv": kv_positions}
+        values |= {GIVEN[side]: tensor for side, tensor in given.items() if tensor is not None}
         compiling = torch.compiler.is_compiling()
         if compiling and self._number is not None and self._fits_operator(page_table, kv_len, values):
             out, lse = operator.operate(self._number, self.held, q, k, v, inputs, values)
@@ -142,9 +150,11 @@ class Attending:
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
         q_len, kv_len = (self._tokens(tensor.shape[2], inputs) for tensor in (q, seen_k))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
-        check_weight(self.spec, sizes, return_lse)
+        check_weight(self.spec, sizes, return_lse, own=not given_positions(values))
+        check_heads(values, q.shape[1], seen_k.shape[1])
         bound, lowered = self._cache.of(sizes, values, q.device)
-        check_scores(lowered, self._beside, bound, read=self.exact)
+        beside = (lowered.score, *self._beside[1:]) if bound.rows else self._beside
+        check_scores(lowered, beside, bound, read=self.exact)
         if self.order is not None and inputs == "logical":
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 
 from flexspec.attention import Attention
+from flexspec.errors import FlexSpecError
 from flexspec.inputs import Bound, Sizes
 from flexspec.order import Order, bound_in_memory
+from flexspec.positions import GIVEN, NAMES, bind_rows, given_positions
+from flexspec.user_line import user_caret
 
 from .blocks.grid import BlockSize
 from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of, state_of
@@ -41,9 +44,10 @@ class MapCache:
 
     def of(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered]:
         """The bound values of a call, with their gradients, and what it shares with calls alike."""
-        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
+        bound = self._bound(sizes, values, device)
         given = {**self.spec.parts.tensors, **values}
-        counting = {name: given[name] for name in self._counting}
+        rows = {NAMES[side]: given[GIVEN[side]] for side in bound.rows}
+        counting = {**{name: given[name] for name in self._counting}, **rows}
         states = tuple([(name, state_of(tensor)) for name, tensor in counting.items()])
         key = (bound.sizes, device, states, tuple([(name, repr(value)) for name, value in bound.numbers.items()]))
         with self._lock:
@@ -59,14 +63,21 @@ class MapCache:
 
     def staged(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered, Stages]:
         """As `of`, made anew and always exact, with what each stage made."""
-        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
+        bound = self._bound(sizes, values, device)
         stages = Stages()
         return bound, self._lower(bound, device, None, stages, exact=True), stages
+
+    def _bound(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> Bound:
+        if self.order is not None and given_positions(values):
+            message = f"positions say where rows stand, and so does {self.order}"
+            raise FlexSpecError("FS033", message, fix="leave one of them out", where=user_caret())
+        return bound_in_memory(bind_rows(self.spec.parts, sizes, values), self.order, device)
 
     def _lower(
         self, bound: Bound, device: torch.device, states: Any, stages: Stages, exact: bool | None = None
     ) -> Lowered:
-        tensors = {name: _frozen(bound.tensors[name]) for name in self._counting}
+        names = (*self._counting, *(NAMES[side] for side in bound.rows))
+        tensors = {name: _frozen(bound.tensors[name]) for name in names}
         own = bound_in_memory(replace(bound, tensors=tensors), self.order, device)
         exact = self.exact if exact is None else exact
         ranges = None

@@ -23,7 +23,7 @@ from flexspec.attention import Attention
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.order import Order, bound_in_memory, in_memory, relocate
+from flexspec.order import Order, Rows, bound_in_memory, in_memory, relocate
 from flexspec.weight import Weight
 
 from .blocks.block_map import BlockMap
@@ -34,6 +34,7 @@ from .blocks.flex_lists import to_flex
 from .blocks.grid import BlockSize, Grid, make_grid
 from .blocks.integer_range import check_range
 from .blocks.on_device import DeviceMap, kinds_on_device
+from .blocks.positions import check_positions
 from .blocks.tensor_ranges import TensorRanges, ranges_of
 from .printers.python import function_of
 from .simplify.specialise import specialise_each
@@ -133,11 +134,12 @@ def map_of(
     """
     grid = make_grid(bound.sizes, block_size, order)
     with stages.timed("EXPR"):
-        expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+        expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     with stages.timed("SIMPLIFIED"):
         ranges = ranges or ranges_of(bound)
+        check_positions(mask.expr, bound, ranges.tensors)
         check_range(expr, ranges.tensors)
-        check_defined([mask.flat], bound, ranges)
+        check_defined([expr if bound.rows else mask.flat], bound, ranges)
         exprs = specialise_each(expr, bound, ranges.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
@@ -168,8 +170,8 @@ def map_on_device(
 ) -> DeviceMap:
     """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
     grid = make_grid(bound.sizes, block_size, order)
-    check_defined([mask.flat], bound, None)
-    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
+    check_defined([expr if bound.rows else mask.flat], bound, None)
     return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
 
 
@@ -194,15 +196,17 @@ def lower(
         block_map = map_of(mask, bound, block_size, order, device, stages, ranges=ranges)
     else:
         block_map = map_on_device(mask, bound, block_size, order, device)
-    exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len)
+    exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     values = {**bound.all_numbers(), **bound.tensors}
     return Lowered(attention, order, *exprs, attention.parts.weight, block_map, values)
 
 
-def expressions(attention: Attention, order: Order | None, q_len: int, kv_len: int) -> tuple[Expr, Expr]:
-    """Mask and score over memory positions."""
+def expressions(
+    attention: Attention, order: Order | None, q_len: int, kv_len: int, rows: Rows | None = None
+) -> tuple[Expr, Expr]:
+    """Mask and score over memory positions (see `in_memory`)."""
     parts = attention.parts
-    where = (order, parts.canvas, q_len, kv_len)
+    where = (order, parts.canvas, q_len, kv_len, rows)
     return in_memory(parts.mask.expr, *where), relocate(parts.score.expr, *where)
 
 

@@ -5,6 +5,7 @@ An order changes which blocks a mask fills, never what it means.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 
@@ -12,7 +13,7 @@ import torch
 
 from .canvas import Canvas
 from .errors import FlexSpecError
-from .expr import Expr, apply, substitute, var
+from .expr import Expr, apply, const, substitute, var
 from .inputs import Bound
 from .orders.base import Order, Place
 from .orders.digits import Dilated, Tiled, axes, dilated, row_major, tiled
@@ -28,6 +29,7 @@ __all__ = [
     "Dilated",
     "Order",
     "Place",
+    "Rows",
     "Striped",
     "Table",
     "Tiled",
@@ -49,40 +51,60 @@ __all__ = [
 ]
 
 
-def in_memory(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
+Rows = Mapping[str, Expr]
+"""The true position of a row as an expression, by side; negative where there is nothing (see `positions`)."""
+
+
+def in_memory(
+    expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int, rows: Rows | None = None
+) -> Expr:
     """A mask's expression over memory positions; padding is not kept.
 
     expr: over logical positions and the canvas' coordinates.
     order: None leaves positions as they are.
     canvas: the mask's own, or None.
     q_len, kv_len: tokens, without padding.
+    rows: of sides whose rows stand at positions of their own.
 
     Raises what `relocate` raises.
     """
-    valid = [] if order is None else [order.place(var(s), n).valid for s, n in (("q", q_len), ("kv", kv_len))]
-    parts = [*(part for part in valid if part is not None), relocate(expr, order, canvas, q_len, kv_len)]
-    return reduce(lambda a, b: apply("and", a, b), parts)
+    places = _places(order, q_len, kv_len, rows or {}).values()
+    parts = [place.valid for place in places if place.valid is not None]
+    return reduce(lambda a, b: apply("and", a, b), [*parts, relocate(expr, order, canvas, q_len, kv_len, rows)])
 
 
-def relocate(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
+def _places(order: Order | None, q_len: int, kv_len: int, rows: Rows) -> dict[str, Place]:
+    """What stands at a memory position, by side; a side that stays as it is is missing. An empty row stands for 0."""
+    found = {}
+    for side, length in (("q", q_len), ("kv", kv_len)):
+        if side in rows:
+            found[side] = Place(apply("max", rows[side], const(0)), {}, apply("ge", rows[side], const(0)))
+        elif order is not None:
+            found[side] = order.place(var(side), length)
+    return found
+
+
+def relocate(
+    expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int, rows: Rows | None = None
+) -> Expr:
     """An expression over memory positions: logical positions and coordinates written by the order (see `in_memory`).
 
     Raises FS026 (a value of the pattern has the name of the order's table) and FS033 (an order of another length).
     """
-    if order is None:
+    if order is None and not rows:
         return flatten(expr, canvas)
     if isinstance(order, Table) and TOKEN_AT in expr.names:
         message = f"`{TOKEN_AT}` is a value of the pattern, and the table of {order}"
         raise FlexSpecError("FS026", message, fix="rename the pattern's", where=user_caret())
     values: dict[str, Expr] = {}
-    order.check(q_len, kv_len)
-    for side, length in (("q", q_len), ("kv", kv_len)):
-        place = order.place(var(side), length)
-        coordinates = place.coordinates if canvas == order.canvas else {}
+    if order is not None:
+        order.check(q_len, kv_len)
+    for side, place in _places(order, q_len, kv_len, rows or {}).items():
+        coordinates = place.coordinates if order is not None and canvas == order.canvas else {}
         if canvas and not coordinates:
             coordinates = canvas.coordinates(place.logical)
         values |= {side: place.logical} | {f"{side}.{name}": part for name, part in coordinates.items()}
-    return substitute(expr, values)
+    return flatten(substitute(expr, values), canvas)
 
 
 def flatten(expr: Expr, canvas: Canvas | None) -> Expr:

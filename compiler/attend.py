@@ -13,7 +13,7 @@ import torch
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.inputs import Sizes, make_sizes
-from flexspec.order import Order
+from flexspec.order import Order, OrderLike, Table, as_order
 from flexspec.positions import GIVEN, check_heads, given_positions
 from flexspec.user_line import user_caret, user_level
 
@@ -35,18 +35,19 @@ class Attending:
     def __init__(
         self,
         spec: Attention,
-        order: Order | None,
+        order: OrderLike,
         block_size: BlockSize,
         backend: str | Backend = "auto",
         exact: bool = True,
         autotune: bool = False,
     ) -> None:
-        self.spec, self.order, self.block_size, self.exact, self.autotune = spec, order, block_size, exact, autotune
+        self.spec, self.block_size, self.exact, self.autotune = spec, block_size, exact, autotune
+        self.order = as_order(order)
         self.backend = backend
         self.backends = chosen(backend)
         check_tuning(self.backends, autotune)
-        make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
-        self._cache = MapCache(spec, order, block_size, exact)
+        make_grid(Sizes(1, 1), block_size, None)
+        self._cache = MapCache(spec, self.order, block_size, exact)
         self._warned: set[str] = set()
         parts = spec.parts
         check_names(parts.names - parts.tensors.keys() - parts.defaults.keys())
@@ -148,17 +149,20 @@ class Attending:
         if inputs not in ("logical", "ordered"):
             fix = "choose logical or ordered"
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
-        q_len, kv_len = (self._tokens(tensor.shape[2], inputs) for tensor in (q, seen_k))
+        q_len, kv_len = (self._tokens(x.shape[2], inputs, side) for x, side in ((q, "q"), (seen_k, "kv")))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         check_weight(self.spec, sizes, return_lse, own=not given_positions(values))
         check_heads(values, q.shape[1], seen_k.shape[1])
         bound, lowered = self._cache.of(sizes, values, q.device)
         beside = (lowered.score, *self._beside[1:]) if bound.rows else self._beside
         check_scores(lowered, beside, bound, read=self.exact)
+        order = self._order_of("kv")
+        if isinstance(order, Table) and order.heads is not None and order.heads != seen_k.shape[1]:
+            order.moves_of_keys(seen_k.shape[1], q.device)  # refuses query heads of a key head in different orders
         if self.order is not None and inputs == "logical":
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
-            q, k, v = (self.order.apply(tensor, -2) for tensor in (q, k, v))
+            q, k, v = (self.moved(x, inputs, side=side) for x, side in ((q, "q"), (k, "kv"), (v, "kv")))
         return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, self.autotune)
 
     def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]:
@@ -167,11 +171,18 @@ class Attending:
         lse = None if lse is None else self.moved_back(lse, inputs, q_len, dim=-1)
         return self.moved_back(out, inputs, q_len), lse
 
-    def moved(self, tensor: torch.Tensor, inputs: str, dim: int = -2) -> torch.Tensor:
-        return self.order.apply(tensor, dim) if self.order is not None and inputs == "logical" else tensor
+    def moved(self, tensor: torch.Tensor, inputs: str, dim: int = -2, side: str = "q") -> torch.Tensor:
+        order = self._order_of(side)
+        return order.apply(tensor, dim) if order is not None and inputs == "logical" else tensor
 
-    def moved_back(self, tensor: torch.Tensor, inputs: str, length: int, dim: int = -2) -> torch.Tensor:
-        return self.order.undo(tensor, length, dim) if self.order is not None and inputs == "logical" else tensor
+    def moved_back(
+        self, tensor: torch.Tensor, inputs: str, length: int, dim: int = -2, side: str = "q"
+    ) -> torch.Tensor:
+        order = self._order_of(side)
+        return order.undo(tensor, length, dim) if order is not None and inputs == "logical" else tensor
+
+    def _order_of(self, side: str) -> Order | None:
+        return None if self.order is None else self.order.side(side)
 
     def _seen(self, k: Any, v: Any, page_table: Any, kv_len: Any) -> tuple[Any, Any]:
         """Keys and values as [batch, kv_heads, kv_len, head_dim], of pages their shape alone."""
@@ -180,14 +191,16 @@ class Attending:
         check_pages(k, v, page_table, kv_len)
         return as_seen(k, page_table, kv_len), as_seen(v, page_table, kv_len)
 
-    def _tokens(self, length: int, inputs: str) -> int:
+    def _tokens(self, length: int, inputs: str, side: str) -> int:
         """Logical tokens of a tensor with `length` places."""
-        if self.order is None or inputs == "logical":
+        order, on = self._order_of(side), self.spec.parts.mask.on
+        if order is None or inputs == "logical":
             return length
-        canvas = self.spec.parts.canvas
-        tokens = self.order.tokens or (canvas.size if canvas else length)
-        if self.order.padded(tokens) != length:
-            message = f"{self.order} has {self.order.padded(tokens):,} places; q, k, v have {length:,}"
+        canvas = on.side(side) if on else None
+        tokens = order.tokens or (canvas.size if canvas else length)
+        if order.padded(tokens) != length:
+            what = "q, k, v have" if self.order is order else f"the {side} side has"
+            message = f"{order} has {order.padded(tokens):,} places; {what} {length:,}"
             raise FlexSpecError("FS033", message, fix='move them with order.apply, or inputs="logical"')
         return tokens
 

@@ -23,7 +23,7 @@ from flexspec.attention import Attention
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.order import Order, Rows, bound_in_memory, in_memory, relocate
+from flexspec.order import Order, OrderLike, Rows, as_order, bound_in_memory, in_memory, relocate
 from flexspec.weight import Weight
 
 from .blocks.block_map import BlockMap
@@ -84,7 +84,7 @@ def block_map(
     batch: int | None = None,
     heads: int | None = None,
     block_size: BlockSize = 128,
-    order: Order | None = None,
+    order: OrderLike = None,
     device: torch.device | str = "cpu",
     exact: bool = True,
     **inputs: Any,
@@ -95,7 +95,8 @@ def block_map(
     q_len, kv_len: tokens; kv_len defaults to q_len.
     batch, heads: how many, needed where the mask depends on them and no input says it.
     block_size: tokens, one number or (query, key).
-    order: where tokens lie in memory; the map is over memory positions, padding included.
+    order: where tokens lie in memory; the map is over memory positions, padding included. A pair is one for each side,
+        a list one for each head.
     device: of the tensors that the map gives.
     exact: False leaves a block PARTIAL that bounds alone do not decide, which is correct and may be quicker.
     inputs: run-time values by name.
@@ -111,7 +112,7 @@ def block_map(
     >>> fs.block_map(fs.causal_window(256), 1_000_000).counts()
     {<BlockKind.EMPTY: 0>: 61019533, <BlockKind.PARTIAL: 1>: 15624, <BlockKind.FULL: 2>: 7812}
     """
-    mask = from_mask_mod(mask)
+    mask, order = from_mask_mod(mask), as_order(order)
     sizes = make_sizes(q_len, kv_len, batch, heads)
     bound = bound_in_memory(mask.bind(sizes, inputs), order, device)
     return map_of(mask, bound, block_size, order, torch.device(device), Stages(), exact=exact)
@@ -134,7 +135,7 @@ def map_of(
     """
     grid = make_grid(bound.sizes, block_size, order)
     with stages.timed("EXPR"):
-        expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
+        expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     with stages.timed("SIMPLIFIED"):
         ranges = ranges or ranges_of(bound)
         check_positions(mask.expr, bound, ranges.tensors)
@@ -170,7 +171,7 @@ def map_on_device(
 ) -> DeviceMap:
     """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
     grid = make_grid(bound.sizes, block_size, order)
-    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
+    expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     check_defined([expr if bound.rows else mask.flat], bound, None)
     return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
 
@@ -206,7 +207,7 @@ def expressions(
 ) -> tuple[Expr, Expr]:
     """Mask and score over memory positions (see `in_memory`)."""
     parts = attention.parts
-    where = (order, parts.canvas, q_len, kv_len, rows)
+    where = (order, parts.mask.on, q_len, kv_len, rows)
     return in_memory(parts.mask.expr, *where), relocate(parts.score.expr, *where)
 
 

@@ -114,8 +114,9 @@ def _whole_lengths(parts: Parts, sides: Iterable[str], values: Mapping[str, Any]
         tensor = values.get(name, parts.tensors.get(name))
         if isinstance(tensor, torch.Tensor) and tensor.dim() == len(node.dims):
             named |= dict(zip(node.dims, tensor.shape, strict=True))
-    canvas = parts.canvas.size if parts.canvas else None
-    found = {f"{side}_len": canvas or named.get(f"{side}_len") or named.get("sequence") for side in sides}
+    canvases = {side: parts.mask.on.side(side) if parts.mask.on else None for side in sides}
+    sizes = {side: canvas.size for side, canvas in canvases.items() if canvas}
+    found = {f"{side}_len": sizes.get(side) or named.get(f"{side}_len") or named.get("sequence") for side in sides}
     return {name: length for name, length in found.items() if length is not None}
 
 

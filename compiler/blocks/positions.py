@@ -26,9 +26,7 @@ def check_positions(mask: Expr, bound: Bound, tensors: Mapping[str, Array]) -> N
         held = tensors[NAMES[side]]
         most, length = int(held.max()), bound.numbers.get(f"{side}_len")
         if length is not None and most >= length:
-            message = (
-                f"{GIVEN[side]} reach {most:,}; a tensor or the canvas of the pattern has {length:,} positions"
-            )
+            message = f"{GIVEN[side]} reach {most:,}; a tensor or the canvas of the pattern has {length:,} positions"
             fix = "give them the length of the whole sequence"
             raise FlexSpecError("FS024", message, fix=fix, where=user_caret())
         if most >= MOST:

@@ -70,8 +70,8 @@ def _checked(side: str, tensor: Any, sizes: Sizes) -> Sizes:
     fits = fits and shape[0] in (1, sizes.batch or shape[0])
     fits = fits and (len(shape) == 2 or (sizes.heads or shape[1]) % shape[1] == 0)
     if not fits:
-        batch, heads = (count or "any" for count in (sizes.batch, sizes.heads))
-        message = f"{name} has shape {shape}; the call has batch {batch}, {heads} heads and {length:,} rows"
+        seen = f"batch {sizes.batch or 'any'}, {sizes.heads or 'any'} heads and {length:,} rows"
+        message = f"{name} has shape {shape}; the call has {seen}"
         fix = "give [batch | 1, length] or [batch | 1, heads | kv_heads | 1, length]"
         raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
     batch = sizes.batch or (shape[0] if shape[0] > 1 else None)

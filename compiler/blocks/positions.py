@@ -42,5 +42,5 @@ def _check_distinct(held: Array) -> None:
     if twice.any():
         at = int(ordered[..., 1:][twice][0])
         message = f"two keys stand at position {at:,} in {GIVEN['kv']}, and the mask compares positions"
-        fix = "give -1 to the slot that is out of date, or positions of their own to keys that stand for several"
+        fix = "give -1 to the slot that is out of date, or to summary keys positions of their own"
         raise FlexSpecError("FS036", message, fix=fix, where=user_caret())

@@ -85,8 +85,8 @@ class Table(Order):
                 fix = "repeat k and v for each query head, or give the heads of a key head one order"
                 raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
             step = self.heads // kv_heads
-            few = (None if x is None else x[:, ::step] for x in (moves.token_at, moves.place_of, moves.empty))
-            self._kept[key] = Moves(*few)  # type: ignore[arg-type]
+            empty = None if moves.empty is None else moves.empty[:, ::step]
+            self._kept[key] = Moves(moves.token_at[:, ::step], moves.place_of[:, ::step], empty)
         kept: Moves = self._kept[key]
         return kept
 

@@ -147,6 +147,25 @@ def test_inside_a_compiled_model():
         torch.testing.assert_close(a, b)
 
 
+def test_an_own_value_that_moved_away_is_refused():
+    mixed = fs.Attention(fs.everything(), weight=fs.identity_mix(0.5))
+    tensors = [x.detach() for x in qkv(VIDEO.size, VIDEO.size)]
+    apart = fs.compile(mixed, order=(fs.hilbert(VIDEO), fs.morton(VIDEO)), backend="blocks")
+    refused("FS040", lambda: apart(*tensors))
+    both = fs.compile(mixed, order=(fs.hilbert(VIDEO), fs.hilbert(VIDEO)), backend="blocks")
+    torch.testing.assert_close(both(*tensors), fs.compile(mixed, backend="blocks")(*tensors))
+
+
+def test_an_order_by_head_as_a_mask():
+    order = as_order([fs.axes(VIDEO, "h", "w", "t"), None, fs.tiled(VIDEO, t=2, h=4, w=4)])
+    mask = fs.mask(canvas=VIDEO)(lambda h, q, kv: (q.h == kv.h) & (q.t + h >= kv.t))
+    dense, table = mask.dense(VIDEO.size, heads=3), order.permutation(VIDEO.size)
+    there = table >= 0
+    wanted = torch.take_along_dim(dense, table.clamp(min=0)[..., None], 2)
+    wanted = torch.take_along_dim(wanted, table.clamp(min=0)[..., None, :], 3) & there[..., None] & there[..., None, :]
+    assert torch.equal(fs.reordered(mask, order).dense(table.shape[-1], heads=3), wanted)
+
+
 # by head
 
 

@@ -187,6 +187,36 @@ def test_coordinates_of_a_canvas():
         same(attend, whole_qkv(), scattered(30, 1, seed=4), scattered(64, 2, seed=5), kept[None, None])
 
 
+def test_a_canvas_for_each_side():
+    """Two new frames of queries somewhere, over some frames of a cache."""
+    frames, cache = fs.Canvas(t=4, h=5, w=6), fs.Canvas(t=5, h=5, w=6)
+    mask = fs.mask(q_canvas=frames, kv_canvas=cache)(lambda q, kv: (q.t >= kv.t) & (q.h == kv.h))
+    t, h = torch.arange(WHOLE) // 30, torch.arange(WHOLE) // 6 % 5
+    kept = (t[:, None] >= t) & (h[:, None] == h)
+    attend = fs.compile(mask, backend="triton", block_size=16)
+    q_at, kv_at = scattered(30, 1, whole=120, seed=4), scattered(64, 2, seed=5)
+    same(attend, whole_qkv(), q_at, kv_at, kept[None, None])
+    assert "has 120" in refused("FS024", attend, 30, 64, q_positions=q_at + 40, kv_positions=kv_at)
+
+
+@pytest.mark.parametrize("backend", ["blocks", "triton"])
+def test_a_trained_bias_by_distance(backend):
+    bias = fs.Input("bias", dims=("heads", "_"), dtype="float")
+    score = fs.score(lambda score, h, q, kv: score + bias[h, (q - kv).clamp(0, 31)])
+    table = drawn(HEADS, 32, seed=8).requires_grad_()
+    q, k, v = whole_qkv(kv_heads=HEADS)
+    q_at, kv_at = scattered(20, 2, seed=1), scattered(50, 2, seed=2)
+    each = oracle.heads_of(q_at, 2, 4), oracle.heads_of(kv_at, 2, 4)
+    kept, dout = (Q >= K)[None, None], drawn(2, 4, 20, DIM, seed=9)
+    wanted = oracle.attention(q, k, v, *each, kept, table[:, (Q - K).clamp(0, 31)][None])
+    attend = fs.compile(fs.Attention(fs.causal(), [score]), backend=backend, block_size=16)
+    rows = oracle.gathered(q, each[0]), oracle.gathered(k, each[1]), oracle.gathered(v, each[1])
+    out = attend(*rows, bias=table, q_positions=q_at, kv_positions=kv_at)
+    torch.testing.assert_close(out.double(), wanted, **TOLERANCE)
+    mine, theirs = (torch.autograd.grad(x, table, dout.to(x.dtype))[0] for x in (out, wanted))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_without_waiting_for_a_device():
     spec = fs.causal() & fs.document()
     attend = fs.compile(spec, exact=False, backend="flex", block_size=16)

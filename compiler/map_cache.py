@@ -18,7 +18,7 @@ from flexspec.positions import GIVEN, NAMES, bind_rows, given_positions
 from flexspec.user_line import user_caret
 
 from .blocks.grid import BlockSize
-from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of, state_of
+from .blocks.tensor_ranges import TensorRanges, arrays_of, by_content, state_of
 from .pipeline import Lowered, Stages, lower
 
 KEPT = 32
@@ -80,13 +80,25 @@ class MapCache:
         tensors = {name: _frozen(bound.tensors[name]) for name in names}
         own = bound_in_memory(replace(bound, tensors=tensors), self.order, device)
         exact = self.exact if exact is None else exact
-        ranges = None
-        if exact:
-            held = (states, tuple(tensor.shape for tensor in own.tensors.values()))
-            latest = self._ranges
-            ranges = latest[1] if latest and states is not None and latest[0] == held else ranges_of(own)
-            self._ranges = held, ranges
+        ranges = self._ranges_of(own, states) if exact else None
         return lower(self.spec, own, self.block_size, self.order, device, stages, ranges=ranges, exact=exact)
+
+    def _ranges_of(self, own: Bound, states: Any) -> TensorRanges:
+        """What the tensors hold. Of those that are as they were at the last map, nothing is read again."""
+        held = (states, tuple(tensor.shape for tensor in own.tensors.values()))
+        latest, known = self._ranges, {}
+        if latest and states is not None:
+            if latest[0] == held:
+                return latest[1]
+            before = dict(latest[0][0] or ())
+            same = [name for name, state in states if before.get(name) == state]
+            known = {
+                name: array for name in same if (array := latest[1].tensors[name]).shape == own.tensors[name].shape
+            }
+        unread = {name: tensor for name, tensor in own.tensors.items() if name not in known}
+        ranges = TensorRanges({**arrays_of(unread), **known})
+        self._ranges = held, ranges
+        return ranges
 
 
 def _frozen(tensor: torch.Tensor) -> torch.Tensor:

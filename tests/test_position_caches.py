@@ -202,3 +202,19 @@ def test_triton_kernels_of_all_steps_are_the_same(monkeypatch):
         cache.write(step, k[:, :, step], v[:, :, step], step)
         cache.step(attend, q, step)
     assert len(made) == 1
+
+
+def test_a_step_reads_only_what_changed(monkeypatch):
+    """Documents of the whole sequence stay as they are; on a device each reading would wait."""
+    from flexspec.compiler.blocks import tensor_ranges
+
+    read = []
+    real = tensor_ranges.as_array
+    monkeypatch.setattr(tensor_ranges, "as_array", lambda tensor: (read.append(tensor.numel()), real(tensor))[1])
+    q, k, v = sequence(12)
+    ids = torch.zeros(1, 5000, dtype=torch.int64)
+    attend, cache = fs.compile(fs.causal() & fs.document(), backend="blocks", block_size=16), Cache(64)
+    for step in range(12):
+        cache.write(step, k[:, :, step], v[:, :, step], step)
+        cache.step(attend, q, step, document_id=ids)
+    assert read.count(5000) == 1 and read.count(64) == 12

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 
 from flexspec.attention import Attention
-from flexspec.errors import FlexSpecError
 from flexspec.inputs import Bound, Sizes
 from flexspec.order import Order, bound_in_memory
-from flexspec.positions import GIVEN, NAMES, bind_rows, given_positions
-from flexspec.user_line import user_caret
+from flexspec.positions import GIVEN, NAMES, bind_call
 
 from .blocks.grid import BlockSize
 from .blocks.tensor_ranges import TensorRanges, arrays_of, by_content, state_of
@@ -44,7 +42,7 @@ class MapCache:
 
     def of(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered]:
         """The bound values of a call, with their gradients, and what it shares with calls alike."""
-        bound = self._bound(sizes, values, device)
+        bound = bind_call(self.spec.parts, sizes, values, self.order, device)
         given = {**self.spec.parts.tensors, **values}
         rows = {NAMES[side]: given[GIVEN[side]] for side in bound.rows}
         counting = {**{name: given[name] for name in self._counting}, **rows}
@@ -63,15 +61,9 @@ class MapCache:
 
     def staged(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered, Stages]:
         """As `of`, made anew and always exact, with what each stage made."""
-        bound = self._bound(sizes, values, device)
+        bound = bind_call(self.spec.parts, sizes, values, self.order, device)
         stages = Stages()
         return bound, self._lower(bound, device, None, stages, exact=True), stages
-
-    def _bound(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> Bound:
-        if self.order is not None and given_positions(values):
-            message = f"positions say where rows stand, and so does {self.order}"
-            raise FlexSpecError("FS033", message, fix="leave one of them out", where=user_caret())
-        return bound_in_memory(bind_rows(self.spec.parts, sizes, values), self.order, device)
 
     def _lower(
         self, bound: Bound, device: torch.device, states: Any, stages: Stages, exact: bool | None = None

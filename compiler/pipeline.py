@@ -23,7 +23,8 @@ from flexspec.attention import Attention
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.order import Order, OrderLike, Rows, as_order, bound_in_memory, in_memory, relocate
+from flexspec.order import Order, OrderLike, Rows, as_order, in_memory, relocate
+from flexspec.positions import bind_call
 from flexspec.weight import Weight
 
 from .blocks.block_map import BlockMap
@@ -99,14 +100,14 @@ def block_map(
         a list one for each head.
     device: of the tensors that the map gives.
     exact: False leaves a block PARTIAL that bounds alone do not decide, which is correct and may be quicker.
-    inputs: run-time values by name.
+    inputs: run-time values by name, and `q_positions` and `kv_positions` as a call of `fs.compile` takes them.
 
     Raises FS020 (a value is missing), FS021 (an unknown name), FS022 (a tensor of another shape, an order of another
     batch), FS023 (a value of another type), FS024 (an index leaves its tensor), FS025 (a number that its annotation
     refuses), FS026 (a value has the name of the order's table), FS030 (lengths, counts, block_size), FS031 (batch or
     heads are needed), FS032 (a canvas of another length), FS033 (an order that is none, or of another length), FS034
-    (integers past 64 bits), FS035 (a division by zero, at a pair that is evaluated), and for a mask_mod what
-    `from_mask_mod` raises.
+    (integers past 64 bits), FS035 (a division by zero, at a pair that is evaluated), FS036 (positions), and for a
+    mask_mod what `from_mask_mod` raises.
 
     >>> import flexspec as fs
     >>> fs.block_map(fs.causal_window(256), 1_000_000).counts()
@@ -114,7 +115,7 @@ def block_map(
     """
     mask, order = from_mask_mod(mask), as_order(order)
     sizes = make_sizes(q_len, kv_len, batch, heads)
-    bound = bound_in_memory(mask.bind(sizes, inputs), order, device)
+    bound = bind_call(Attention(mask).parts, sizes, inputs, order, device)
     return map_of(mask, bound, block_size, order, torch.device(device), Stages(), exact=exact)
 
 

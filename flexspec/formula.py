@@ -114,9 +114,7 @@ class Formula:
         stored: dict[str, Any] = {"expr": str(self.expr), "label": self.label}
         optional = {
             "canvas": self.canvas.lengths if self.canvas else None,
-            "canvases": {
-                side: on.lengths for side in ("q", "kv") if self.canvases and (on := self.canvases.side(side))
-            },
+            "canvases": self.canvases.lengths if self.canvases else None,
             "parameters": self.defaults,
             "tensors": tensors,
         }

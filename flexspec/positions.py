@@ -17,6 +17,7 @@ from .attention import Parts
 from .errors import FlexSpecError
 from .expr import Apply, Expr, Var, apply, const, input_, load, var, walk
 from .inputs import Bound, Sizes
+from .order import Order, bound_in_memory
 from .user_line import user_caret
 
 GIVEN = {"q": "q_positions", "kv": "kv_positions"}
@@ -56,6 +57,16 @@ def bind_rows(parts: Parts, sizes: Sizes, values: Mapping[str, Any]) -> Bound:
     _check_lengths_known(parts.exprs, given.keys() - {name.removesuffix("_len") for name in lengths})
     sizes = replace(sizes, batch=bound.sizes.batch, heads=bound.sizes.heads)
     return Bound({**bound.tensors, **tensors}, {**bound.numbers, **lengths}, sizes, rows)
+
+
+def bind_call(
+    parts: Parts, sizes: Sizes, values: Mapping[str, Any], order: Order | None, device: torch.device | str
+) -> Bound:
+    """The values of a call in memory: with positions or the tables of its order (see `bind_rows`). FS033: both."""
+    if order is not None and given_positions(values):
+        message = f"positions say where rows stand, and so does {order}"
+        raise FlexSpecError("FS033", message, fix="leave one of them out", where=user_caret())
+    return bound_in_memory(bind_rows(parts, sizes, values), order, device)
 
 
 def _checked(side: str, tensor: Any, sizes: Sizes) -> Sizes:

@@ -168,6 +168,33 @@ def test_pages_with_positions():
         torch.testing.assert_close(paged, attend(q[:, :, :1], k, v, **at), **TOLERANCE)
 
 
+def test_the_functions_take_positions_too():
+    q_at, kv_at = scattered(40, 2, seed=1), scattered(70, 2, 2, seed=2)
+    at = {"q_positions": q_at, "kv_positions": kv_at, "document_id": IDS}
+    spec = fs.Attention(fs.causal() & fs.document(), [fs.alibi()])
+    slopes = torch.tensor([2.0 ** (-8 * (head + 1) / HEADS) for head in range(HEADS)]).view(1, -1, 1, 1)
+    kept = (Q >= K) & same_documents()
+    same(
+        lambda *qkv, **at: fs.reference_attention(spec, *qkv, **at),
+        whole_qkv(),
+        q_at,
+        kv_at,
+        kept,
+        -(Q - K).abs() * slopes,
+        document_id=IDS,
+    )
+    mine = fs.block_map(spec.mask, 40, 70, batch=2, heads=4, block_size=16, **at).kinds()
+    assert torch.equal(mine, fs.compile(spec.mask, block_size=16).block_map(40, 70, batch=2, heads=4, **at).kinds())
+    for call in (
+        lambda: fs.block_map(fs.causal(), 40, 70, kv_positions=kv_at.clamp(min=0)),
+        lambda: fs.reference_attention(
+            fs.causal(), *(x[:, :, :70] for x in whole_qkv()), kv_positions=kv_at.clamp(min=0)
+        ),
+    ):
+        with pytest.raises(FlexSpecError, match="FS036"):
+            call()
+
+
 def test_lengths_are_those_of_the_whole_sequence():
     """Where a tensor or a canvas says them; else a pattern that reads them is refused."""
     scaled = fs.distance_scale(lambda kv_len: torch.log(kv_len))

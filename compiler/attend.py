@@ -13,7 +13,8 @@ import torch
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.inputs import Sizes, make_sizes
-from flexspec.order import Order
+from flexspec.order import Order, OrderLike, Table, as_order
+from flexspec.positions import GIVEN, check_heads, given_positions
 from flexspec.user_line import user_caret, user_level
 
 from . import operator
@@ -24,7 +25,7 @@ from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
 
-OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len"}
+OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len", *GIVEN.values()}
 """Names of a call's own arguments."""
 
 
@@ -34,7 +35,7 @@ class Attending:
     def __init__(
         self,
         spec: Attention,
-        order: Order | None,
+        order: OrderLike,
         block_size: BlockSize,
         backend: str | Backend = "auto",
         exact: bool = True,
@@ -42,13 +43,14 @@ class Attending:
         precision: str | None = None,
         skip: float | None = None,
     ) -> None:
-        self.spec, self.order, self.block_size, self.exact, self.autotune = spec, order, block_size, exact, autotune
+        self.spec, self.block_size, self.exact, self.autotune = spec, block_size, exact, autotune
+        self.order = as_order(order)
         self.backend, self.precision, self.skip = backend, precision, skip
         self.backends = chosen(backend, precision)
         check_precision(spec, precision, skip)
         check_tuning(self.backends, autotune)
-        make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
-        self._cache = MapCache(spec, order, block_size, exact)
+        make_grid(Sizes(1, 1), block_size, None)
+        self._cache = MapCache(spec, self.order, block_size, exact)
         self._warned: set[str] = set()
         parts = spec.parts
         check_names(parts.names - parts.tensors.keys() - parts.defaults.keys())
@@ -81,6 +83,8 @@ class Attending:
         inputs: str = "logical",
         page_table: torch.Tensor | None = None,
         kv_len: int | None = None,
+        q_positions: torch.Tensor | None = None,
+        kv_positions: torch.Tensor | None = None,
         **values: Any,
     ) -> Any:
         """Attention output [batch, heads, q_len, v_head_dim] in q's dtype. A query that keeps nothing has output 0.
@@ -96,10 +100,13 @@ class Attending:
         page_table: int32 [batch, pages of a sequence], the page of each page_size tokens; k, v are then [pages,
             page_size, kv_heads, head_dim], of any page_size. Entries are not checked; those past kv_len are not read.
         kv_len: keys of a sequence in pages; a mask tells shorter ones apart.
+        q_positions, kv_positions: where each row truly stands, int32 or int64 [batch | 1, length] or [batch | 1,
+            heads | kv_heads | 1, length]. The mask and the scores speak of these positions; their tensors and lengths
+            are those of the whole sequence. Negative: nothing is there. With exact=False the values are not checked.
         values: run-time parameters and tensors by name.
 
         Raises FS020, FS021, FS022, FS023, FS024, FS025 (values), FS031, FS032, FS033 (lengths), FS034, FS035
-        (arithmetic of the mask), FS040 (q, k, v), FS042 (no backend can).
+        (arithmetic of the mask), FS036 (positions), FS040 (q, k, v), FS042 (no backend can).
 
         >>> import flexspec as fs, torch
         >>> attend = fs.compile(fs.causal, backend="reference")
@@ -108,6 +115,8 @@ class Attending:
         >>> (3 * out).round()[0, 0, 0].tolist()
         [1.0, 0.0, 1.0, 1.0]
         """
+        given = {"q": q_positions, "kv": kv_positions}
+        values |= {GIVEN[side]: tensor for side, tensor in given.items() if tensor is not None}
         compiling = torch.compiler.is_compiling()
         if compiling and self._number is not None and self._fits_operator(page_table, kv_len, values):
             out, lse = operator.operate(self._number, self.held, q, k, v, inputs, values)
@@ -146,15 +155,21 @@ class Attending:
         if inputs not in ("logical", "ordered"):
             fix = "choose logical or ordered"
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
-        q_len, kv_len = (self._tokens(tensor.shape[2], inputs) for tensor in (q, seen_k))
+        q_len, kv_len = (self._tokens(x.shape[2], inputs, side) for x, side in ((q, "q"), (seen_k, "kv")))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
-        check_weight(self.spec, sizes, return_lse)
+        aligned = not given_positions(values) and self._order_of("q") == self._order_of("kv")
+        check_weight(self.spec, sizes, return_lse, aligned)
+        check_heads(values, q.shape[1], seen_k.shape[1])
         bound, lowered = self._cache.of(sizes, values, q.device)
-        check_scores(lowered, self._beside, bound, read=self.exact)
+        beside = (lowered.score, *self._beside[1:]) if bound.rows else self._beside
+        check_scores(lowered, beside, bound, read=self.exact)
+        order = self._order_of("kv")
+        if isinstance(order, Table) and order.heads is not None and order.heads != seen_k.shape[1]:
+            order.moves_of_keys(seen_k.shape[1], q.device)  # refuses query heads of a key head in different orders
         if self.order is not None and inputs == "logical":
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
-            q, k, v = (self.order.apply(tensor, -2) for tensor in (q, k, v))
+            q, k, v = (self.moved(x, inputs, side=side) for x, side in ((q, "q"), (k, "kv"), (v, "kv")))
         options = self.autotune, self.precision, self.skip
         return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *options)
 
@@ -164,11 +179,18 @@ class Attending:
         lse = None if lse is None else self.moved_back(lse, inputs, q_len, dim=-1)
         return self.moved_back(out, inputs, q_len), lse
 
-    def moved(self, tensor: torch.Tensor, inputs: str, dim: int = -2) -> torch.Tensor:
-        return self.order.apply(tensor, dim) if self.order is not None and inputs == "logical" else tensor
+    def moved(self, tensor: torch.Tensor, inputs: str, dim: int = -2, side: str = "q") -> torch.Tensor:
+        order = self._order_of(side)
+        return order.apply(tensor, dim) if order is not None and inputs == "logical" else tensor
 
-    def moved_back(self, tensor: torch.Tensor, inputs: str, length: int, dim: int = -2) -> torch.Tensor:
-        return self.order.undo(tensor, length, dim) if self.order is not None and inputs == "logical" else tensor
+    def moved_back(
+        self, tensor: torch.Tensor, inputs: str, length: int, dim: int = -2, side: str = "q"
+    ) -> torch.Tensor:
+        order = self._order_of(side)
+        return order.undo(tensor, length, dim) if order is not None and inputs == "logical" else tensor
+
+    def _order_of(self, side: str) -> Order | None:
+        return None if self.order is None else self.order.side(side)
 
     def _seen(self, k: Any, v: Any, page_table: Any, kv_len: Any) -> tuple[Any, Any]:
         """Keys and values as [batch, kv_heads, kv_len, head_dim], of pages their shape alone."""
@@ -177,14 +199,16 @@ class Attending:
         check_pages(k, v, page_table, kv_len)
         return as_seen(k, page_table, kv_len), as_seen(v, page_table, kv_len)
 
-    def _tokens(self, length: int, inputs: str) -> int:
+    def _tokens(self, length: int, inputs: str, side: str) -> int:
         """Logical tokens of a tensor with `length` places."""
-        if self.order is None or inputs == "logical":
+        order, on = self._order_of(side), self.spec.parts.mask.on
+        if order is None or inputs == "logical":
             return length
-        canvas = self.spec.parts.canvas
-        tokens = self.order.tokens or (canvas.size if canvas else length)
-        if self.order.padded(tokens) != length:
-            message = f"{self.order} has {self.order.padded(tokens):,} places; q, k, v have {length:,}"
+        canvas = on.side(side) if on else None
+        tokens = order.tokens or (canvas.size if canvas else length)
+        if order.padded(tokens) != length:
+            what = "q, k, v have" if self.order is order else f"the {side} side has"
+            message = f"{order} has {order.padded(tokens):,} places; {what} {length:,}"
             raise FlexSpecError("FS033", message, fix='move them with order.apply, or inputs="logical"')
         return tokens
 

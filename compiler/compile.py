@@ -8,7 +8,7 @@ from typing import Any
 
 from flexspec.attention import Attention, as_attention
 from flexspec.mask import Mask
-from flexspec.order import Order
+from flexspec.order import OrderLike, as_order
 
 from .backends.base import Backend
 from .backends.registry import chosen
@@ -20,7 +20,7 @@ from .planned import AUTO, PlannedAttention
 def compile(  # noqa: A001 - the field's word, as in torch.compile
     spec: Attention | Mask | Callable[..., Any],
     *,
-    order: Order | str | None = None,
+    order: OrderLike | str = None,
     block_size: BlockSize | str = 128,
     backend: str | Backend = "auto",
     exact: bool = True,
@@ -31,7 +31,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
     spec: a Mask, an Attention, or a FlexAttention mask_mod.
-    order: where tokens lie in memory while the kernel runs.
+    order: where tokens lie in memory while the kernel runs; a pair (q_order, kv_order) for the sides, a list for heads.
     block_size: tokens, one number or (query, key). "auto" for order or block_size is `fs.plan`'s choice at the first
         call of a size: a `PlannedAttention`.
     backend: auto (the first that can run a call), flex, flash, blocks, triton, reference, or a `Backend` of your own.
@@ -58,4 +58,4 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     options: dict[str, Any] = {"exact": exact, "autotune": autotune, "precision": precision, "skip": skip}
     attending: Any = partial(CompiledAttention, backend=backend, **options)
     planned: Any = partial(PlannedAttention, make=attending) if AUTO in (order, block_size) else attending
-    return planned(as_attention(spec), order, block_size)
+    return planned(as_attention(spec), order if order == AUTO else as_order(order), block_size)

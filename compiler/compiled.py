@@ -124,9 +124,11 @@ class CompiledAttention(Attending):
 
         >>> print(fs.compile(fs.causal()).aot("sm_90", head_dim=128))  # doctest: +SKIP
         """
+        on = self.spec.parts.mask.on
         if q_len is None:
-            canvas = self.spec.parts.canvas
-            q_len = canvas.size if canvas else 4096
+            q_canvas, kv_canvas = (on.side(side) if on else None for side in ("q", "kv"))
+            q_len = q_canvas.size if q_canvas else 4096
+            kv_len = kv_canvas.size if kv_canvas and kv_len is None else kv_len
         bound, lowered = self._cache.of(make_sizes(q_len, kv_len, batch, heads), values, CPU)
         grid, few = lowered.grid, check_length("kv_heads", heads if kv_heads is None else kv_heads)
         width = check_length("head_dim", head_dim)

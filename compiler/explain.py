@@ -122,8 +122,8 @@ def explain(report: Report, *, latex: bool = False) -> str:
 
 def _spec(report: Report) -> list[str]:
     lines = [report.spec.label]
-    if report.spec.parts.mask.canvas:
-        lines.append(str(report.spec.parts.mask.canvas))
+    if report.spec.parts.mask.on:
+        lines.append(str(report.spec.parts.mask.on))
     if report.lowered.order:
         lines.append(f"order {report.lowered.order}")
     values: dict[str, Any] = dict(report.bound.numbers)

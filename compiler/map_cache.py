@@ -13,9 +13,10 @@ import torch
 from flexspec.attention import Attention
 from flexspec.inputs import Bound, Sizes
 from flexspec.order import Order, bound_in_memory
+from flexspec.positions import GIVEN, NAMES, bind_call
 
 from .blocks.grid import BlockSize
-from .blocks.tensor_ranges import TensorRanges, by_content, ranges_of, state_of
+from .blocks.tensor_ranges import TensorRanges, arrays_of, by_content, state_of
 from .pipeline import Lowered, Stages, lower
 
 KEPT = 32
@@ -41,9 +42,10 @@ class MapCache:
 
     def of(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered]:
         """The bound values of a call, with their gradients, and what it shares with calls alike."""
-        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
+        bound = bind_call(self.spec.parts, sizes, values, self.order, device)
         given = {**self.spec.parts.tensors, **values}
-        counting = {name: given[name] for name in self._counting}
+        rows = {NAMES[side]: given[GIVEN[side]] for side in bound.rows}
+        counting = {**{name: given[name] for name in self._counting}, **rows}
         states = tuple([(name, state_of(tensor)) for name, tensor in counting.items()])
         key = (bound.sizes, device, states, tuple([(name, repr(value)) for name, value in bound.numbers.items()]))
         with self._lock:
@@ -59,23 +61,36 @@ class MapCache:
 
     def staged(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered, Stages]:
         """As `of`, made anew and always exact, with what each stage made."""
-        bound = bound_in_memory(self.spec.parts.bind(sizes, values), self.order, device)
+        bound = bind_call(self.spec.parts, sizes, values, self.order, device)
         stages = Stages()
         return bound, self._lower(bound, device, None, stages, exact=True), stages
 
     def _lower(
         self, bound: Bound, device: torch.device, states: Any, stages: Stages, exact: bool | None = None
     ) -> Lowered:
-        tensors = {name: _frozen(bound.tensors[name]) for name in self._counting}
+        names = (*self._counting, *(NAMES[side] for side in bound.rows))
+        tensors = {name: _frozen(bound.tensors[name]) for name in names}
         own = bound_in_memory(replace(bound, tensors=tensors), self.order, device)
         exact = self.exact if exact is None else exact
-        ranges = None
-        if exact:
-            held = (states, tuple(tensor.shape for tensor in own.tensors.values()))
-            latest = self._ranges
-            ranges = latest[1] if latest and states is not None and latest[0] == held else ranges_of(own)
-            self._ranges = held, ranges
+        ranges = self._ranges_of(own, states) if exact else None
         return lower(self.spec, own, self.block_size, self.order, device, stages, ranges=ranges, exact=exact)
+
+    def _ranges_of(self, own: Bound, states: Any) -> TensorRanges:
+        """What the tensors hold. Of those that are as they were at the last map, nothing is read again."""
+        held = (states, tuple(tensor.shape for tensor in own.tensors.values()))
+        latest, known = self._ranges, {}
+        if latest and states is not None:
+            if latest[0] == held:
+                return latest[1]
+            before = dict(latest[0][0] or ())
+            same = [name for name, state in states if before.get(name) == state]
+            known = {
+                name: array for name in same if (array := latest[1].tensors[name]).shape == own.tensors[name].shape
+            }
+        unread = {name: tensor for name, tensor in own.tensors.items() if name not in known}
+        ranges = TensorRanges({**arrays_of(unread), **known})
+        self._ranges = held, ranges
+        return ranges
 
 
 def _frozen(tensor: torch.Tensor) -> torch.Tensor:

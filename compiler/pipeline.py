@@ -23,7 +23,8 @@ from flexspec.attention import Attention
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.order import Order, bound_in_memory, in_memory, relocate
+from flexspec.order import Order, OrderLike, Rows, as_order, in_memory, relocate
+from flexspec.positions import bind_call
 from flexspec.weight import Weight
 
 from .blocks.block_map import BlockMap
@@ -34,6 +35,7 @@ from .blocks.flex_lists import to_flex
 from .blocks.grid import BlockSize, Grid, make_grid
 from .blocks.integer_range import check_range
 from .blocks.on_device import DeviceMap, kinds_on_device
+from .blocks.positions import check_positions
 from .blocks.tensor_ranges import TensorRanges, ranges_of
 from .printers.python import function_of
 from .simplify.specialise import specialise_each
@@ -83,7 +85,7 @@ def block_map(
     batch: int | None = None,
     heads: int | None = None,
     block_size: BlockSize = 128,
-    order: Order | None = None,
+    order: OrderLike = None,
     device: torch.device | str = "cpu",
     exact: bool = True,
     **inputs: Any,
@@ -94,25 +96,26 @@ def block_map(
     q_len, kv_len: tokens; kv_len defaults to q_len.
     batch, heads: how many, needed where the mask depends on them and no input says it.
     block_size: tokens, one number or (query, key).
-    order: where tokens lie in memory; the map is over memory positions, padding included.
+    order: where tokens lie in memory; the map is over memory positions, padding included. A pair is one for each side,
+        a list one for each head.
     device: of the tensors that the map gives.
     exact: False leaves a block PARTIAL that bounds alone do not decide, which is correct and may be quicker.
-    inputs: run-time values by name.
+    inputs: run-time values by name, and `q_positions` and `kv_positions` as a call of `fs.compile` takes them.
 
     Raises FS020 (a value is missing), FS021 (an unknown name), FS022 (a tensor of another shape, an order of another
     batch), FS023 (a value of another type), FS024 (an index leaves its tensor), FS025 (a number that its annotation
     refuses), FS026 (a value has the name of the order's table), FS030 (lengths, counts, block_size), FS031 (batch or
     heads are needed), FS032 (a canvas of another length), FS033 (an order that is none, or of another length), FS034
-    (integers past 64 bits), FS035 (a division by zero, at a pair that is evaluated), and for a mask_mod what
-    `from_mask_mod` raises.
+    (integers past 64 bits), FS035 (a division by zero, at a pair that is evaluated), FS036 (positions), and for a
+    mask_mod what `from_mask_mod` raises.
 
     >>> import flexspec as fs
     >>> fs.block_map(fs.causal_window(256), 1_000_000).counts()
     {<BlockKind.EMPTY: 0>: 61019533, <BlockKind.PARTIAL: 1>: 15624, <BlockKind.FULL: 2>: 7812}
     """
-    mask = from_mask_mod(mask)
+    mask, order = from_mask_mod(mask), as_order(order)
     sizes = make_sizes(q_len, kv_len, batch, heads)
-    bound = bound_in_memory(mask.bind(sizes, inputs), order, device)
+    bound = bind_call(Attention(mask).parts, sizes, inputs, order, device)
     return map_of(mask, bound, block_size, order, torch.device(device), Stages(), exact=exact)
 
 
@@ -133,11 +136,12 @@ def map_of(
     """
     grid = make_grid(bound.sizes, block_size, order)
     with stages.timed("EXPR"):
-        expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+        expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     with stages.timed("SIMPLIFIED"):
         ranges = ranges or ranges_of(bound)
+        check_positions(mask.expr, bound, ranges.tensors)
         check_range(expr, ranges.tensors)
-        check_defined([mask.flat], bound, ranges)
+        check_defined([expr if bound.rows else mask.flat], bound, ranges)
         exprs = specialise_each(expr, bound, ranges.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
@@ -168,8 +172,8 @@ def map_on_device(
 ) -> DeviceMap:
     """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
     grid = make_grid(bound.sizes, block_size, order)
-    check_defined([mask.flat], bound, None)
-    expr = in_memory(mask.expr, order, mask.canvas, bound.sizes.q_len, bound.sizes.kv_len)
+    expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
+    check_defined([expr if bound.rows else mask.flat], bound, None)
     return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
 
 
@@ -194,15 +198,17 @@ def lower(
         block_map = map_of(mask, bound, block_size, order, device, stages, ranges=ranges)
     else:
         block_map = map_on_device(mask, bound, block_size, order, device)
-    exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len)
+    exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     values = {**bound.all_numbers(), **bound.tensors}
     return Lowered(attention, order, *exprs, attention.parts.weight, block_map, values)
 
 
-def expressions(attention: Attention, order: Order | None, q_len: int, kv_len: int) -> tuple[Expr, Expr]:
-    """Mask and score over memory positions."""
+def expressions(
+    attention: Attention, order: Order | None, q_len: int, kv_len: int, rows: Rows | None = None
+) -> tuple[Expr, Expr]:
+    """Mask and score over memory positions (see `in_memory`)."""
     parts = attention.parts
-    where = (order, parts.canvas, q_len, kv_len)
+    where = (order, parts.mask.on, q_len, kv_len, rows)
     return in_memory(parts.mask.expr, *where), relocate(parts.score.expr, *where)
 
 

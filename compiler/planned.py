@@ -14,6 +14,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.expr import Expr, inputs_of
 from flexspec.mask import Mask
 from flexspec.order import Order
+from flexspec.positions import GIVEN
 from flexspec.user_line import user_caret
 
 from .backends.base import check_qkv
@@ -79,7 +80,7 @@ class PlannedAttention:
         return call(q, k, v, options)
 
     def _call(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Any]) -> Any:
-        for name in ("inputs", "page_table", "kv_len"):
+        for name in ("inputs", "page_table", "kv_len", *GIVEN.values()):
             if options.pop(name, None) not in (None, "logical"):
                 message = f"`{name}` is given, and the order is the planner's choice"
                 fix = "compile with the order of fs.plan(...).best"

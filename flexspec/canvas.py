@@ -54,6 +54,10 @@ class Canvas:
         """Tokens on the canvas."""
         return prod(length for _, length in self.axes)
 
+    def side(self, side: str) -> Canvas | None:
+        """The canvas of the queries ("q") or the keys ("kv")."""
+        return self
+
     def per_axis(self, value: Any, what: str, default: Any = None) -> dict[str, Any]:
         """What is given for the axes, as a dict over all of them.
 
@@ -102,3 +106,42 @@ class Canvas:
         return f"canvas({', '.join(f'{name}={length}' for name, length in self.axes)})"
 
     __repr__ = __str__
+
+
+@dataclass(frozen=True)
+class CanvasPair:
+    """A canvas for each side, None where its tokens have no axes: one new frame over a cache of frames."""
+
+    q: Canvas | None
+    kv: Canvas | None
+
+    def side(self, side: str) -> Canvas | None:
+        return self.q if side == "q" else self.kv
+
+    @property
+    def lengths(self) -> dict[str, dict[str, int]]:
+        """Axes and their lengths, of the sides that have any."""
+        sides = {"q": self.q, "kv": self.kv}
+        return {side: canvas.lengths for side, canvas in sides.items() if canvas is not None}
+
+    def __str__(self) -> str:
+        return f"{self.q or 'no canvas'} over {self.kv or 'no canvas'}"
+
+    __repr__ = __str__
+
+
+AnyCanvas = Canvas | CanvasPair
+
+
+def canvas_or_pair(canvas: Any, q_canvas: Any, kv_canvas: Any) -> AnyCanvas | None:
+    """The canvas that a definition is given, for both sides or for each. FS032."""
+    for name, given in (("canvas", canvas), ("q_canvas", q_canvas), ("kv_canvas", kv_canvas)):
+        if given is not None and not isinstance(given, Canvas):
+            message = f"{name} is a {type(given).__name__}"
+            raise FlexSpecError("FS032", message, fix="give fs.Canvas(h=48, w=80)", where=user_caret())
+    if canvas is not None and (q_canvas is not None or kv_canvas is not None):
+        message = "canvas is for both sides, and one for a side is given too"
+        raise FlexSpecError("FS032", message, fix="give q_canvas and kv_canvas", where=user_caret())
+    if q_canvas == kv_canvas:
+        return canvas or q_canvas
+    return CanvasPair(q_canvas, kv_canvas)

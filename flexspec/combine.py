@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .canvas import Canvas
 from .errors import FlexSpecError
 from .expr import Expr, Load, input_, inputs_of, load, params_of, transform
 from .formula import Formula
@@ -49,19 +50,20 @@ def together(first: Formula, *others: Formula) -> tuple[list[Expr], dict[str, An
 
     Raises FS026 (an input of two kinds, a parameter with two defaults) and FS032 (two canvases).
     """
-    group, parameters, canvas = [first], dict(first.parameters), first.canvas
+    group, parameters, canvas = [first], dict(first.parameters), first.on
     for other in others:
-        if canvas and other.canvas and canvas != other.canvas:
-            message = f"the two sides are on different canvases: {canvas} and {other.canvas}"
+        if canvas and other.on and canvas != other.on:
+            message = f"the two sides are on different canvases: {canvas} and {other.on}"
             raise FlexSpecError("FS032", message, where=user_caret())
         [other] = _apart(group, [other])
         group = _apart([other], group, held_only=True)
         _same_inputs(group, other)
         parameters = _shared_parameters(parameters, other.parameters)
-        canvas = canvas or other.canvas
+        canvas = canvas or other.on
         group.append(other)
     tensors = {name: tensor for each in group for name, tensor in each.tensors.items()}
-    return [each.expr for each in group], {"tensors": tensors, "parameters": parameters, "canvas": canvas}
+    on = {"canvas": canvas} if isinstance(canvas, Canvas) else {"canvases": canvas}
+    return [each.expr for each in group], {"tensors": tensors, "parameters": parameters, **on}
 
 
 def _same_inputs(group: Sequence[Formula], other: Formula) -> None:

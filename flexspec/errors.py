@@ -30,6 +30,7 @@ CODES: dict[str, str] = {
     "FS033": "an order does not fit",
     "FS034": "an integer overflows 64 bits",
     "FS035": "a division by zero",
+    "FS036": "positions of queries or keys that make no sense",
     # running
     "FS040": "q, k and v do not fit each other",
     "FS041": "an unknown backend, target or precision",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from .canvas import Canvas
+from .canvas import AnyCanvas, Canvas, CanvasPair
 from .errors import FlexSpecError, choices
 from .expr import (
     Expr,
@@ -49,6 +49,8 @@ class Formula:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     canvas: Canvas | None = None
     predicate: Predicate | None = None
+    canvases: CanvasPair | None = None
+    """Where the sides are on different canvases; `canvas` is None then."""
     noun: ClassVar[str] = "a formula"
     """What it is, for people."""
     argument: ClassVar[str] = ""
@@ -68,7 +70,7 @@ class Formula:
 
     def _key(self) -> tuple[Any, ...]:
         held = tuple(sorted((name, id(tensor)) for name, tensor in self.tensors.items()))
-        return type(self), self.expr, held, tuple(sorted(self.defaults.items())), self.canvas
+        return type(self), self.expr, held, tuple(sorted(self.defaults.items())), self.on
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Formula) and self._key() == other._key()
@@ -112,6 +114,7 @@ class Formula:
         stored: dict[str, Any] = {"expr": str(self.expr), "label": self.label}
         optional = {
             "canvas": self.canvas.lengths if self.canvas else None,
+            "canvases": self.canvases.lengths if self.canvases else None,
             "parameters": self.defaults,
             "tensors": tensors,
         }
@@ -125,7 +128,12 @@ class Formula:
     @property
     def flat(self) -> Expr:
         """The expression with coordinates written as arithmetic on positions."""
-        return flatten(self.expr, self.canvas)
+        return flatten(self.expr, self.on)
+
+    @property
+    def on(self) -> AnyCanvas | None:
+        """The canvas of both sides, or those of the sides."""
+        return self.canvases or self.canvas
 
     def bind(self, sizes: Sizes, given: Mapping[str, Any], *, assume_one: bool = False) -> Bound:
         """All values that one call needs (see `bind_all`)."""
@@ -144,14 +152,25 @@ class Formula:
         Raises FS032 (a canvas of another length), FS025 (a number that its annotation refuses), and what
         `inputs.bind` raises.
         """
+        self._check_canvas(sizes)
+        for name in given.keys() & self.parameters.keys():
+            self.parameters[name].check(name, given[name])
+        return bind(exprs, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
+
+    def _check_canvas(self, sizes: Sizes) -> None:
         if self.canvas is not None and {self.canvas.size} != {sizes.q_len, sizes.kv_len}:
             lengths = f"q_len {sizes.q_len:,} and kv_len {sizes.kv_len:,}"
             message = f"{self.canvas} has {self.canvas.size:,} tokens; the call has {lengths}"
             fix = f"give {self.canvas.size:,} tokens; for text beside them see fs.with_text"
+            if sizes.q_len != sizes.kv_len:
+                fix += "; for sides that differ give q_canvas and kv_canvas"
             raise FlexSpecError("FS032", message, fix=fix, where=user_caret())
-        for name in given.keys() & self.parameters.keys():
-            self.parameters[name].check(name, given[name])
-        return bind(exprs, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
+        for side, length in (("q", sizes.q_len), ("kv", sizes.kv_len)):
+            on = self.canvases.side(side) if self.canvases else None
+            if on is not None and on.size != length:
+                message = f"the {side} side's {on} has {on.size:,} tokens; the call has {side}_len {length:,}"
+                fix = f"give {side}_canvas of {length:,} tokens"
+                raise FlexSpecError("FS032", message, fix=fix, where=user_caret())
 
     def given(self, /, *args: Any, **values: Any) -> Self:
         """The same formula with parameters and inputs bound.
@@ -186,7 +205,7 @@ class Formula:
     def _rebound(self, values: Mapping[str, Any]) -> Self:
         if self.predicate is not None:
             bound = self.predicate.bound | dict(values)
-            traced = type(self).from_predicate(replace(self.predicate, bound=bound), self.canvas)
+            traced = type(self).from_predicate(replace(self.predicate, bound=bound), self.on)
             return replace(traced, tensors={**self.tensors, **traced.tensors})
         kinds = {name: node.type for name, node in params_of(self.expr).items()}
         exprs = {
@@ -204,7 +223,7 @@ class Formula:
         return replace(self, label=f"{name}({', '.join(f'{k}={_show(v)}' for k, v in shown.items())})")
 
     @classmethod
-    def from_predicate(cls, predicate: Predicate, canvas: Canvas | None) -> Self:
+    def from_predicate(cls, predicate: Predicate, canvas: AnyCanvas | None) -> Self:
         """Trace a predicate: bound parameters are Python values, open ones stay symbolic."""
         arguments: dict[str, Any] = {name: var(NAMES.get(name, name)) for name in predicate.positions}
         left: dict[str, Parameter] = {}
@@ -218,16 +237,24 @@ class Formula:
             else:
                 value = item.default
             arguments[name] = value
-        expr, tensors = trace(predicate.fn, arguments, positional=False, axes=canvas.names if canvas else ())
+        expr, tensors = trace(predicate.fn, arguments, positional=False, axes=_axes_of(canvas))
         left |= {name: Parameter() for name in params_of(expr).keys() - left.keys()}
         shown = ", ".join(f"{name}={_show(value)}" for name, value in predicate.bound.items())
         label = f"{predicate.name}({shown})"
-        return cls(cls.check_result(expr, predicate.fn), label, tensors, left, canvas, predicate)
+        pair = canvas if isinstance(canvas, CanvasPair) else None
+        one = canvas if isinstance(canvas, Canvas) else None
+        return cls(cls.check_result(expr, predicate.fn), label, tensors, left, one, predicate, pair)
 
     @staticmethod
     def check_result(expr: Expr, fn: object) -> Expr:
         """The expression as this kind of formula needs it, else FS007."""
         raise NotImplementedError
+
+
+def _axes_of(canvas: AnyCanvas | None) -> dict[str, tuple[str, ...]]:
+    """The names of the axes, by side."""
+    sides = {side: canvas.side(side) if canvas else None for side in ("q", "kv")}
+    return {side: on.names for side, on in sides.items() if on is not None}
 
 
 def _kind(node: Input | Param) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -135,16 +135,21 @@ def make_sizes(q_len: Any, kv_len: Any = None, batch: Any = None, heads: Any = N
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Every value that an expression needs, checked, and the sizes (batch and heads inferred where possible)."""
+    """Every value that an expression needs, checked, and the sizes (batch and heads inferred where possible).
+
+    rows: the true position of each row as an expression, by side ("q", "kv"); a side that is missing is as it stands.
+    Where they are given, `numbers` may hold `q_len` and `kv_len` of the whole sequence.
+    """
 
     tensors: dict[str, torch.Tensor]
     numbers: dict[str, Number]
     sizes: Sizes
+    rows: Mapping[str, Expr] = field(default_factory=dict)
 
     def all_numbers(self) -> dict[str, Number]:
         """Parameters and sizes by name."""
         sizes = {name: value for name in SIZES if (value := getattr(self.sizes, name)) is not None}
-        return {**self.numbers, **sizes}
+        return {**sizes, **self.numbers}
 
 
 def bind(

@@ -9,11 +9,26 @@ from typing import Any, ClassVar, Self, overload
 
 import torch
 
-from .canvas import Canvas
+from .canvas import Canvas, CanvasPair, canvas_or_pair
 from .combine import joined, merged, operand, renamed
 from .errors import FlexSpecError
 from .evaluate import evaluate
-from .expr import POSITIONS, Expr, apply, const, inputs_of, params_of, substitute, var
+from .expr import (
+    POSITIONS,
+    SIZES,
+    Expr,
+    Load,
+    Var,
+    apply,
+    const,
+    input_,
+    inputs_of,
+    load,
+    params_of,
+    substitute,
+    transform,
+    var,
+)
 from .formula import Formula
 from .inputs import make_sizes
 from .ops import Type
@@ -121,6 +136,18 @@ class Mask(Questions, Formula):
     def __invert__(self) -> Mask:
         return replace(self, expr=apply("not", self.expr), label=f"~{operand(self.label)}", predicate=None)
 
+    @property
+    def T(self) -> Mask:
+        """Queries and keys exchanged: the pair (q, kv) is kept where (kv, q) was. Tensors stay with their side.
+
+        >>> import flexspec as fs
+        >>> fs.causal().T.dense(3).int().tolist()[0][0]
+        [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
+        """
+        pair = self.canvases and CanvasPair(self.canvases.kv, self.canvases.q)
+        label = self.label.removesuffix(".T") if self.label.endswith(".T") else f"{operand(self.label)}.T"
+        return replace(self, expr=exchanged(self.expr), label=label, canvases=pair, predicate=None)
+
     def __bool__(self) -> bool:
         message = "a mask is used as True or False"
         fix = "combine masks with `&`, `|`, `~`, `^`, `-`; compare them with a.equals(b, length)"
@@ -165,17 +192,27 @@ class Mask(Questions, Formula):
 @overload
 def mask(fn: Callable[..., Any]) -> Mask: ...
 @overload
-def mask(*, canvas: Canvas | None = None) -> Callable[[Callable[..., Any]], Mask]: ...
-def mask(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) -> Any:
+def mask(
+    *, canvas: Canvas | None = None, q_canvas: Canvas | None = None, kv_canvas: Canvas | None = None
+) -> Callable[[Callable[..., Any]], Mask]: ...
+def mask(
+    fn: Callable[..., Any] | None = None,
+    *,
+    canvas: Canvas | None = None,
+    q_canvas: Canvas | None = None,
+    kv_canvas: Canvas | None = None,
+) -> Any:
     """Make a `Mask` of a predicate: `@fs.mask`, or `@fs.mask(canvas=video)` for `q.t`, `kv.w`.
 
     fn: a predicate. It takes any of `b, h, q, kv` (also `q_idx, kv_idx`, and the sizes `batch, heads, q_len, kv_len`)
         by name and returns a boolean expression. Keyword-only parameters are the pattern's own: bound by calling
         the mask, or given when it runs; an annotation is checked by pydantic.
     canvas: what gives `q` and `kv` named coordinates.
+    q_canvas, kv_canvas: in its place where the sides differ: one frame over a cache of frames, tokens over pooled ones.
 
-    Raises FS001 (parameters), FS023 (a score mod or a weight); of the traced lines FS002 to FS006 (Python's own words
-    for logic and numbers), FS007 (no boolean is returned), FS008, FS009 (calls), FS010 (operands), FS011 (an axis).
+    Raises FS001 (parameters), FS023 (a score mod or a weight), FS032 (canvases); of the traced lines FS002 to FS006
+    (Python's own words for logic and numbers), FS007 (no boolean is returned), FS008, FS009 (calls), FS010 (operands),
+    FS011 (an axis).
 
     >>> import flexspec as fs
     >>> @fs.mask
@@ -184,14 +221,15 @@ def mask(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) 
     >>> sink_window(window=2, sink=1).dense(4).int().tolist()[0][0]
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 1]]
     """
+    on = canvas_or_pair(canvas, q_canvas, kv_canvas)
     if fn is None:
-        return lambda inner: Mask.from_predicate(read_signature(inner), canvas)
+        return lambda inner: Mask.from_predicate(read_signature(inner), on)
     refuse_other_kinds(fn, Mask)
     if isinstance(fn, Mask):
         return fn
     if not callable(fn):
         raise FlexSpecError("FS001", f"a predicate is a function, got {type(fn).__name__}", where=user_caret())
-    return Mask.from_predicate(read_signature(fn), canvas)
+    return Mask.from_predicate(read_signature(fn), on)
 
 
 def from_mask_mod(fn: Callable[..., Any]) -> Mask:
@@ -217,6 +255,22 @@ def from_mask_mod(fn: Callable[..., Any]) -> Mask:
     parameters = {name: Parameter() for name in params_of(expr)}
     label = Predicate(fn, POSITIONS, {}).name
     return Mask(Mask.check_result(expr, fn), label, tensors, parameters)
+
+
+def exchanged(expr: Expr) -> Expr:
+    """An expression with queries and keys exchanged: positions, coordinates, lengths, and dims of tensors."""
+    others = {"q": "kv", "kv": "q", "q_len": "kv_len", "kv_len": "q_len"}
+
+    def visit(node: Expr) -> Expr:
+        if isinstance(node, Var):
+            side, dot, axis = node.name.partition(".")
+            return var(others.get(side, side) + dot + axis)
+        if isinstance(node, Load):
+            dims = tuple(others.get(dim, dim) if dim in SIZES else dim for dim in node.input.dims)
+            return load(input_(node.input.name, dims, node.input.type), node.index)
+        return node
+
+    return transform(expr, visit)
 
 
 def refuse_other_kinds(value: Any, wanted: type[Formula], code: str = "FS023") -> Any:

@@ -5,33 +5,40 @@ An order changes which blocks a mask fills, never what it means.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import reduce
 
 import torch
 
-from .canvas import Canvas
+from .canvas import AnyCanvas
 from .errors import FlexSpecError
-from .expr import Expr, apply, substitute, var
-from .inputs import Bound
+from .expr import Expr, Load, apply, const, input_, load, substitute, transform, var
+from .inputs import Bound, Sizes
 from .orders.base import Order, Place
 from .orders.digits import Dilated, Tiled, axes, dilated, row_major, tiled
 from .orders.lookup import TOKEN_AT, ByLabel, Concatenated, Curve, Table, by_label, concatenated, hilbert, morton
 from .orders.ranks import Striped, Zigzag, striped, zigzag
+from .orders.sides import ByHead, BySide, OrderLike, as_order
 from .user_line import user_caret
 
 __all__ = [
     "TOKEN_AT",
+    "ByHead",
     "ByLabel",
+    "BySide",
     "Concatenated",
     "Curve",
     "Dilated",
     "Order",
+    "OrderLike",
     "Place",
+    "Rows",
     "Striped",
     "Table",
     "Tiled",
     "Zigzag",
+    "as_order",
     "axes",
     "bound_in_memory",
     "by_label",
@@ -49,61 +56,116 @@ __all__ = [
 ]
 
 
-def in_memory(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
+Rows = Mapping[str, Expr]
+"""The true position of a row as an expression, by side; negative where there is nothing (see `positions`)."""
+
+
+def in_memory(
+    expr: Expr, order: Order | None, canvas: AnyCanvas | None, q_len: int, kv_len: int, rows: Rows | None = None
+) -> Expr:
     """A mask's expression over memory positions; padding is not kept.
 
     expr: over logical positions and the canvas' coordinates.
     order: None leaves positions as they are.
-    canvas: the mask's own, or None.
+    canvas: the mask's own, or those of its sides, or None.
     q_len, kv_len: tokens, without padding.
+    rows: of sides whose rows stand at positions of their own.
 
     Raises what `relocate` raises.
     """
-    valid = [] if order is None else [order.place(var(s), n).valid for s, n in (("q", q_len), ("kv", kv_len))]
-    parts = [*(part for part in valid if part is not None), relocate(expr, order, canvas, q_len, kv_len)]
-    return reduce(lambda a, b: apply("and", a, b), parts)
+    places = _places(order, q_len, kv_len, rows or {}).values()
+    parts = [place.valid for place in places if place.valid is not None]
+    return reduce(lambda a, b: apply("and", a, b), [*parts, relocate(expr, order, canvas, q_len, kv_len, rows)])
 
 
-def relocate(expr: Expr, order: Order | None, canvas: Canvas | None, q_len: int, kv_len: int) -> Expr:
+def _places(order: Order | None, q_len: int, kv_len: int, rows: Rows) -> dict[str, Place]:
+    """What stands at a memory position, by side; a side that stays as it is is missing. An empty row stands for 0."""
+    found = {}
+    for side, length in (("q", q_len), ("kv", kv_len)):
+        own = None if order is None else order.side(side)
+        if side in rows:
+            found[side] = Place(apply("max", rows[side], const(0)), {}, apply("ge", rows[side], const(0)))
+        elif own is not None:
+            place, name = own.place(var(side), length), _table_name(order, side)
+            logical = _loading(place.logical, name)
+            valid = None if place.valid is None else _loading(place.valid, name)
+            found[side] = Place(logical, {axis: _loading(x, name) for axis, x in place.coordinates.items()}, valid)
+    return found
+
+
+def _table_name(order: Order | None, side: str) -> str:
+    """The name of a side's table: another for the keys where their order is another."""
+    both = order is None or order.side("q") is order.side("kv")
+    return TOKEN_AT if both or side == "q" else f"{TOKEN_AT}.{side}"
+
+
+def _loading(expr: Expr, name: str) -> Expr:
+    """The expression with an order's table under another name."""
+    if name == TOKEN_AT or TOKEN_AT not in expr.names:
+        return expr
+
+    def visit(node: Expr) -> Expr:
+        if isinstance(node, Load) and node.input.name == TOKEN_AT:
+            return load(input_(name, node.input.dims, node.input.type), node.index)
+        return node
+
+    return transform(expr, visit)
+
+
+def relocate(
+    expr: Expr, order: Order | None, canvas: AnyCanvas | None, q_len: int, kv_len: int, rows: Rows | None = None
+) -> Expr:
     """An expression over memory positions: logical positions and coordinates written by the order (see `in_memory`).
 
     Raises FS026 (a value of the pattern has the name of the order's table) and FS033 (an order of another length).
     """
-    if order is None:
+    if order is None and not rows:
         return flatten(expr, canvas)
-    if isinstance(order, Table) and TOKEN_AT in expr.names:
+    tables = order is not None and any(isinstance(order.side(side), Table) for side in ("q", "kv"))
+    if tables and TOKEN_AT in expr.names:
         message = f"`{TOKEN_AT}` is a value of the pattern, and the table of {order}"
         raise FlexSpecError("FS026", message, fix="rename the pattern's", where=user_caret())
     values: dict[str, Expr] = {}
-    order.check(q_len, kv_len)
-    for side, length in (("q", q_len), ("kv", kv_len)):
-        place = order.place(var(side), length)
-        coordinates = place.coordinates if canvas == order.canvas else {}
-        if canvas and not coordinates:
-            coordinates = canvas.coordinates(place.logical)
+    if order is not None:
+        order.check(q_len, kv_len)
+    for side, place in _places(order, q_len, kv_len, rows or {}).items():
+        own, on = None if order is None else order.side(side), canvas.side(side) if canvas else None
+        coordinates = place.coordinates if own is not None and on == own.canvas else {}
+        if on and not coordinates:
+            coordinates = on.coordinates(place.logical)
         values |= {side: place.logical} | {f"{side}.{name}": part for name, part in coordinates.items()}
-    return substitute(expr, values)
+    return flatten(substitute(expr, values), canvas)
 
 
-def flatten(expr: Expr, canvas: Canvas | None) -> Expr:
+def flatten(expr: Expr, canvas: AnyCanvas | None) -> Expr:
     """`expr` with coordinates written as arithmetic on row-major positions."""
     if canvas is None:
         return expr
-    values = {f"{side}.{name}": part for side in ("q", "kv") for name, part in canvas.coordinates(var(side)).items()}
+    sides = {side: on for side in ("q", "kv") if (on := canvas.side(side)) is not None}
+    values = {f"{side}.{name}": x for side, on in sides.items() for name, x in on.coordinates(var(side)).items()}
     return substitute(expr, values)
 
 
 def bound_in_memory(bound: Bound, order: Order | None, device: torch.device | str) -> Bound:
-    """The values of a mask together with the table that it loads from in memory, if the order has one.
+    """The values of a mask together with the tables that it loads from in memory, if the order has any.
 
-    Raises FS022 where the order is of another number of sequences than the call.
+    Raises FS022 where the order is of another number of sequences than the call, FS033 where it is of other heads.
     """
-    tables = {} if order is None else order.tensors(device)
-    if TOKEN_AT not in tables:
-        return bound
-    table, sizes = tables[TOKEN_AT], bound.sizes
-    if table.dim() == 2 and sizes.batch not in (None, len(table)):
-        message = f"{order} is of {len(table)} sequences, the call has batch {sizes.batch}"
+    for side in ("q", "kv"):
+        own = None if order is None else order.side(side)
+        tables = {} if own is None else own.tensors(device)
+        if own is not None and TOKEN_AT in tables:
+            tensors = {**bound.tensors, _table_name(order, side): tables[TOKEN_AT]}
+            bound = replace(bound, tensors=tensors, sizes=_told_sizes(own, bound.sizes))
+    return bound
+
+
+def _told_sizes(order: Order, sizes: Sizes) -> Sizes:
+    """The sizes of a call with the batch and the heads of an order that differs by them."""
+    if order.batch is not None and sizes.batch not in (None, order.batch):
+        message = f"{order} is of {order.batch} sequences, the call has batch {sizes.batch}"
         raise FlexSpecError("FS022", message, where=user_caret())
-    sizes = replace(sizes, batch=len(table)) if table.dim() == 2 else sizes
-    return replace(bound, tensors={**bound.tensors, TOKEN_AT: table}, sizes=sizes)
+    if order.heads is not None and sizes.heads not in (None, order.heads):
+        message = f"{order} is of {order.heads} heads, the call has {sizes.heads}"
+        raise FlexSpecError("FS033", message, fix="give an order for each head", where=user_caret())
+    return replace(sizes, batch=order.batch or sizes.batch, heads=order.heads or sizes.heads)

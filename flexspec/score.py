@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
-from .canvas import Canvas
+from .canvas import Canvas, canvas_or_pair
 from .combine import joined, merged
 from .errors import FlexSpecError
 from .expr import POSITIONS, Expr, apply, params_of, substitute, var
@@ -58,12 +58,21 @@ class ScoreMod(Formula):
 @overload
 def score(fn: Callable[..., Any]) -> ScoreMod: ...
 @overload
-def score(*, canvas: Canvas | None = None) -> Callable[[Callable[..., Any]], ScoreMod]: ...
-def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None) -> Any:
+def score(
+    *, canvas: Canvas | None = None, q_canvas: Canvas | None = None, kv_canvas: Canvas | None = None
+) -> Callable[[Callable[..., Any]], ScoreMod]: ...
+def score(
+    fn: Callable[..., Any] | None = None,
+    *,
+    canvas: Canvas | None = None,
+    q_canvas: Canvas | None = None,
+    kv_canvas: Canvas | None = None,
+) -> Any:
     """Make a `ScoreMod` of a function of `score` and any of `b, h, q, kv` by name; else as `fs.mask`.
 
     fn: a function that returns a number, the new score.
     canvas: what gives `q` and `kv` named coordinates.
+    q_canvas, kv_canvas: in its place where the sides differ: one frame over a cache of frames, tokens over pooled ones.
 
     Raises FS001 (parameters), FS023 (a mask or a weight), FS007 (no number is returned), and what tracing raises
     (see `fs.mask`).
@@ -75,14 +84,15 @@ def score(fn: Callable[..., Any] | None = None, *, canvas: Canvas | None = None)
     >>> nearer(slope=1.0)
     nearer(slope=1.0)
     """
+    on = canvas_or_pair(canvas, q_canvas, kv_canvas)
     if fn is None:
-        return lambda inner: ScoreMod.from_predicate(read_signature(inner, ("score",)), canvas)
+        return lambda inner: ScoreMod.from_predicate(read_signature(inner, ("score",)), on)
     refuse_other_kinds(fn, ScoreMod)
     if isinstance(fn, ScoreMod):
         return fn
     if not callable(fn):
         raise FlexSpecError("FS001", f"a score mod is a function, got {type(fn).__name__}", where=user_caret())
-    return ScoreMod.from_predicate(read_signature(fn, ("score",)), canvas)
+    return ScoreMod.from_predicate(read_signature(fn, ("score",)), on)
 
 
 def from_score_mod(fn: Callable[..., Any]) -> ScoreMod:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +20,7 @@ class Session:
     """What one trace collects: the captured tensors by name, and the mistakes."""
 
     fn: object
-    axes: tuple[str, ...] = ()
+    axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     mistakes: list[FlexSpecError] = field(default_factory=list)
     places: set[Place | None] = field(default_factory=set)

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .attention import Attention
-from .canvas import Canvas
+from .canvas import AnyCanvas, Canvas, CanvasPair
 from .errors import FlexSpecError, choices
 from .expr import Expr, Input, inputs_of, params_of
 from .files import broken, read_document
@@ -42,10 +42,14 @@ class _Tensor(_Model):
     values: Annotated[list[_Number], Field(max_length=MAX_ELEMENTS)]
 
 
+_Lengths = dict[_Name, Annotated[int, Field(ge=1)]]
+
+
 class _Formula(_Model):
     expr: str
     label: str
-    canvas: dict[_Name, Annotated[int, Field(ge=1)]] | None = None
+    canvas: _Lengths | None = None
+    canvases: dict[Literal["q", "kv"], _Lengths] | None = None
     parameters: dict[_Name, bool | int | float] = {}
     tensors: dict[_Name, _Tensor] = {}
 
@@ -123,7 +127,10 @@ def _formula(model: _Formula, kind: type[Any], inside: str) -> Any:
         raise broken(f"{inside}expr", f"this is {expr.type.text}, not {wanted}")
     sides = model.canvas or {}
     canvas = _placed(f"{inside}canvas", lambda: Canvas(**sides)) if sides else None
-    _check_names(expr, canvas, kind, inside)
+    pair = _pair(model.canvases or {}, inside)
+    if canvas and pair:
+        raise broken(f"{inside}canvases", "there is one canvas for both sides already")
+    _check_names(expr, pair or canvas, kind, inside)
     nodes = inputs_of(expr)
     tensors: dict[str, torch.Tensor] = {}
     for name, item in model.tensors.items():
@@ -140,14 +147,21 @@ def _formula(model: _Formula, kind: type[Any], inside: str) -> Any:
     for name in names.keys() & nodes.keys():
         raise broken(f"{inside}parameters.{name}", "this is a tensor of the expression")
     parameters = {name: Parameter(default) for name, default in names.items()}
-    return _placed(f"{inside}expr", lambda: kind(expr, model.label, tensors, parameters, canvas))
+    return _placed(f"{inside}expr", lambda: kind(expr, model.label, tensors, parameters, canvas, None, pair))
 
 
-def _check_names(expr: Expr, canvas: Canvas | None, kind: type[Any], inside: str) -> None:
+def _pair(sides: dict[Any, dict[str, int]], inside: str) -> CanvasPair | None:
+    """The canvases of the sides, of those that have one."""
+    each = {side: _placed(f"{inside}canvases.{side}", partial(Canvas, **lengths)) for side, lengths in sides.items()}
+    return CanvasPair(each.get("q"), each.get("kv")) if each else None
+
+
+def _check_names(expr: Expr, canvas: AnyCanvas | None, kind: type[Any], inside: str) -> None:
     for name in sorted(expr.names):
-        _, dot, axis = name.partition(".")
-        if dot and axis not in (canvas.names if canvas else ()):
-            has = f"the axes {choices(canvas.names)}" if canvas else "no axes: there is none"
+        side, dot, axis = name.partition(".")
+        on = canvas.side(side) if canvas else None
+        if dot and axis not in (on.names if on else ()):
+            has = f"the axes {choices(on.names)}" if on else "no axes: there is none"
             raise broken(f"{inside}canvas", f"the expression uses `{name}`; the canvas has {has}")
         if name == "score" and kind is Mask:
             raise broken(f"{inside}expr", "a mask cannot depend on the score")

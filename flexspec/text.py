@@ -140,9 +140,10 @@ class _Reading:
         if not isinstance(value, (Mask, ScoreMod)):
             message = f"the text is a {_kind(value)}, not a pattern"
             raise text_error(self.text, node.at, message, "write a mask, a comparison or a score mod", "FS007")
-        axes = value.canvas.names if value.canvas else ()
         for name in sorted(value.expr.names):
             head, dot, axis = name.partition(".")
+            on = value.on.side(head) if value.on else None
+            axes = on.names if on else ()
             if dot and axis not in axes:
                 has = f"the canvas has {choices(axes)}" if axes else "nothing here has a canvas"
                 raise text_error(self.text, max(0, self.text.find(name)), f"`{name}`: {has}", code="FS011")

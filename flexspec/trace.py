@@ -26,10 +26,15 @@ class _Tracing(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+Axes = Mapping[str, tuple[str, ...]]
+
+
 def trace(
-    fn: Callable[..., Any], arguments: Mapping[str, Any], *, positional: bool, axes: tuple[str, ...] = ()
+    fn: Callable[..., Any], arguments: Mapping[str, Any], *, positional: bool, axes: Axes | None = None
 ) -> tuple[Expr, dict[str, torch.Tensor]]:
     """Trace `fn` on `arguments` (by name, or by position in their order).
+
+    axes: of the queries' and the keys' canvas, by side.
 
     An `Expr` among the arguments is traced; anything else is passed as it is. Returns the expression and the
     captured tensors by name. Raises every mistake found, together.
@@ -48,9 +53,9 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _once(
-    fn: Callable[..., Any], arguments: Mapping[str, Any], positional: bool, axes: tuple[str, ...]
+    fn: Callable[..., Any], arguments: Mapping[str, Any], positional: bool, axes: Axes | None
 ) -> tuple[Expr, dict[str, torch.Tensor]]:
-    session = Session(fn, axes, as_torch=positional and "score" not in arguments)
+    session = Session(fn, axes or {}, as_torch=positional and "score" not in arguments)
     values = {k: Traced(v, session) if isinstance(v, Expr) else v for k, v in arguments.items()}
     try:
         with _Tracing():

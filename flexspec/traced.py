@@ -304,7 +304,8 @@ def attribute(traced: Traced, name: str) -> Any:
     """An axis (`q.t`), a tensor method (`q.abs()`) or a tensor attribute (`q.device`)."""
     session = traced.session
     expr = traced.expr
-    if session is not None and name in session.axes and expr in (var("q"), var("kv")):
+    axes = session.axes.get(str(expr), ()) if session is not None and expr in (var("q"), var("kv")) else ()
+    if name in axes:
         return Traced(var(f"{expr}.{name}"), session)
     if name in ATTRIBUTES:
         return ATTRIBUTES[name](traced)
@@ -315,9 +316,9 @@ def attribute(traced: Traced, name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
     if expr in (var("q"), var("kv")) and session is not None and len(name) < 3:
-        has = f"its canvas has the axes {', '.join(session.axes)}" if session.axes else "it has no canvas"
+        has = f"its canvas has the axes {', '.join(axes)}" if axes else "it has no canvas"
         fix = "give the predicate a canvas: @fs.mask(canvas=fs.Canvas(t=..., h=..., w=...))"
-        fix = "take one of these axes" if session.axes else fix
+        fix = "take one of these axes" if axes else fix
         raise FlexSpecError("FS011", f"`{expr}.{name}`: {has}", fix=fix, where=user_caret())
     raise unknown(name)
 

@@ -59,6 +59,14 @@ def test_everything_for_a_gpu_in_a_dry_run(tmp_path):
         assert said in page
 
 
+def test_decode_steps_at_true_positions_in_a_dry_run(tmp_path):
+    status, text = run("bench/positions.py", folder=tmp_path)
+    assert status == 0, text
+    records = json.loads((tmp_path / "positions.json").read_text())["data"]
+    assert [each["backend"] for each in records] == ["blocks", "triton"]
+    assert all(0 < each["maps kept"] <= 32 and each["last"] > 0 for each in records)
+
+
 def test_a_step_that_fails_is_a_row_and_the_next_one_runs(bench, tmp_path, monkeypatch):
     gpu = bench("gpu")
     python = sys.executable

@@ -287,7 +287,7 @@ VALUES = [
     (lambda: fs.hilbert(fs.Canvas(a=2, b=2, c=2, d=2**17)), "FS033", ["2**63", "use morton"]),
     (lambda: fs.by_label([0, 1]), "FS023", ["labels are list", "integer tensor"]),
     (lambda: fs.by_label(torch.zeros(3)), "FS023", ["labels are torch.float32"]),
-    (lambda: fs.by_label(torch.zeros(1, 2, 3).int()), "FS022", ["[1, 2, 3]", "[batch, tokens]"]),
+    (lambda: fs.by_label(torch.zeros(1, 1, 2, 3).int()), "FS022", ["[1, 1, 2, 3]", "[batch, tokens]"]),
     (lambda: fs.by_label(torch.zeros(5).int()).permutation(6), "FS033", ["5 tokens; the length is 6"]),
     (lambda: fs.concatenated(3, fs.zigzag(2)), "FS033", ["zigzag(2) is of any number"]),
     (lambda: fs.Attention(mask=fs.score(lambda score: score)), "FS023", ["scores=[...]"]),
@@ -321,7 +321,7 @@ VALUES = [
     (
         lambda: fs.block_map(fs.causal, 4, 6, order=fs.morton(VIDEO)),
         "FS033",
-        ["morton orders 4 tokens, both q and kv; q_len is 4 and kv_len 6", "give q and k of 4 tokens, or leave"],
+        ["morton orders 4 tokens, both q and kv; q_len is 4 and kv_len 6", "order=(q_order, kv_order)"],
     ),
     (lambda: fs.block_map(fs.causal, 6, order=fs.morton(VIDEO)), "FS033", ["the length is 6", "give an order of 6"]),
     (lambda: fs.tiled(VIDEO, t=2, h=2).undo(torch.zeros(5, 2)), "FS033", ["take 4 places", "give x of 4 places"]),

@@ -10,9 +10,9 @@ from spine import COMPUTED, circles, imports_of, modules_of, without_doors, wron
 
 LANGUAGE = (
     "errors user_line value_types ops expr grammar syntax captures narrow_dtypes evaluate canvas "
-    "orders.base orders.digits orders.ranks orders.curves orders.lookup orders session torch_calls traced "
-    "trace inputs order predicate files formula combine questions proofs mask score weight attention spec patterns "
-    "text compiler __init__ compiler.cli"
+    "orders.base orders.digits orders.ranks orders.curves orders.lookup orders.sides orders session torch_calls traced "
+    "trace inputs order predicate files formula combine questions proofs mask score weight attention positions spec "
+    "patterns text compiler __init__ compiler.cli"
 ).split()
 """Each imports only what stands to its left. Nothing but the command line imports the package itself."""
 

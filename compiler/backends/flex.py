@@ -18,6 +18,7 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from flexspec.errors import FlexSpecWarning
 from flexspec.expr import Expr, const, inputs_of, substitute, var
+from flexspec.positions import NAMES
 from flexspec.user_line import user_level
 
 from ..blocks.block_map import BlockMap
@@ -212,11 +213,14 @@ def _dense_bytes(lowered: Lowered) -> int:
 def _fixed(expr: Expr, values: Any) -> tuple[tuple[int, ...], ...]:
     """Tell dynamo which dims of the captured tensors are no lengths, and return their sizes.
 
-    torch's CPU kernels do not compile for a captured tensor with a dynamic size that is not one of the lengths.
+    torch's CPU kernels do not compile for a captured tensor with a dynamic size that is not one of the lengths. Where
+    rows have positions, the pattern's own tensors are as long as the whole sequence.
     """
     sizes = []
+    placed = any(name in values for name in NAMES.values())
     for name, node in inputs_of(expr).items():
-        fixed = [axis for axis, dim in enumerate(node.dims) if dim not in ("q_len", "kv_len", "sequence")]
+        lengths = () if placed and name not in NAMES.values() else ("q_len", "kv_len", "sequence")
+        fixed = [axis for axis, dim in enumerate(node.dims) if dim not in lengths]
         for axis in fixed:
             torch._dynamo.mark_static(values[name], axis)
         sizes.append(tuple(values[name].shape[axis] for axis in fixed))

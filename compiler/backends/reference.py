@@ -12,8 +12,12 @@ from flexspec.attention import as_attention
 from flexspec.evaluate import evaluate
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
+from flexspec.positions import bind_rows, check_heads, given_positions
 from flexspec.weight import Weight
 
+from ..blocks.positions import check_positions
+from ..blocks.tensor_ranges import arrays_of
+from ..pipeline import expressions
 from .base import Backend, Call, Description, Result, accurate, check_qkv, check_weight
 from .quantised import PRECISIONS, quantised, restored, rounded
 from .weights import printed
@@ -32,10 +36,10 @@ def reference_attention(
     q: [batch, heads, q_len, head_dim].
     k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads.
     return_lse: also the log-sum-exp in nats, [batch, heads, q_len]. A query that keeps nothing has output 0, lse -inf.
-    inputs: run-time values by name.
+    inputs: run-time values by name, and `q_positions` and `kv_positions` as a call of `fs.compile` takes them.
 
-    Raises FS020, FS021, FS022, FS023, FS025 (values), FS024, FS034, FS035 (arithmetic), FS031, FS032 (sizes), FS040 (q,
-    k, v), FS042 (an lse that a weight does not have).
+    Raises FS020, FS021, FS022, FS023, FS025 (values), FS024, FS034, FS035 (arithmetic), FS031, FS032 (sizes), FS036
+    (positions), FS040 (q, k, v), FS042 (an lse that a weight does not have).
 
     >>> import flexspec as fs, torch
     >>> q = k = v = torch.eye(3)[None, None]
@@ -46,9 +50,13 @@ def reference_attention(
     check_qkv(q, k, v)
     sizes = make_sizes(q.shape[2], k.shape[2], q.shape[0], q.shape[1])
     parts = attention.parts
-    bound = parts.bind(sizes, inputs)
-    check_weight(attention, sizes, return_lse)
-    out, lse = by_rows(parts.mask.flat, parts.score.flat, attention.scale, bound, q, k, v, parts.weight)
+    check_weight(attention, sizes, return_lse, aligned=not given_positions(inputs))
+    check_heads(inputs, q.shape[1], k.shape[1])
+    bound = bind_rows(parts, sizes, inputs)
+    if bound.rows:
+        check_positions(parts.mask.expr, bound, arrays_of(bound.tensors))
+    mask, score = expressions(attention, None, sizes.q_len, sizes.kv_len, bound.rows)
+    out, lse = by_rows(mask, score, attention.scale, bound, q, k, v, parts.weight)
     return (out, lse) if return_lse else out
 
 

@@ -56,8 +56,9 @@ def make_grid(sizes: Sizes, block_size: BlockSize, order: Order | None) -> Grid:
     if order is not None:
         check_orders([order])
         order.check(*lengths)
+        sided = order.side("q"), order.side("kv")
         for side, length in enumerate(lengths):
-            lengths[side] = order.padded(length)
+            lengths[side] = length if (own := sided[side]) is None else own.padded(length)
             if lengths[side] > MOST_TOKENS:
                 message = f"{order} pads {length:,} tokens to more than 2**62 places"
                 raise FlexSpecError("FS033", message, fix="give smaller tiles", where=user_caret())

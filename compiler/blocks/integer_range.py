@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ def needs_64_bits(expr: Expr, values: Mapping[str, Any], grid: Grid) -> bool:
     when it runs: a sum is as large as with them, though they may leave it once they are known. So the simplified
     expression is bounded as it stands, every node of it.
     """
-    intervals = _intervals(simplify(expr), values, grid)
+    intervals = _intervals(_simplified(expr), values, grid)
     integers = [end for node, both in intervals.items() if node.type is Type.INT for end in both]
     return any(bool(((end <= -(2**31)) | (end >= 2**31)).any()) for end in integers)
 
@@ -56,12 +57,16 @@ def remainders_of_negatives(expr: Expr, values: Mapping[str, Any], grid: Grid) -
 
     There `%` of C and Python's differ. values: as `needs_64_bits` takes them.
     """
-    expr = simplify(expr)
+    expr = _simplified(expr)
     operands = {arg for node in walk(expr) if isinstance(node, Apply) and node.op == "mod" for arg in node.args}
     if not operands:
         return False
     intervals = _intervals(expr, values, grid)
     return any(node.type > Type.INT or not bool((intervals[node][0] >= 0).all()) for node in operands)
+
+
+_simplified = lru_cache(maxsize=512)(simplify)
+"""A decoding loop asks for the same expressions at each step."""
 
 
 def _intervals(expr: Expr, values: Mapping[str, Any], grid: Grid) -> dict[Expr, Interval]:

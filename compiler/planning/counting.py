@@ -146,7 +146,7 @@ class Counter:
 
     def _in_memory(self, expr: Expr, order: Order | None) -> Expr:
         sizes = self.bound.sizes
-        memory = in_memory(expr, order, self.mask.canvas, sizes.q_len, sizes.kv_len)
+        memory = in_memory(expr, order, self.mask.on, sizes.q_len, sizes.kv_len)
         return specialise(memory, {}, self.ranges.tensors)
 
 

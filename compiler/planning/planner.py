@@ -128,9 +128,9 @@ def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:
     orders = list(dict.fromkeys(given))
     for order in orders:
         make_grid(bound.sizes, 128, order)
-        if order is not None and "b" in order.place(var("m"), bound.sizes.q_len).logical.names:
-            message = f"{order} differs by batch entry"
-            raise FlexSpecError("FS033", message, fix="plan for one sequence", where=user_caret())
+        if order is not None and {"b", "h"} & order.place(var("m"), bound.sizes.q_len).logical.names:
+            message = f"{order} differs by batch entry or head"
+            raise FlexSpecError("FS033", message, fix="plan for one sequence and one head", where=user_caret())
     return orders
 
 

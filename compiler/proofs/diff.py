@@ -196,8 +196,8 @@ def counted(pairs: int) -> str:
 
 def _blocks_of(pair: Mask, expr: Expr, bound: Bound, block_size: BlockSize) -> BlockMap:
     """The block map of a side: values are filled in first, and what its own parts rule out is left out."""
-    filled = specialise(flatten(expr, pair.canvas), bound.all_numbers(), {})
-    side = replace(pair, expr=reduced(filled), canvas=None, predicate=None)
+    filled = specialise(flatten(expr, pair.on), bound.all_numbers(), {})
+    side = replace(pair, expr=reduced(filled), canvas=None, canvases=None, predicate=None)
     return map_of(side, bound, block_size, None, torch.device("cpu"), Stages())
 
 

@@ -187,8 +187,9 @@ def sizes_of(mask: Mask, length: int | None, kv_len: int | None, given: dict[str
     if length is not None and q_len is not None:
         raise FlexSpecError("FS021", "`length` and `q_len` are both given", fix="give one", where=user_caret())
     length = q_len if length is None else length
-    if length is None and mask.canvas is not None:
-        length = mask.canvas.size
+    q_canvas, kv_canvas = (mask.on.side(side) if mask.on else None for side in ("q", "kv"))
+    length = q_canvas.size if length is None and q_canvas else length
+    kv_len = kv_canvas.size if kv_len is None and kv_canvas else kv_len
     if length is None:
         raise FlexSpecError("FS020", "the length is not given", fix="give length=4096", where=user_caret())
     return make_sizes(length, kv_len, given.pop("batch", None), given.pop("heads", None))
@@ -198,7 +199,7 @@ def never(mask: Mask, expr: Expr, bound: Bound, find: Find = first_pair) -> Proo
     """Does `find` find nothing in `expr`, in any batch and head? Names in it are the mask's."""
     q_len, kv_len = bound.sizes.q_len, bound.sizes.kv_len
     tensors = {name: as_array(tensor) for name, tensor in bound.tensors.items()}
-    expr = in_memory(expr, None, mask.canvas, q_len, kv_len)
+    expr = in_memory(expr, None, mask.on, q_len, kv_len)
     check_range(expr, tensors)
     trail, ranges = Trail(), TensorRanges(tensors)
     check_defined([expr], bound, ranges)

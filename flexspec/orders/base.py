@@ -36,7 +36,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Moves:
-    """An order as index tensors on one device, with a leading batch dim where it differs by batch.
+    """An order as index tensors on one device, with a leading batch dim where it differs by batch, and with two, [batch
+    | 1, heads], where it differs by head.
 
     token_at: int64 [places], the token of each place, any token where there is none. place_of: int64 [tokens].
     empty: bool [places], or None where every place holds a token.
@@ -77,6 +78,15 @@ class Order:
         """How many sequences it orders differently; None: all alike."""
         return None
 
+    @property
+    def heads(self) -> int | None:
+        """How many heads it orders differently; None: all alike."""
+        return None
+
+    def side(self, side: str) -> Order | None:
+        """The order of the queries ("q") or the keys ("kv"); None: as they are."""
+        return self
+
     def padded(self, length: int) -> int:
         """Memory positions that `length` tokens take."""
         raise NotImplementedError
@@ -97,7 +107,7 @@ class Order:
         """FS033 where the order is of another number of tokens; `length` is q_len where a kv_len is given."""
         if self.tokens is not None and kv_len is not None and length != kv_len:
             message = f"{self} orders {self.tokens:,} tokens, both q and kv; q_len is {length:,} and kv_len {kv_len:,}"
-            fix = f"give q and k of {self.tokens:,} tokens, or leave the order out; fs.striped and fs.zigzag take both"
+            fix = f"give q and k of {self.tokens:,} tokens, or an order for each side: order=(q_order, kv_order)"
             raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
         if self.tokens is not None and self.tokens != length:
             what = self.canvas or self
@@ -106,7 +116,7 @@ class Order:
             raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
 
     def _check_places(self, length: int) -> None:
-        places = self.padded(length) * (self.batch or 1)
+        places = self.padded(length) * (self.batch or 1) * (self.heads or 1)
         if places > MOST_PLACES:
             message = f"{self} of {length:,} tokens has {places:,} places; index tensors have at most {MOST_PLACES:,}"
             raise FlexSpecError("FS033", message, fix="order a shorter sequence", where=user_caret())
@@ -114,7 +124,7 @@ class Order:
     def permutation(self, length: int) -> torch.Tensor:
         """int64 [padded]: the logical position of each memory position, -1 where there is padding. FS033.
 
-        Where the order differs by batch, [batch, padded].
+        Where the order differs by batch, [batch, padded]; by head, [batch | 1, heads, padded].
         """
         moves = self.moves(length, torch.device("cpu"))
         return moves.token_at.clone() if moves.empty is None else moves.token_at.masked_fill(moves.empty, -1)
@@ -134,7 +144,7 @@ class Order:
         [0, 1, 4, 5, 2, 3, 6, 7]
         """
         self.check(x.shape[dim])
-        moves = self.moves(x.shape[dim] if self.tokens is None else None, x.device)
+        moves = self._moves_of(x, x.shape[dim] if self.tokens is None else None)
         return moved(x, moves.token_at, moves.empty, moves.place_of, None, dim % x.dim())
 
     def undo(self, x: torch.Tensor, length: int | None = None, dim: int = -2) -> torch.Tensor:
@@ -144,13 +154,16 @@ class Order:
         """
         length = length or self.tokens or x.shape[dim]
         self.check(length)
-        moves = self.moves(length if self.tokens is None else None, x.device)
+        moves = self._moves_of(x, length if self.tokens is None else None)
         places = moves.token_at.size(-1)  # unlike shape, torch.compile knows it where sizes are dynamic
         if places != x.shape[dim]:
             message = f"{length:,} tokens take {places:,} places in this order, dim {dim} has {x.shape[dim]:,}"
             fix = f"give x of {places:,} places, as order.apply returns it, or length=<its tokens>"
             raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
         return moved(x, moves.place_of, None, moves.token_at, moves.empty, dim % x.dim())
+
+    def _moves_of(self, x: torch.Tensor, length: int | None) -> Moves:
+        return self.moves(length, x.device)
 
     def moves(self, length: int | None, device: torch.device) -> Moves:
         """The order's index tensors on `device`, made once. length: None for an order of a fixed number. FS033."""
@@ -201,6 +214,10 @@ def moved(
     if index.dim() == 2 and (dim == 0 or x.size(0) != index.size(0)):
         message = f"the order is of {index.size(0)} sequences; dim 0 of {list(x.shape)} is not their batch"
         raise FlexSpecError("FS022", message, fix="give a tensor [batch, ...] of as many", where=user_caret())
+    if index.dim() == 3 and (dim < 2 or x.size(1) != index.size(1) or index.size(0) not in (1, x.size(0))):
+        of = f"{index.size(1)} heads" + (f" of {index.size(0)} sequences" if index.size(0) > 1 else "")
+        message = f"the order is of {of}; the first dims of {list(x.shape)} are not theirs"
+        raise FlexSpecError("FS022", message, fix="give a tensor [batch, heads, ...] of as many", where=user_caret())
     result: torch.Tensor = _Moved.apply(x, index, empty, back, back_empty, dim)
     return result
 
@@ -212,8 +229,8 @@ class _Moved(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, index: Any, empty: Any, back: Any, back_empty: Any, dim: int) -> torch.Tensor:
-        by_batch = index.dim() == 2
-        picked = torch.take_along_dim(x, _along(index, x, dim), dim) if by_batch else x.index_select(dim, index)
+        alike = index.dim() == 1
+        picked = x.index_select(dim, index) if alike else torch.take_along_dim(x, _along(index, x, dim), dim)
         return picked if empty is None else picked.masked_fill(_along(empty, x, dim), 0)
 
     @staticmethod
@@ -228,11 +245,11 @@ class _Moved(torch.autograd.Function):
 
 
 def _along(index: torch.Tensor, x: torch.Tensor, dim: int) -> torch.Tensor:
-    """An index [places] or [batch, places] in a shape that broadcasts along `dim` of `x`."""
+    """An index [places], [batch, places] or [batch, heads, places] in a shape that broadcasts along `dim` of `x`."""
     shape = [1] * x.dim()
     shape[dim] = -1
-    if index.dim() == 2:
-        shape[0] = index.size(0)
+    for axis in range(index.dim() - 1):
+        shape[axis] = index.size(axis)
     return index.view(shape)
 
 

@@ -15,7 +15,7 @@ from ..errors import FlexSpecError
 from ..expr import Expr, apply, const, input_, load, var
 from ..ops import Type
 from ..user_line import user_caret
-from .base import Order, Place, canvas_of, whole_number
+from .base import Moves, Order, Place, canvas_of, whole_number
 from .curves import hilbert_rank, morton_rank
 
 TOKEN_AT, PLACE_OF = "memory_order", "memory_place"
@@ -47,9 +47,12 @@ class Table(Order):
         return self._load(PLACE_OF, position)
 
     def _load(self, name: str, position: Expr) -> Expr:
-        if self.batch is None:
-            return load(input_(name, ("places",)), (position,))
-        return load(input_(name, ("batch", "places")), (var("b"), position))
+        index, dims = [position], ["places"]
+        for count, place, dim in ((self.heads, "h", "heads"), (self.batch, "b", "batch")):
+            if count is not None:
+                index.insert(0, var(place))
+                dims.insert(0, dim)
+        return load(input_(name, tuple(dims)), tuple(index))
 
     def tensors(self, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
         assert self.tokens is not None
@@ -57,9 +60,37 @@ class Table(Order):
         if key not in self._kept:
             with torch.inference_mode(False):
                 token_at = moves.token_at if moves.empty is None else moves.token_at.masked_fill(moves.empty, -1)
-                self._kept[key] = {TOKEN_AT: token_at.to(torch.int32), PLACE_OF: moves.place_of.to(torch.int32)}
+                tables = {TOKEN_AT: token_at.to(torch.int32), PLACE_OF: moves.place_of.to(torch.int32)}
+                own = self.heads is not None and self.batch is None  # then their first dim is 1
+                self._kept[key] = {name: table[0] if own else table for name, table in tables.items()}
         tensors: dict[str, torch.Tensor] = self._kept[key]
         return tensors
+
+    def _moves_of(self, x: torch.Tensor, length: int | None) -> Moves:
+        if self.heads is None or x.dim() < 3 or x.size(1) == self.heads or self.heads % x.size(1):
+            return self.moves(length, x.device)
+        return self.moves_of_keys(x.size(1), x.device)
+
+    def moves_of_keys(self, kv_heads: int, device: torch.device) -> Moves:
+        """The index tensors of key heads that serve several query heads each. FS033 where those are not in one order.
+
+        The first time, it waits for the device.
+        """
+        assert self.tokens is not None and self.heads is not None
+        moves, key = self.moves(self.tokens, device), ("keys", kv_heads, device)
+        if key not in self._kept:
+            each = moves.token_at.unflatten(1, (kv_heads, -1))
+            if not torch.equal(each, each[:, :, :1].expand_as(each)):
+                message = f"query heads of one of the {kv_heads} key heads are in different orders: {self}"
+                fix = "repeat k and v for each query head, or give the heads of a key head one order"
+                raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
+            step = self.heads // kv_heads
+            empty = None if moves.empty is None else moves.empty[:, ::step]
+            self._kept[key] = Moves(moves.token_at[:, ::step], moves.place_of[:, ::step], empty)
+        kept: Moves = self._kept[key]
+        return kept
+
+    moves_of_keys._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,7 +112,7 @@ class Curve(Table):
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ByLabel(Table):
-    """Tokens sorted by `labels`, int [tokens] or [batch, tokens]; equal ones stay in their order."""
+    """Tokens sorted by `labels`, int [tokens], [batch, tokens] or [batch, heads, tokens]; equal ones stay in order."""
 
     labels: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
     __eq__ = object.__eq__
@@ -92,7 +123,11 @@ class ByLabel(Table):
 
     @property
     def batch(self) -> int | None:
-        return self.labels.shape[0] if self.labels.dim() == 2 else None
+        return self.labels.shape[0] if self.labels.dim() > 1 and self.labels.shape[0] > 1 else None
+
+    @property
+    def heads(self) -> int | None:
+        return self.labels.shape[1] if self.labels.dim() == 3 else None
 
     def _table(self, length: int) -> torch.Tensor:
         return torch.argsort(self.labels, dim=-1, stable=True)
@@ -180,7 +215,8 @@ def by_label(labels: torch.Tensor) -> Order:
     The sort stays on the labels' device. The kernels of a compiled pattern do not depend on the labels' values: compile
     with a new order for new labels.
 
-    labels: an integer tensor [tokens] or [batch, tokens], a batch of 1 serving all; at most 2**27 in all.
+    labels: an integer tensor [tokens], [batch, tokens] or [batch, heads, tokens], which moves each head by its own; a
+        batch of 1 serves all. At most 2**27 in all.
 
     Source: Routing Transformer, FLATTEN. Raises FS022, FS023; FS033 of more labels, where they are sorted.
 
@@ -190,9 +226,10 @@ def by_label(labels: torch.Tensor) -> Order:
     if not isinstance(labels, torch.Tensor) or labels.dtype == torch.bool or Type.of_dtype(labels.dtype) != Type.INT:
         seen = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise FlexSpecError("FS023", f"the labels are {seen}", fix="give an integer tensor", where=user_caret())
-    if labels.dim() not in (1, 2) or 0 in labels.shape:
+    if labels.dim() not in (1, 2, 3) or 0 in labels.shape:
         message = f"the labels have shape {list(labels.shape)}"
-        raise FlexSpecError("FS022", message, fix="give [tokens] or [batch, tokens]", where=user_caret())
+        fix = "give [tokens], [batch, tokens] or [batch, heads, tokens]"
+        raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
     labels = labels.detach().clone()  # an order does not change with the caller's tensor
     return ByLabel(None, labels[0] if labels.dim() == 2 and labels.shape[0] == 1 else labels)
 
@@ -216,8 +253,10 @@ def concatenated(*parts: int | Order) -> Order:
     for part in parts:
         if not isinstance(part, Order):
             whole_number("a segment", part)
-        elif part.tokens is None:
+        elif part.tokens is None or part.heads is not None:
             fix = "give an order of a canvas, or a number of tokens"
+            if part.heads is not None:
+                raise FlexSpecError("FS033", f"{part} differs by head", fix=fix, where=user_caret())
             raise FlexSpecError("FS033", f"{part} is of any number of tokens", fix=fix, where=user_caret())
     batches = {part.batch for part in parts if isinstance(part, Table)} - {None}
     if len(batches) > 1:

@@ -210,10 +210,12 @@ def _moved(item: Mask, pair: tuple[str, str], lengths: Mapping[str, int], starts
     but a tensor would still be read: indices are clamped.
     """
     q_length, kv_length = lengths[pair[0]], lengths[pair[1]]
-    if item.canvas is not None and {item.canvas.size} != {q_length, kv_length}:
-        lengths_text = f"{pair[0]} {q_length:,} and {pair[1]} {kv_length:,}"
-        message = f"{item.canvas} has {item.canvas.size:,} tokens, {lengths_text}"
-        raise FlexSpecError("FS032", message, where=user_caret())
+    for side, name in zip(("q", "kv"), pair, strict=True):
+        on = item.on.side(side) if item.on else None
+        if on is not None and on.size != lengths[name]:
+            lengths_text = f"{pair[0]} {q_length:,} and {pair[1]} {kv_length:,}"
+            message = f"{on} has {on.size:,} tokens, {lengths_text}"
+            raise FlexSpecError("FS032", message, where=user_caret())
     longer = pair[0] if q_length >= kv_length else pair[1]
     dims = {"sequence": longer, "q_len": pair[0], "kv_len": pair[1]}
     _check_held(item, {dim: lengths[name] for dim, name in dims.items()})
@@ -231,7 +233,7 @@ def _moved(item: Mask, pair: tuple[str, str], lengths: Mapping[str, int], starts
         clamped = apply("min", apply("max", local, const(0)), const(lengths[name] - 1))
         values |= {side: local, f"{side}.in": clamped}
     expr = substitute(transform(item.flat, clamp_index), values)
-    return replace(item, expr=expr, canvas=None, predicate=None)
+    return replace(item, expr=expr, canvas=None, canvases=None, predicate=None)
 
 
 def _check_held(item: Mask, sizes: Mapping[str, int]) -> None:

@@ -10,7 +10,7 @@ from ..errors import FlexSpecError
 from ..expr import Expr, Load, const, input_, load, substitute, transform, var
 from ..inputs import Input
 from ..mask import Mask, from_mask_mod, mask
-from ..order import TOKEN_AT, Order, in_memory
+from ..order import TOKEN_AT, BySide, Order, in_memory
 from ..user_line import user_caret
 from .about import pattern
 from .checks import Text, as_tensor, whole
@@ -46,7 +46,10 @@ def reordered(pattern: Mask, order: Order, length: int | None = None) -> Mask:
     True
     """
     pattern = from_mask_mod(pattern)
-    if not isinstance(order, Order):
+    if pattern.canvases is not None:
+        message = f"{pattern.label} has a canvas for each side, and an order moves both alike"
+        raise FlexSpecError("FS032", message, fix="give block_map or compile the order", where=user_caret())
+    if not isinstance(order, Order) or isinstance(order, BySide):
         message = f"the order is a {type(order).__name__}"
         raise FlexSpecError("FS023", message, fix="give fs.tiled(...) or another order", where=user_caret())
     canvas = pattern.canvas or order.canvas

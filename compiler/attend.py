@@ -39,9 +39,10 @@ class Attending:
         backend: str | Backend = "auto",
         exact: bool = True,
         autotune: bool = False,
+        deterministic: bool | None = None,
     ) -> None:
         self.spec, self.order, self.block_size, self.exact, self.autotune = spec, order, block_size, exact, autotune
-        self.backend = backend
+        self.backend, self.deterministic = backend, deterministic
         self.backends = chosen(backend)
         check_tuning(self.backends, autotune)
         make_grid(Sizes(1, 1), block_size, None if isinstance(order, Order) else order)
@@ -58,7 +59,8 @@ class Attending:
         return f"compile({self.spec.label}{order}, backend={self.backend!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.spec, self.order, self.block_size, self.backend, self.exact, self.autotune)
+        how = (self.backend, self.exact, self.autotune, self.deterministic)
+        return type(self), (self.spec, self.order, self.block_size, *how)
 
     @cached_property
     def backward(self) -> Callable[..., list[torch.Tensor]] | None:
@@ -149,7 +151,14 @@ class Attending:
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
             q, k, v = (self.order.apply(tensor, -2) for tensor in (q, k, v))
-        return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, self.autotune)
+        how = self.autotune, self.is_deterministic()
+        return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *how)
+
+    def is_deterministic(self) -> bool | None:
+        """As was asked, of `fs.compile` or else of torch; None where nobody did."""
+        if self.deterministic is None and torch.are_deterministic_algorithms_enabled():
+            return True
+        return self.deterministic
 
     def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]:
         """Output and lse of a call, at the places where its inputs came from."""

@@ -137,7 +137,8 @@ class CompiledAttention(Attending):
         check_qkv(q, k, v)
         build = next((each.build for each in (*self.backends, *BACKENDS) if each.build), None)
         assert build is not None
-        report = build(Call(lowered, lowered.score, bound, q, k, v, True), target, backward)
+        call = Call(lowered, lowered.score, bound, q, k, v, True, deterministic=self.is_deterministic())
+        report = build(call, target, backward)
         if folder is not None:
             report.write(folder)
         return report

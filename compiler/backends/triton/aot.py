@@ -66,20 +66,23 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
     if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward):
         sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
     score, *_ = softmax_scores(weight, call.score)  # a weight with a sign has another like it
-    launch = replace(launch_of(replace(call, score=score), sink, target), start=start)
+    call = replace(call, score=score)
+    launch = replace(launch_of(call, sink, target), start=start)
     if decodes(call):
         run_decode(launch, call.q, call.k, call.v)
     else:
-        run_all(launch, call.q, call.k, call.v, backward)
+        run_all(launch, call, backward)
     source = Path(launch.functions.file).read_text("utf-8")
     return AotReport(call.lowered.attention.label, target, tuple(kernels), source)
 
 
-def run_all(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool) -> None:
+def run_all(launch: Launch, call: Call, backward: bool) -> None:
     """Every kernel of a training step, or of its forward pass."""
+    q, k, v = call.q, call.k, call.v
     out, lse = run_forward(launch, q, k, v)
     if backward:
-        run_backward(launch, q, k, v, out, lse, torch.empty_like(out), None, {})
+        read = {} if call.deterministic else {name: call.bound.tensors[name].to("meta") for name in call.trained}
+        run_backward(launch, q, k, v, out, lse, torch.empty_like(out), None, read)
 
 
 def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, str]:

@@ -66,7 +66,15 @@ BACKWARD_KV: dict[str, dict[int, Config]] = {
 """As `BACKWARD_Q`. At 256 channels of an sm_90 the sums of 64 keys and their values would fill all registers of four
 warps, and eight would do products twice; 32 keys take the older products of a warp."""
 
-TABLES = {"forward": FORWARD, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
+BACKWARD_FUSED = BACKWARD_KV
+TABLES = {
+    "forward": FORWARD,
+    "backward_q": BACKWARD_Q,
+    "backward_kv": BACKWARD_KV,
+    "backward_fused": BACKWARD_FUSED,
+}
+BY_KEYS = frozenset({"backward_kv", "backward_fused"})
+"""The kernels in which a program has a tile of keys; in others one of queries."""
 
 
 ROWS_OF_A_WARP = 16
@@ -86,7 +94,7 @@ def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tens
     block_m, block_n = divisor(grid.block_q, chosen.block_m), divisor(grid.block_kv, chosen.block_n)
     if q.dtype == torch.float32:
         return chosen._replace(block_m=block_m, block_n=block_n)  # where threads multiply, rows need not be so many
-    own, whole = (block_n, chosen.block_n) if kernel == "backward_kv" else (block_m, chosen.block_m)
+    own, whole = (block_n, chosen.block_n) if kernel in BY_KEYS else (block_m, chosen.block_m)
     warps = chosen.warps if own == whole else min(chosen.warps, most_warps(own))
     limit = chosen.max_registers if warps == chosen.warps else None  # fewer warps have room as they are
     return Config(block_m, block_n, warps, chosen.stages, limit)

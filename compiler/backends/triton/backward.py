@@ -72,6 +72,17 @@ def deltas(
 
 
 @triton.jit
+def turned_product(ds, k_tile, precision: tl.constexpr):
+    """ds.T @ k, float32. Of fewer than 64 queries, which four warps multiply at once, its transpose is computed."""
+    none = tl.zeros([ds.shape[1], k_tile.shape[1]], tl.float32)
+    if ds.shape[1] < 64:
+        turned = tl.trans(product(tl.trans(k_tile), ds, tl.trans(none), precision))
+    else:
+        turned = product(tl.trans(ds), k_tile, none, precision)
+    return turned
+
+
+@triton.jit
 def slopes(
     s, dp, scale, shift, delta, keep, b, h, q, kv, values, sums, score: tl.constexpr, dscore: tl.constexpr,
     gather: tl.constexpr,
@@ -147,13 +158,12 @@ def backward_q(
     acc = tl.zeros(q_tile.shape, tl.float32)
     for PARTIAL in tl.static_range(2):
         blocks = kinds[PARTIAL]
-        STEP: tl.constexpr = 1 if len(blocks) == 2 else TILE[1]
         if PARTIAL:
             ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
         first_run, last_run = runs_of(blocks, row)
         for run in range(first_run, last_run):
             begin, stop, number = run_at(blocks, row, run, BLOCK[1])
-            for at in range(begin, stop, STEP):
+            for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[1]):
                 start, number = tile_in(blocks, at, number, TILE[1])
                 k_tile = tile_at(k, b, h // group, start, n, d, kv_len, SIZE[0], PARTIAL)
                 v_tile = tile_at(v, b, h // group, start, n, e, kv_len, SIZE[1], PARTIAL)
@@ -191,7 +201,6 @@ def over_column(
     dv_acc = tl.zeros(v_tile.shape, tl.float32)
     for PARTIAL in tl.static_range(2):
         blocks = kinds[PARTIAL]
-        STEP: tl.constexpr = 1 if len(blocks) == 2 else TILE[0]
         for member in range(group):
             h = kv_h * group + member
             row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * kv_blocks + tile // (BLOCK[1] // TILE[1])
@@ -200,7 +209,7 @@ def over_column(
             first_run, last_run = runs_of(blocks, row)
             for run in range(first_run, last_run):
                 begin, stop, number = run_at(blocks, row, run, BLOCK[0])
-                for at in range(begin, stop, STEP):
+                for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[0]):
                     start, number = tile_in(blocks, at, number, TILE[0])
                     q_tile = tile_at(q, b, h, start, m, d, q_len, SIZE[0], PARTIAL)
                     do_tile = tile_at(dout, b, h, start, m, e, q_len, SIZE[1], PARTIAL)
@@ -216,7 +225,7 @@ def over_column(
                     dv_acc = product(p.to(do_tile.dtype), do_tile, dv_acc, PRECISION)
                     dk_acc = product(ds.to(q_tile.dtype), q_tile, dk_acc, PRECISION)
                     if dq is not None:
-                        share = product(tl.trans(ds.to(k_tile.dtype)), k_tile, tl.zeros(q_tile.shape, tl.float32), PRECISION)
+                        share = turned_product(ds.to(k_tile.dtype), k_tile, PRECISION)
                         add_at(dq, share, b, h, start, m, d, q_len, SIZE[0], PARTIAL)
     store_at(dk, dk_acc * scale, b, kv_h, first, n, d, kv_len, SIZE[0])
     store_at(dv, dv_acc, b, kv_h, first, n, e, kv_len, SIZE[1])

@@ -39,8 +39,8 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     autotune: time the tiles of each Triton kernel at its first call and keep the best in the cache folder.
     deterministic: True: gradients are the same bits at each call, those of tensors that scores read too, which Triton
         then leaves to slower torch operations. False: Triton may take its one-pass backward, whose sums have no fixed
-        order. None: True under `torch.use_deterministic_algorithms`; else only the gradients of tensors that scores
-        read may differ in their last bits.
+        order, where that is expected to be faster. None: True under `torch.use_deterministic_algorithms`; else only the
+        gradients of tensors that scores read may differ in their last bits, and no others.
 
     Raises FS023 (no spec), FS030 (block size), FS033 (order), FS041 (backend), FS042 (nothing to tune).
 
@@ -50,6 +50,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     [1.0, 0.0, 0.0]
     """
     chosen(backend)
-    attending: Any = partial(CompiledAttention, backend=backend, exact=exact, autotune=autotune, deterministic=deterministic)
+    how: dict[str, Any] = {"exact": exact, "autotune": autotune, "deterministic": deterministic}
+    attending: Any = partial(CompiledAttention, backend=backend, **how)
     planned: Any = partial(PlannedAttention, make=attending) if AUTO in (order, block_size) else attending
     return planned(as_attention(spec), order, block_size)

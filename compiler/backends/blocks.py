@@ -171,7 +171,7 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
 
 
 class Statistics(NamedTuple):
-    """Of each query, [batch, heads, q_len, 1] in the working dtype: the lse, inf where it keeps nothing, so that all its
+    """Of each query, [batch, heads, q_len, 1] in the working dtype: the lse, inf where it keeps nothing, so that its
     weights are 0, and the sum of do * out less the gradient of the lse.
     """
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..base import Call
 from ..blocks import score_gradients
 from .backward import backward_fused, backward_kv, backward_q, deltas
-from .configs import Config
+from .configs import Config, has_fused
 from .functions import functions
 from .gradients import Gradients, gradient_functions
 from .launch import Launch, described, launch_of, located, near, padded, run_forward
@@ -98,10 +98,10 @@ def run_backward(
     of_rows, score = launch.functions.mask, launch.functions.score
     mask, values = launch.columns
     of_columns = functions(mask, None, launch.wide, launch.label, side="q").mask
-    if launch.deterministic is False:
+    if launch.deterministic is False and has_fused(launch.arch, q, v):
         dq = torch.empty(q.shape, dtype=torch.float32, device=q.device)
-        columns = (of_columns, score, *of_score)
-        _launch(launch, Pass(backward_fused, "kv", (q, k, v, dout, dk, dv, dq), stats, values, columns, (sums,)))
+        whole = (of_columns, score, *of_score)
+        _launch(launch, Pass(backward_fused, "kv", (q, k, v, dout, dk, dv, dq), stats, values, whole, (sums,)))
         dq = dq.mul_(launch.scale).to(q.dtype)
     else:
         dq = torch.empty_like(q)

@@ -103,11 +103,7 @@ def slopes(
 @triton.jit
 def runs_of(blocks, row):
     """The first run of a row and the one past its last. A list is one run."""
-    if len(blocks) == 2:
-        runs = (0, 1)
-    else:
-        runs = (tl.load(blocks[0] + row), tl.load(blocks[0] + row + 1))
-    return runs
+    return (0, 1) if len(blocks) == 2 else (tl.load(blocks[0] + row), tl.load(blocks[0] + row + 1))
 
 
 @triton.jit
@@ -126,11 +122,7 @@ def tile_in(blocks, at, number, TILE: tl.constexpr):
     """The first token of a tile in a run, and the number of the next in a list: loaded a pass before the tokens that it
     leads to, whose asynchronous loads would wait for it.
     """
-    if len(blocks) == 2:
-        found = (number * TILE, tl.load(blocks[1] + at + 1))
-    else:
-        found = (at, number)
-    return found
+    return (number * TILE, tl.load(blocks[1] + at + 1)) if len(blocks) == 2 else (at, number)
 
 
 @triton.jit

@@ -90,9 +90,7 @@ def launch_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = N
     heads, kv_heads = call.q.shape[1], call.k.shape[1 if call.page_table is None else 2]
     large = any(tensor.numel() >= 2**31 for tensor in tensors.values())  # where an element lies is an integer too
     how = call.autotune, call.deterministic
-    launch = lowered.derive(
-        _launch, call.score, device, heads, heads // kv_heads, call.q.shape[3], large, arch, *how
-    )
+    launch = lowered.derive(_launch, call.score, device, heads, heads // kv_heads, call.q.shape[3], large, arch, *how)
     own: dict[str, Any] = {}
     if launch.scored is not None and inputs_of(launch.scored):
         values = {**lowered.values, **tensors}

@@ -19,8 +19,10 @@ Arrays = tuple[torch.Tensor, ...]
 KEYS_PER_FILL = 8 * 128
 """A run fills the pipeline of loads anew: 850 to 1350 cycles, in which little is multiplied. A list costs its loop 2 to
 7 percent more instructions, 85 to 370 cycles for a block of 128 x 128. Between 3 and 13 blocks they are even."""
+BACKWARD_PER_FILL = 3 * 128
+"""Keys or queries: of the backward kernels' loops a list costs 0 to 17 percent, up to 500 cycles for such a block."""
 MOST_LISTED_KEYS = 2**31
-"""Of all rows; their tiles are numbers of 32 bits, at most half a gigabyte for tiles of 16 tokens."""
+"""Of all rows; their tiles are numbers of 32 bits, at most half a gigabyte for tiles of 16 keys."""
 
 
 class Rows(NamedTuple):
@@ -52,10 +54,11 @@ def rows_of(block_map: BlockMap, side: str, tiles_per_block: int, listed: int = 
 
 def takes_lists(block_map: BlockMap, kernel: str = "forward") -> bool:
     """Is a kernel faster over lists than over runs? By the exact counts of all (batch, head); kept."""
-    return block_map.derive(_takes_lists, *(("kv", "q") if kernel in BY_KEYS else ("q", "kv")))
+    side, other = ("kv", "q") if kernel in BY_KEYS else ("q", "kv")
+    return block_map.derive(_takes_lists, side, other, KEYS_PER_FILL if kernel == "forward" else BACKWARD_PER_FILL)
 
 
-def _takes_lists(block_map: BlockMap, side: str, other: str) -> bool:
+def _takes_lists(block_map: BlockMap, side: str, other: str, per_fill: int) -> bool:
     """A list saves the fills of all runs in a row and kind but the first."""
     uses = np.bincount(block_map.index.reshape(-1), minlength=len(block_map.maps)).tolist()
     block = getattr(block_map.grid, f"block_{other}")
@@ -66,7 +69,7 @@ def _takes_lists(block_map: BlockMap, side: str, other: str) -> bool:
             listed += size
             tokens += times * size
             fills += times * int(np.count_nonzero(each.row[1:] == each.row[:-1]))
-    return listed < MOST_LISTED_KEYS and tokens < fills * KEYS_PER_FILL
+    return listed < MOST_LISTED_KEYS and tokens < fills * per_fill
 
 
 def _kinds(block_map: BlockMap, side: str) -> list[list[KindRuns]]:

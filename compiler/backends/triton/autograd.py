@@ -46,7 +46,9 @@ class Attend(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         q, k, v = tensors[:3]
         out, lse = run_forward(launch, q, k, v)
-        ctx.call, ctx.launch, ctx.names = call, launch, names
+        saved_below: dict[str, Any] = dict.fromkeys("qkv")  # and dropped where torch checkpoints
+        ctx.call = replace(call, **saved_below)
+        ctx.launch, ctx.names = launch, names
         asked = (*launch.mask_values, *launch.columns[1], *launch.score_values)
         values = [x for x in asked if isinstance(x, Tensor) and not x.is_inference()]
         ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between

@@ -35,12 +35,14 @@ COLUMNS += ("partial", "wait", "least N", "local", "bound", "flaws")
 
 
 def compiled(target: str, dtype: str, head_dim: int, pattern: str) -> list[dict[str, Any]]:
-    """Facts of the kernels of a training step, and of those that decode one query."""
+    """Facts of the kernels of a training step, of its backward in one pass, and of those that decode one query."""
     given: dict[str, Any] = {"dtype": getattr(torch, dtype), "head_dim": head_dim, "heads": HEADS}
     whole = fs.compile(PATTERNS[pattern](), backend="triton").aot(target, **given)
+    fused = fs.compile(PATTERNS[pattern](), backend="triton", deterministic=False).aot(target, **given)
     one = fs.compile(fs.causal(offset=TOKENS - 1), backend="triton")
     few = one.aot(target, **given, kv_heads=KV_HEADS, q_len=1, kv_len=TOKENS)
-    return [kernel.facts() for each in (whole, few) for kernel in each.kernels if kernel.loops]
+    found = [*whole.kernels, *(kernel for kernel in fused.kernels if kernel.name == "backward_fused"), *few.kernels]
+    return [kernel.facts() for kernel in found if kernel.loops]
 
 
 def row(case: str, facts: dict[str, Any]) -> list[str]:

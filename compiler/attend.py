@@ -42,10 +42,11 @@ class Attending:
         autotune: bool = False,
         precision: str | None = None,
         skip: float | None = None,
+        deterministic: bool | None = None,
     ) -> None:
         self.spec, self.block_size, self.exact, self.autotune = spec, block_size, exact, autotune
         self.order = as_order(order)
-        self.backend, self.precision, self.skip = backend, precision, skip
+        self.backend, self.precision, self.skip, self.deterministic = backend, precision, skip, deterministic
         self.backends = chosen(backend, precision)
         check_precision(spec, precision, skip)
         check_tuning(self.backends, autotune)
@@ -65,7 +66,7 @@ class Attending:
         return f"compile({self.spec.label}{order}{options})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        options = self.exact, self.autotune, self.precision, self.skip
+        options = self.exact, self.autotune, self.precision, self.skip, self.deterministic
         return type(self), (self.spec, self.order, self.block_size, self.backend, *options)
 
     @cached_property
@@ -170,8 +171,14 @@ class Attending:
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
             q, k, v = (self.moved(x, inputs, side=side) for x, side in ((q, "q"), (k, "kv"), (v, "kv")))
-        options = self.autotune, self.precision, self.skip
-        return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *options)
+        return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *self.options())
+
+    def options(self) -> tuple[Any, ...]:
+        """The end of a `Call`. Whether gradients are deterministic was asked of `fs.compile`, or of torch, or is None."""
+        deterministic = self.deterministic
+        if deterministic is None and torch.are_deterministic_algorithms_enabled():
+            deterministic = True
+        return self.autotune, self.precision, self.skip, deterministic
 
     def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]:
         """Output and lse of a call, at the places where its inputs came from."""

@@ -27,6 +27,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     autotune: bool = False,
     precision: str | None = None,
     skip: float | None = None,
+    deterministic: bool | None = None,
 ) -> CompiledAttention:
     """Attention with this spec, callable on `q, k, v`; kernels are compiled at the first call.
 
@@ -38,13 +39,9 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     exact: with False block lists are made on the device from bounds, without waiting: documents that change at each
         step cost no synchronisation, and undecided blocks evaluate the mask.
     autotune: time the tiles of each Triton kernel at its first call and keep the best in the cache folder.
-    precision: "int8" or "fp8", without gradients: products of q and k in 8 bits, each query and each 64 keys with a
-        scale, after the mean of the keys is taken out; weights and values in float16 (of "fp8" in e4m3); sums in
-        float32. By Triton on a GPU, and by the reference, which rounds alike. Each call quantises all of q, k and v: it
-        is meant for many queries.
-    skip: with a precision, nats: a kernel may leave out a tile of keys whose scores all lie more than this below the
-        maximum so far of their row. What it leaves out of a row has at most `d = keys * exp(-skip)` of its weight, so
-        the output is off by at most `2 * d * max(abs(v))` and the lse by `-log(1 - d)`.
+    precision: str | None = None,
+    skip: float | None = None,
+    deterministic: bool | None = None,
 
     Raises FS023 (no spec), FS025 (skip), FS030 (block size), FS033 (order), FS041 (backend, precision), FS042 (nothing
     to tune, or a weight without a low precision).
@@ -56,6 +53,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     """
     chosen(backend)
     options: dict[str, Any] = {"exact": exact, "autotune": autotune, "precision": precision, "skip": skip}
+    options["deterministic"] = deterministic
     attending: Any = partial(CompiledAttention, backend=backend, **options)
     planned: Any = partial(PlannedAttention, make=attending) if AUTO in (order, block_size) else attending
     return planned(as_attention(spec), order if order == AUTO else as_order(order), block_size)

@@ -140,8 +140,7 @@ class CompiledAttention(Attending):
         check_qkv(q, k, v)
         build = next((each.build for each in (*self.backends, *BACKENDS) if each.build), None)
         assert build is not None
-        options = self.autotune, self.precision, self.skip
-        report = build(Call(lowered, lowered.score, bound, q, k, v, True, None, *options), target, backward)
+        report = build(Call(lowered, lowered.score, bound, q, k, v, True, None, *self.options()), target, backward)
         if folder is not None:
             report.write(folder)
         return report

@@ -152,7 +152,9 @@ def _backward(
     asked = {names.split(",")[at]: tensors[at] for at in wanted}
     read = {name: call.bound.tensors[name] for name in asked if name in inputs_of(call.score)}
     assert attention.backward is not None
-    gradients = attention.backward(call, out, lse, dout, dlse, read)
+    # torch runs an operator where nothing is recorded; a backend may differentiate a score by autograd
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False), torch.no_grad():
+        gradients = attention.backward(call, out, lse, dout, dlse, read)
     back = [
         attention.moved_back(gradient, inputs, like.shape[2], side=side).contiguous()
         for gradient, like, side in zip(gradients[:3], (q, k, v), ("q", "kv", "kv"), strict=True)

@@ -8,7 +8,7 @@ import re
 import sys
 
 import torch
-from flexspec.compiler.backends.triton import launch
+from flexspec.compiler.backends.triton import autograd, launch
 
 import flexspec as fs
 
@@ -40,9 +40,14 @@ def loops(ttgir: str) -> list[list[str]]:
 
 
 def main(target: str) -> None:
-    rows, chosen = [], []
+    rows, listed = [], {}
     choose = launch.takes_lists
-    launch.takes_lists = lambda block_map: (chosen.append(choose(block_map)), chosen[-1])[1]
+
+    def takes_lists(block_map, kernel="forward"):
+        listed[kernel] = choose(block_map, kernel)
+        return listed[kernel]
+
+    launch.takes_lists = autograd.takes_lists = takes_lists
     for name, (pattern, order) in PATTERNS.items():
         for head_dim in HEAD_DIMS:
             report = fs.compile(pattern, order=order).aot(target, head_dim=head_dim)
@@ -50,7 +55,7 @@ def main(target: str) -> None:
                 {
                     "pattern": name,
                     "head_dim": head_dim,
-                    "lists": each.name == "forward" and chosen[-1],
+                    "lists": listed.get(each.name, False),
                     "operations": loops(str(each.files["ttgir"])),
                     **each.facts(),
                 }

@@ -17,7 +17,9 @@ def main():
     ids = (torch.arange(KV_LEN, device=DEVICE) // 90)[None].expand(2, -1)
     spec = fs.Attention(fs.sink_window(sink=3, window=50) & fs.document(ids), [fs.relative_bias(table)])
     q, k, v = tensors((2, 4, Q_LEN, 40), (2, 2, KV_LEN, 40), (2, 2, KV_LEN, 72))
-    fs.compile(spec, backend="triton", block_size=32)(q, k, v).square().sum().backward()
+    for deterministic in (None, True, False):
+        attend = fs.compile(spec, backend="triton", block_size=32, deterministic=deterministic)
+        attend(q, k, v).square().sum().backward()
     sunk = fs.Attention(fs.causal(KV_LEN - 3), weight=fs.sink_logit(torch.zeros(4, device=DEVICE)))
     attend = fs.compile(sunk, backend="triton", block_size=32)
     with torch.no_grad():

@@ -239,6 +239,20 @@ def test_inside_torch_compile_there_is_no_graph_break():
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
+def test_scores_are_differentiated_inside_torch_compile():
+    """By autograd, inside an operator."""
+    found = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)):
+        tensors, slopes = [x.requires_grad_() for x in qkv()], torch.ones(2, dtype=torch.float64, requires_grad=True)
+        spec = fs.Attention(fs.causal(), [fs.alibi(slopes), fs.softcap(2.0)])
+        attend = fs.compile(spec, backend="blocks", block_size=32)
+        wrap(lambda *x, attend=attend: attend(*x))(*tensors).square().sum().backward()
+        found.append([x.grad for x in (*tensors, slopes)])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().sum() > 0
+        torch.testing.assert_close(one, other)
+
+
 def test_a_call_under_inference_mode_serves_training_later():
     attend = fs.compile(fs.Attention(fs.causal(), [fs.alibi()]), backend="blocks", block_size=32)
     with torch.inference_mode():

@@ -10,7 +10,7 @@ import torch
 
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Expr
+from flexspec.expr import Expr, inputs_of
 from flexspec.inputs import Bound, Sizes
 from flexspec.user_line import user_caret
 
@@ -34,7 +34,8 @@ class Call:
     lowered: what all calls with these sizes and values of the mask share. score: the scores that the softmax takes;
     `lowered.score`, or what a weight makes of it. bound: this call's own values, with their gradients.
     q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or [pages, page_size, kv_heads,
-    head_dim] with a `page_table` [batch, pages of a sequence].
+    head_dim] with a `page_table` [batch, pages of a sequence]. deterministic: gradients are the same bits at each call;
+    False: they need not be; None: nobody said.
     """
 
     lowered: Lowered
@@ -50,6 +51,7 @@ class Call:
     """"int8" or "fp8": q, k and v are rounded as `quantised` has it."""
     skip: float | None = None
     """Nats: tiles of keys whose scores lie so far below the maximum of each of their rows may be left out."""
+    deterministic: bool | None = None
 
     def unpaged(self) -> Call:
         """The same call with keys and values copied out of their pages, if they are in pages."""
@@ -64,6 +66,11 @@ class Call:
             return False
         tensors = (self.q, self.k, self.v, *self.bound.tensors.values())
         return any(tensor.requires_grad for tensor in tensors)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The tensors that the scores read and that want a gradient."""
+        return tuple(name for name in inputs_of(self.score) if self.bound.tensors[name].requires_grad)
 
 
 class BackendFailed(Exception):

@@ -8,8 +8,9 @@ at a time: memory grows with the lengths, never with the pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,10 +29,9 @@ def run(call: Call) -> Result:
 
 
 def _softmax(call: Call) -> Result:
-    names = tuple(name for name in inputs_of(call.score) if call.bound.tensors[name].requires_grad)
     if call.wants_gradients:
-        read = [call.bound.tensors[name] for name in names]
-        out, lse = Attend.apply(call, names, call.q, call.k, call.v, *read)
+        read = [call.bound.tensors[name] for name in call.trained]
+        out, lse = Attend.apply(call, call.trained, call.q, call.k, call.v, *read)
     else:
         out, lse = forward(call)
     return out, lse if call.return_lse else None
@@ -170,70 +170,140 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     return out, lse.squeeze(-1)
 
 
+class Statistics(NamedTuple):
+    """Of each query, [batch, heads, q_len, 1] in the working dtype: the lse, inf where it keeps nothing, so that its
+    weights are 0, and the sum of do * out less the gradient of the lse.
+    """
+
+    shift: Tensor
+    delta: Tensor
+
+
+def _statistics(call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None) -> Statistics:
+    work = accurate(call.q.dtype)
+    delta = torch.linalg.vecdot(out.to(work), dout.to(work)).unsqueeze(-1)
+    if dlse is not None:
+        delta -= dlse.unsqueeze(-1)
+    some = (lse > -torch.inf).unsqueeze(-1)
+    return Statistics(torch.where(some, lse.unsqueeze(-1), torch.inf), torch.where(some, delta, 0.0))
+
+
+class Sums:
+    """The gradients of the tensors that the scores read, added up batch by batch."""
+
+    def __init__(self, call: Call, read: Mapping[str, Tensor]) -> None:
+        work, device = accurate(call.q.dtype), call.q.device
+        self.read, self.deterministic = read, call.deterministic
+        self.leaves = {name: _leaf(tensor, work, device) for name, tensor in read.items()}
+        self.tensors = {**_score_tensors(call), **self.leaves}
+        self.sums = [torch.zeros_like(tensor) for tensor in self.leaves.values()]
+
+    def add(self, score: Tensor, logits: Tensor, dscores: Tensor) -> Tensor:
+        """Add one tile's share; the gradient of its logits."""
+        if not score.requires_grad:
+            return torch.zeros_like(dscores)  # scores that are constants
+        wanted = [logits, *self.leaves.values()]
+        with fixed_order(self.deterministic):
+            dlogits, *found = torch.autograd.grad(score, wanted, dscores, allow_unused=True, materialize_grads=True)
+        for total, gradient in zip(self.sums, found, strict=True):
+            total += gradient
+        return dlogits
+
+    def found(self) -> list[Tensor]:
+        return [total.to(tensor.dtype) for total, tensor in zip(self.sums, self.read.values(), strict=True)]
+
+
+@contextmanager
+def fixed_order(asked: bool | None) -> Iterator[None]:
+    """Inside, torch adds up what is scattered in one order, if asked to."""
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error" if asked else before)
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
 def backward(
     call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None, read: Mapping[str, Tensor]
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, of a call without a weight."""
     work = accurate(call.q.dtype)
     q, k, v = (tensor.detach() for tensor in (call.q, call.k, call.v))
-    delta = torch.linalg.vecdot(out.to(work), dout.to(work)).unsqueeze(-1)
-    if dlse is not None:
-        delta -= dlse.unsqueeze(-1)
-    shift = torch.where(lse > -torch.inf, lse, torch.inf).unsqueeze(-1)  # exp(score - inf) is 0
+    stats, sums = _statistics(call, out, lse, dout, dlse), Sums(call, read)
     dq, dk, dv = torch.zeros_like(q), *(torch.zeros_like(x, dtype=work) for x in (k, v))
     dq, dk, dv = (x.contiguous() for x in (dq, dk, dv))
-    trained = {name: _leaf(tensor, work, q.device) for name, tensor in read.items()}
-    tensors = {**_score_tensors(call), **trained}
-    sums = [torch.zeros_like(tensor) for tensor in trained.values()]
     with torch.no_grad():
         for part in _parts(call):
-            of_queries = [_by_group(x, part)[part.heads] for x in (q, dq, dout, shift, delta)]
+            dq_part, *of_queries = (_by_group(x, part)[part.heads] for x in (dq, q, dout, *stats))
             of_keys = [x.reshape(-1, *x.shape[2:])[part.kv_heads] for x in (k, v)]
             totals = [_target(x.view(-1, *x.shape[2:]), part.kv_heads) for x in (dk, dv)]
             for tile in _tiles(call, part):
-                _backward_tile(tile, of_queries, of_keys, totals, tensors, list(trained.values()), sums)
-            _put(_by_group(dq, part), part.heads, of_queries[1])
-            for whole, total in zip((dk, dv), totals, strict=True):
-                if isinstance(part.kv_heads, Tensor):
-                    whole.view(-1, *whole.shape[2:]).index_add_(0, part.kv_heads, total)
-    return [dq, dk.to(k.dtype), dv.to(v.dtype), *(x.to(read[name].dtype) for name, x in zip(read, sums, strict=True))]
+                _backward_tile(tile, dq_part, of_queries, of_keys, totals, sums)
+            _put(_by_group(dq, part), part.heads, dq_part)
+            with fixed_order(call.deterministic):
+                for whole, total in zip((dk, dv), totals, strict=True):
+                    if isinstance(part.kv_heads, Tensor):
+                        whole.view(-1, *whole.shape[2:]).index_add_(0, part.kv_heads, total)
+    return [dq, dk.to(k.dtype), dv.to(v.dtype), *sums.found()]
 
 
 def _backward_tile(
     tile: Tile,
+    dq: Tensor,
     of_queries: Sequence[Tensor],
     of_keys: Sequence[Tensor],
     totals: Sequence[Tensor],
-    tensors: Mapping[str, Tensor],
-    trained: list[Tensor],
-    sums: list[Tensor],
+    sums: Sums,
 ) -> None:
-    """Add one tile's share of all gradients; of_queries: q, dq, dout, shift, delta; of_keys: k, v."""
-    q, dq, dout, shift, delta = of_queries
-    scale = _scale(tile.call)
-    queries, douts, keys = tile.of_queries(q) * scale, tile.of_queries(dout), tile.of_keys(of_keys[0])
+    """Add one tile's share of all gradients; totals: of k and v."""
+    slopes = _slopes(tile, of_queries, of_keys, sums)
+    tile.add_to_keys(totals[1], slopes.weights, slopes.douts)
+    tile.add_to_keys(totals[0], slopes.dlogits, slopes.queries)
+    tile.to_queries(dq, torch.bmm(slopes.dlogits, slopes.keys).mul_(_scale(tile.call)))
+
+
+def score_gradients(
+    call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None, read: Mapping[str, Tensor]
+) -> list[Tensor]:
+    """What `backward` gives for the tensors `read`, alone."""
+    stats, sums = _statistics(call, out, lse, dout, dlse), Sums(call, read)
+    with torch.no_grad():
+        for part in _parts(call):
+            of_queries = [_by_group(x, part)[part.heads] for x in (call.q.detach(), dout, *stats)]
+            of_keys = [x.detach().reshape(-1, *x.shape[2:])[part.kv_heads] for x in (call.k, call.v)]
+            for tile in _tiles(call, part):
+                _slopes(tile, of_queries, of_keys, sums)
+    return sums.found()
+
+
+class Slopes(NamedTuple):
+    """Of one tile: the scaled queries, do, the keys, the weights, and the gradients of q . k * scale."""
+
+    queries: Tensor
+    douts: Tensor
+    keys: Tensor
+    weights: Tensor
+    dlogits: Tensor
+
+
+def _slopes(tile: Tile, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], sums: Sums) -> Slopes:
+    """of_queries: q, dout, shift, delta; of_keys: k, v. Adds to `sums`."""
+    q, dout, shift, delta = (tile.of_queries(x) for x in of_queries)
+    queries, keys = q * _scale(tile.call), tile.of_keys(of_keys[0])
     logits = torch.bmm(queries, keys.mT)
     plain = tile.call.score is var("score")
     if plain:
         weights = logits
     else:
         with torch.enable_grad():
-            score = tile.scored(logits.requires_grad_(), tensors)
+            score = tile.scored(logits.requires_grad_(), sums.tensors)
         weights = score.detach().clone()
-    weights = weights.sub_(tile.of_queries(shift)).exp_()
+    weights = weights.sub_(shift).exp_()
     tile.drop(weights, 0.0)
-    tile.add_to_keys(totals[1], weights, douts)
-    dscores = torch.bmm(douts, tile.of_keys(of_keys[1]).mT).sub_(tile.of_queries(delta)).mul_(weights)
-    if not plain and score.requires_grad:
-        wanted = [logits, *trained]
-        dlogits, *found = torch.autograd.grad(score, wanted, dscores, allow_unused=True, materialize_grads=True)
-        dscores = dlogits
-        for total, gradient in zip(sums, found, strict=True):
-            total += gradient
-    elif not plain:
-        dscores = torch.zeros_like(dscores)  # scores that are constants
-    tile.add_to_keys(totals[0], dscores, queries)
-    tile.to_queries(dq, torch.bmm(dscores, keys).mul_(scale))
+    dscores = torch.bmm(dout, tile.of_keys(of_keys[1]).mT).sub_(delta).mul_(weights)
+    dlogits = dscores if plain else sums.add(score, logits, dscores)
+    return Slopes(queries, dout, keys, weights, dlogits)
 
 
 def _gathered(tensor: Tensor, spans: list[Span], dim: int) -> Tensor:

@@ -146,7 +146,7 @@ def _gradients_against(call: Call) -> list[str]:
         return reasons
     if needs_lse:
         reasons.append("FLASH has no gradient of the lse, which this call returns or its weight is computed from")
-    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+    if call.deterministic and not torch.is_deterministic_algorithms_warn_only_enabled():
         reasons.append("deterministic algorithms are asked for, and FLASH's backward pass over block lists is not one")
     return reasons
 

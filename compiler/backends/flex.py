@@ -49,6 +49,9 @@ def reasons_against(call: Call) -> list[str]:
             reasons.append("FlexAttention has no backward pass on CPU")
         if not _cpp_compiler():
             reasons.append("torch.compile finds no C++ compiler")
+    elif call.deterministic and call.wants_gradients and call.trained:
+        names = ", ".join(call.trained)
+        reasons.append(f"FlexAttention adds up the gradient of {names}, which a score reads, in no fixed order")
     return reasons
 
 

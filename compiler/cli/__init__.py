@@ -238,6 +238,9 @@ def build(
     order: OrderText = None,
     precision: Annotated[str | None, typer.Option(help="int8 or fp8.")] = None,
     batch: Annotated[int, typer.Option(help="Batch entries.")] = 1,
+    deterministic: Annotated[
+        bool | None, typer.Option("--deterministic/--any-order", help="Must gradients be the same bits at each call?")
+    ] = None,
     values: Values = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="A folder for the kernels.")] = None,
     as_json: Json = False,
@@ -248,7 +251,8 @@ def build(
 
         attention = cli_values.load(pattern)
         size, given_order = cli_values.block_size(block_size), cli_values.order(order, attention)
-        report = fs.compile(attention, order=given_order, block_size=size, precision=precision).aot(
+        options = {"block_size": size, "precision": precision, "deterministic": deterministic}
+        report = fs.compile(attention, order=given_order, **options).aot(
             target,
             dtype=cli_values.dtype(dtype),
             head_dim=head_dim,

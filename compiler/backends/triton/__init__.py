@@ -47,11 +47,11 @@ def backward(
     call: Call, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None, read: Mapping[str, Tensor]
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, of a call without a weight."""
-    from .autograd import run_backward
+    from .autograd import gradients
     from .launch import launch_of
 
     with torch.cuda.device_of(call.q):
-        return run_backward(launch_of(call), call.q, call.k, call.v, out, lse, dout, dlse, dict(read))
+        return gradients(call, launch_of(call), out, lse, dout, dlse, dict(read))
 
 
 def build(call: Call, target: str, backward: bool) -> Any:

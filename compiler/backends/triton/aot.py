@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -65,22 +66,31 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
     if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward or call.precision):
         sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
     score, *_ = softmax_scores(weight, call.score)  # a weight with a sign has another like it
-    launch = replace(launch_of(replace(call, score=score), sink, target), start=start)
+    call = replace(call, score=score)
+    launch = replace(launch_of(call, sink, target), start=start)
     if call.precision is not None:
         run_low_precision(launch, call)
     elif decodes(call):
         run_decode(launch, call.q, call.k, call.v)
     else:
-        run_all(launch, call.q, call.k, call.v, backward)
+        read = () if call.deterministic else call.trained
+        run_all(launch, call.q, call.k, call.v, backward, {name: call.bound.tensors[name].to("meta") for name in read})
     source = Path(launch.functions.file).read_text("utf-8")
     return AotReport(call.lowered.attention.label, target, tuple(kernels), source)
 
 
-def run_all(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, backward: bool) -> None:
-    """Every kernel of a training step, or of its forward pass."""
+def run_all(
+    launch: Launch,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    backward: bool,
+    read: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Every kernel of a training step, or of its forward pass. read: the tensors of the scores that want gradients."""
     out, lse = run_forward(launch, q, k, v)
     if backward:
-        run_backward(launch, q, k, v, out, lse, torch.empty_like(out), None, {})
+        run_backward(launch, q, k, v, out, lse, torch.empty_like(out), None, dict(read or {}))
 
 
 def _compiled(kernel: Any, target: GPUTarget, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, str]:

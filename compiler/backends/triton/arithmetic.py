@@ -104,10 +104,11 @@ def only(x, keep):
 
 
 @triton.jit
-def add_to(at, x, BY_Q: tl.constexpr, BY_KV: tl.constexpr):
-    """Add a tile [M, N] to the places `at`, which differ by queries, by keys, by both or not at all."""
-    if not BY_Q:
+def add_to(at, x):
+    """Add a tile to the places `at`, summed along an axis on which all its pairs have one place."""
+    at = at + tl.zeros([1, 1], tl.int32)
+    if at.shape[0] == 1:
         x = tl.sum(x, 0, keep_dims=True)
-    if not BY_KV:
+    if at.shape[1] == 1:
         x = tl.sum(x, 1, keep_dims=True)
-    tl.atomic_add(tl.broadcast_to(at, x.shape), x, sem="relaxed")  # other programs add to the same places
+    tl.atomic_add(at, x, sem="relaxed")  # other programs add to the same places

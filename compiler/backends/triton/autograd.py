@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,15 +12,14 @@ import torch
 import triton
 from torch import Tensor
 
-from flexspec.expr import inputs_of
-
 from ..base import Call
-from .backward import backward_kv, backward_q, deltas
-from .configs import Config
+from ..blocks import score_gradients
+from .backward import backward_fused, backward_kv, backward_q, deltas
+from .configs import Config, has_fused
 from .functions import functions
 from .gradients import Gradients, gradient_functions
 from .launch import Launch, described, launch_of, located, near, padded, run_forward
-from .rows import rows_of
+from .rows import rows_of, takes_lists
 from .tuning import launched
 
 LEAST = 32
@@ -33,23 +33,21 @@ def differentiable(call: Call, sink: Tensor | None = None) -> tuple[Tensor, Tens
     launch = launch_of(call, sink)
     if not call.wants_gradients:
         return run_forward(launch, call.q, call.k, call.v)
-    names = trained(call)
-    return Attend.apply(launch, names, call.q, call.k, call.v, *(call.bound.tensors[name] for name in names))
-
-
-def trained(call: Call) -> tuple[str, ...]:
-    """The tensors that the scores read and that want a gradient."""
-    tensors = call.bound.tensors
-    return tuple(name for name in inputs_of(call.score) if tensors[name].requires_grad)
+    names = call.trained
+    return Attend.apply(call, launch, names, call.q, call.k, call.v, *(call.bound.tensors[name] for name in names))
 
 
 class Attend(torch.autograd.Function):
     """One call of the kernels, in memory order."""
 
     @staticmethod
-    def forward(ctx: Any, launch: Launch, names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, call: Call, launch: Launch, names: tuple[str, ...], *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         q, k, v = tensors[:3]
         out, lse = run_forward(launch, q, k, v)
+        saved_below: dict[str, Any] = dict.fromkeys("qkv")  # and dropped where torch checkpoints
+        ctx.call = replace(call, **saved_below)
         ctx.launch, ctx.names = launch, names
         asked = (*launch.mask_values, *launch.columns[1], *launch.score_values)
         values = [x for x in asked if isinstance(x, Tensor) and not x.is_inference()]
@@ -63,7 +61,21 @@ class Attend(torch.autograd.Function):
         out, lse, q, k, v, *read = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else dout
         read_by_name = dict(zip(ctx.names, read, strict=False))
-        return None, None, *run_backward(ctx.launch, q, k, v, out, lse, dout, dlse, read_by_name)
+        call = replace(ctx.call, q=q, k=k, v=v)
+        return None, None, None, *gradients(call, ctx.launch, out, lse, dout, dlse, read_by_name)
+
+
+def gradients(
+    call: Call, launch: Launch, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor | None, read: dict[str, Tensor]
+) -> list[Tensor]:
+    """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype.
+
+    The kernels add to the latter by atomic additions, whose order is not fixed; where it has to be, `blocks` makes
+    them, which sums batch by batch.
+    """
+    apart = read if call.deterministic else {}
+    found = run_backward(launch, call.q, call.k, call.v, out, lse, dout, dlse, {} if apart else read)
+    return found + (score_gradients(call, out, lse, dout, dlse, apart) if apart else [])
 
 
 def run_backward(
@@ -79,19 +91,26 @@ def run_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v and of the tensors `read` by the scores, each in its tensor's dtype."""
     q, k, v, dout = near(q, k, v, dout)
-    gradients = Gradients(None, None)
+    of_score = Gradients(None, None)
     if launch.scored is not None:
-        gradients = gradient_functions(launch.scored, tuple(read), launch.wide, launch.label)
-    dq, dk, dv = (torch.empty_like(tensor) for tensor in (q, k, v))
+        of_score = gradient_functions(launch.scored, tuple(read), launch.wide, launch.label)
+    dk, dv = torch.empty_like(k), torch.empty_like(v)
     sums = tuple(torch.empty(tensor.shape, dtype=torch.float32, device=q.device) for tensor in read.values())
     stats = _stats(launch, out, lse, dout, dlse)
     of_rows, score = launch.functions.mask, launch.functions.score
     mask, values = launch.columns
     of_columns = functions(mask, None, launch.wide, launch.label, side="q").mask
-    rows = Pass(backward_q, "q", (q, k, v, dout, dq), stats, launch.mask_values, (of_rows, score, *gradients), (sums,))
-    _launch(launch, rows)
-    columns = (of_columns, score, gradients.dscore)
-    _launch(launch, Pass(backward_kv, "kv", (q, k, v, dout, dk, dv), stats, values, columns))
+    if launch.deterministic is False and has_fused(launch.arch, q, v):
+        dq = torch.empty(q.shape, dtype=torch.float32, device=q.device)
+        whole = (of_columns, score, *of_score)
+        _launch(launch, Pass(backward_fused, "kv", (q, k, v, dout, dk, dv, dq), stats, values, whole, (sums,)))
+        dq = dq.mul_(launch.scale).to(q.dtype)
+    else:
+        dq = torch.empty_like(q)
+        rows = (of_rows, score, *of_score)
+        _launch(launch, Pass(backward_q, "q", (q, k, v, dout, dq), stats, launch.mask_values, rows, (sums,)))
+        columns = (of_columns, score, of_score.dscore)
+        _launch(launch, Pass(backward_kv, "kv", (q, k, v, dout, dk, dv), stats, values, columns))
     return [dq, dk, dv, *(total.to(tensor) for total, tensor in zip(sums, read.values(), strict=True))]
 
 
@@ -144,8 +163,9 @@ def _start(launch: Launch, own: Pass, chosen: Config) -> None:
     q, _, v = own.tensors[:3]
     grid, axis = launch.block_map.grid, ("q", "kv").index(own.side)
     block, tile = (grid.block_q, grid.block_kv), (chosen.block_m, chosen.block_n)
-    rows = rows_of(launch.block_map, own.side, block[axis] // tile[axis])
-    for total in itertools.chain(*own.sums):
+    listed = block[1 - axis] // tile[1 - axis] if takes_lists(launch.block_map, own.kernel.fn.__name__) else 0
+    rows = rows_of(launch.block_map, own.side, block[axis] // tile[axis], listed)
+    for total in itertools.chain(own.tensors[6:], *own.sums):
         total.zero_()  # a kernel that is timed adds to it more than once
     launch.start(
         own.kernel,

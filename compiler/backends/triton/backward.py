@@ -1,9 +1,12 @@
 """The backward kernels. `backward_q`: a tile of queries against the keys that its row keeps. `backward_kv`: a tile of
-keys against the queries that its column keeps, for each query head of the group.
+keys against the queries that its column keeps, for each query head of the group. `backward_fused`: the latter, which
+adds its share of the queries' gradients to memory, so that it is all: five products for a pair of tiles instead of
+seven, in an order that no call repeats.
 
-Both compute the weights p again, from the scores and the lse of the forward pass. With do, dlse the gradients of output
+All compute the weights p again, from the scores and the lse of the forward pass. With do, dlse the gradients of output
 and lse: delta = rowsum(do * out) - dlse, ds = p * (do @ v.T - delta), and before a score function its derivative times
-that. `deltas` runs first. Full runs need no mask here either.
+that. `deltas` runs first. Full blocks need no mask here either; blocks come as runs or as lists of tiles, as in
+`forward`.
 """
 
 import triton
@@ -28,6 +31,15 @@ def store_at(tensor, x, b, h, first, tokens, channels, length, SIZE: tl.constexp
     there = (first + tokens < length)[:, None] & (channels < SIZE)[None, :]
     at = tile_of(place(tensor, b, h), tensor, first, tokens, channels)
     tl.store(at, x.to(tensor[0].dtype.element_ty), mask=there)
+
+
+@triton.jit
+def add_at(tensor, x, b, h, first, tokens, channels, length, SIZE: tl.constexpr, PARTIAL: tl.constexpr):
+    """Add a tile to a float32 tensor, as other programs do. Where PARTIAL it may pass the end."""
+    there = (channels < SIZE)[None, :]
+    if PARTIAL:
+        there = there & (first + tokens < length)[:, None]
+    tl.atomic_add(tile_of(place(tensor, b, h), tensor, first, tokens, channels), x, mask=there, sem="relaxed")
 
 
 @triton.jit
@@ -60,6 +72,17 @@ def deltas(
 
 
 @triton.jit
+def turned_product(ds, k_tile, precision: tl.constexpr):
+    """ds.T @ k, float32. Of fewer than 64 queries, which four warps multiply at once, its transpose is computed."""
+    none = tl.zeros([ds.shape[1], k_tile.shape[1]], tl.float32)
+    if ds.shape[1] < 64:
+        turned = tl.trans(product(tl.trans(k_tile), ds, tl.trans(none), precision))
+    else:
+        turned = product(tl.trans(ds), k_tile, none, precision)
+    return turned
+
+
+@triton.jit
 def slopes(
     s, dp, scale, shift, delta, keep, b, h, q, kv, values, sums, score: tl.constexpr, dscore: tl.constexpr,
     gather: tl.constexpr,
@@ -78,12 +101,37 @@ def slopes(
 
 
 @triton.jit
+def runs_of(blocks, row):
+    """The first run of a row and the one past its last. A list is one run."""
+    return (0, 1) if len(blocks) == 2 else (tl.load(blocks[0] + row), tl.load(blocks[0] + row + 1))
+
+
+@triton.jit
+def run_at(blocks, row, run, BLOCK: tl.constexpr):
+    """Where a run begins and stops: at tokens, or a list at its entries. And a list's first number."""
+    if len(blocks) == 2:
+        begin = tl.load(blocks[0] + row)
+        found = (begin, tl.load(blocks[0] + row + 1), tl.load(blocks[1] + begin))
+    else:
+        found = (tl.load(blocks[1] + run) * BLOCK, tl.load(blocks[2] + run) * BLOCK, 0)
+    return found
+
+
+@triton.jit
+def tile_in(blocks, at, number, TILE: tl.constexpr):
+    """The first token of a tile in a run, and the number of the next in a list: loaded a pass before the tokens that it
+    leads to, whose asynchronous loads would wait for it.
+    """
+    return (number * TILE, tl.load(blocks[1] + at + 1)) if len(blocks) == 2 else (at, number)
+
+
+@triton.jit
 def backward_q(
-    q, k, v, dout, dq, shift, delta, rows, runs, sizes, scale, mask_values, score_values, sums, mask,
+    q, k, v, dout, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
     score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
     SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """As `forward`; runs: (full, partial), sums: float32 tensors that take the gradients of those that scores read.
+    """As `forward`; kinds: (full, partial), sums: float32 tensors that take the gradients of those that scores read.
     BLOCK, TILE: of queries and keys. SIZE, PAD: channels of q, k and of v, and the powers of two that hold them.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
@@ -101,11 +149,14 @@ def backward_q(
     none = tl.zeros(TILE, tl.float32)
     acc = tl.zeros(q_tile.shape, tl.float32)
     for PARTIAL in tl.static_range(2):
-        run_of, begins, stops = runs[PARTIAL]
+        blocks = kinds[PARTIAL]
         if PARTIAL:
             ends = ends_of(b, h, q_idx, mask_values, mask, q_len, kv_len)
-        for run in range(tl.load(run_of + row), tl.load(run_of + row + 1)):
-            for start in range(tl.load(begins + run) * BLOCK[1], tl.load(stops + run) * BLOCK[1], TILE[1]):
+        first_run, last_run = runs_of(blocks, row)
+        for run in range(first_run, last_run):
+            begin, stop, number = run_at(blocks, row, run, BLOCK[1])
+            for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[1]):
+                start, number = tile_in(blocks, at, number, TILE[1])
                 k_tile = tile_at(k, b, h // group, start, n, d, kv_len, SIZE[0], PARTIAL)
                 v_tile = tile_at(v, b, h // group, start, n, e, kv_len, SIZE[1], PARTIAL)
                 s = product(q_tile, tl.trans(k_tile), none, PRECISION)
@@ -113,20 +164,20 @@ def backward_q(
                 keep, kv_idx = None, (start + n)[None, :]
                 if PARTIAL:
                     keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
-                at = (b, h, q_idx, kv_idx, score_values, sums)
-                _, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *at, score, dscore, gather)
+                places = (b, h, q_idx, kv_idx, score_values, sums)
+                _, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *places, score, dscore, gather)
                 acc = product(ds.to(k_tile.dtype), k_tile, acc, PRECISION)
     store_at(dq, acc * scale, b, h, first, m, d, q_len, SIZE[0])
 
 
 @triton.jit
-def backward_kv(
-    q, k, v, dout, dk, dv, shift, delta, rows, runs, sizes, scale, mask_values, score_values, mask, score: tl.constexpr,
-    dscore: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr, PAD: tl.constexpr,
-    PRECISION: tl.constexpr,
+def over_column(
+    q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
+    score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """As `backward_q`; rows, runs and the ends of the mask are those of the columns, sizes end with the number of their
-    blocks.
+    """As `backward_q`; rows, kinds and the ends of the mask are those of the columns, sizes end with the number of
+    their blocks. dq: float32, takes the gradients of q over the scale; None where another kernel makes them.
     """
     heads, group, q_len, kv_len, kv_blocks = sizes
     turn, b, kv_h = program(rows[4], heads // group)
@@ -141,14 +192,17 @@ def backward_kv(
     dk_acc = tl.zeros(k_tile.shape, tl.float32)
     dv_acc = tl.zeros(v_tile.shape, tl.float32)
     for PARTIAL in tl.static_range(2):
-        run_of, begins, stops = runs[PARTIAL]
+        blocks = kinds[PARTIAL]
         for member in range(group):
             h = kv_h * group + member
             row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * kv_blocks + tile // (BLOCK[1] // TILE[1])
             if PARTIAL:
                 ends = ends_of(b, h, kv_idx, mask_values, mask, kv_len, q_len)
-            for run in range(tl.load(run_of + row), tl.load(run_of + row + 1)):
-                for start in range(tl.load(begins + run) * BLOCK[0], tl.load(stops + run) * BLOCK[0], TILE[0]):
+            first_run, last_run = runs_of(blocks, row)
+            for run in range(first_run, last_run):
+                begin, stop, number = run_at(blocks, row, run, BLOCK[0])
+                for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[0]):
+                    start, number = tile_in(blocks, at, number, TILE[0])
                     q_tile = tile_at(q, b, h, start, m, d, q_len, SIZE[0], PARTIAL)
                     do_tile = tile_at(dout, b, h, start, m, e, q_len, SIZE[1], PARTIAL)
                     shift_m = per_query(shift, b, h, start, m, heads, q_len)[None, :]
@@ -158,9 +212,38 @@ def backward_kv(
                     keep, q_idx = None, (start + m)[None, :]
                     if PARTIAL:
                         keep = kept(ends, start, m[None, :], b, h, q_idx, kv_idx, mask_values, mask)
-                    at = (b, h, q_idx, kv_idx, score_values, ())
-                    p, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *at, score, dscore, None)
+                    places = (b, h, q_idx, kv_idx, score_values, sums)
+                    p, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *places, score, dscore, gather)
                     dv_acc = product(p.to(do_tile.dtype), do_tile, dv_acc, PRECISION)
                     dk_acc = product(ds.to(q_tile.dtype), q_tile, dk_acc, PRECISION)
+                    if dq is not None:
+                        share = turned_product(ds.to(k_tile.dtype), k_tile, PRECISION)
+                        add_at(dq, share, b, h, start, m, d, q_len, SIZE[0], PARTIAL)
     store_at(dk, dk_acc * scale, b, kv_h, first, n, d, kv_len, SIZE[0])
     store_at(dv, dv_acc, b, kv_h, first, n, e, kv_len, SIZE[1])
+
+
+@triton.jit
+def backward_kv(
+    q, k, v, dout, dk, dv, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, mask,
+    score: tl.constexpr, dscore: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr,
+    PAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The gradients of k and v."""
+    over_column(
+        q, k, v, dout, dk, dv, None, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, (), mask,
+        score, dscore, None, BLOCK, TILE, SIZE, PAD, PRECISION,
+    )  # fmt: skip
+
+
+@triton.jit
+def backward_fused(
+    q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
+    score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
+    SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """All gradients; dq and sums are 0 before."""
+    over_column(
+        q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
+        score, dscore, gather, BLOCK, TILE, SIZE, PAD, PRECISION,
+    )  # fmt: skip

@@ -69,6 +69,7 @@ A GPU without a row takes "sm_86", which needs at most 99 KB of shared memory. N
 
 BACKWARD_Q: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 4), 128: C(128, 64, 8, 3), 256: C(32, 32, 4, 3)},
+    "sm_80, lists": {128: C(64, 64, 4, 3)},
     "sm_86": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 3), 128: C(128, 32, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
     "sm_100": {64: C(128, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 16, 8, 3)},
@@ -76,10 +77,12 @@ BACKWARD_Q: dict[str, dict[int, Config]] = {
     "float32": {32: C(64, 32, 8, 3), 64: C(32, 32, 4, 3), 128: C(32, 16, 8, 3), 256: C(16, 16, 8, 3)},
 }
 """As `FORWARD`. Four warps of an sm_90 multiply 64 rows at once, a warp of an older GPU 16: rows of queries here, of
-keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products."""
+keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products. "lists": over lists of tiles, whose
+loops hold other values, where another tile is better."""
 
 BACKWARD_KV: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 4), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
+    "sm_80, lists": {128: C(32, 64, 4, 3)},
     "sm_86": {32: C(64, 64, 4, 3), 64: C(32, 64, 4, 3), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3), 256: C(32, 32, 4, 3)},
     "sm_100": {64: C(64, 128, 8, 3), 128: C(64, 128, 8, 3), 256: C(16, 64, 8, 3)},
@@ -99,7 +102,22 @@ LOW_PRECISION: dict[str, dict[int, Config]] = {
 """As `FORWARD`; int8 and fp8 take the same tiles. Most are short of issued instructions or exponentials, not products,
 so rows wide enough for few instructions count for more than warps. Keys: at most `quantised.KEYS`, of one scale."""
 
-TABLES = {"forward": FORWARD, "low_precision": LOW_PRECISION, "backward_q": BACKWARD_Q, "backward_kv": BACKWARD_KV}
+BACKWARD_FUSED: dict[str, dict[int, Config]] = {
+    "sm_90": {64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3)},
+    "float32": {64: C(32, 64, 8, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
+}
+"""As `BACKWARD_KV`, where its loops promise more than those of the two kernels together. Elsewhere five products take
+more registers than there are, and what has no row here keeps the two."""
+
+TABLES = {
+    "forward": FORWARD,
+    "low_precision": LOW_PRECISION,
+    "backward_q": BACKWARD_Q,
+    "backward_kv": BACKWARD_KV,
+    "backward_fused": BACKWARD_FUSED,
+}
+BY_KEYS = frozenset({"backward_kv", "backward_fused"})
+"""The kernels in which a program has a tile of keys; in others one of queries."""
 
 
 LEAST_SUM = 32
@@ -108,25 +126,36 @@ ROWS_OF_A_WARP = 16
 """In a product of the tensor core, alone on GPUs before sm_90 and as a fourth of 64 from there on."""
 
 
-def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor) -> Config:
-    """The choice for a GPU; tiles divide the map's blocks. kernel: one of `TABLES`, or decode."""
+def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor, listed: bool = False) -> Config:
+    """The choice for a GPU; tiles divide the map's blocks. kernel: one of `TABLES`, or decode. listed: over lists."""
     if kernel == "decode":  # its tile of queries is as high as the call needs
         row = max(q.shape[3], v.shape[3]) * q.element_size()
         return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 512 else 16), 4, 3)
-    family = "gfx" if arch.startswith("gfx") else {"sm_103": "sm_100"}.get(arch, arch)
-    tables = TABLES[kernel]
-    table = tables["float32"] if q.dtype == torch.float32 else tables.get(family, tables["sm_86"])
-    channels = max(q.shape[3], v.shape[3])
-    chosen = table[min(most for most in table if most >= channels)]
+    table = _rows(kernel, arch, q, listed)
+    chosen = table[min(most for most in table if most >= max(q.shape[3], v.shape[3]))]
     block_m, block_n = divisor(grid.block_q, chosen.block_m), divisor(grid.block_kv, chosen.block_n)
     if q.dtype == torch.float32:
         return chosen._replace(block_m=block_m, block_n=block_n)  # where threads multiply, rows need not be so many
-    own, whole = (block_n, chosen.block_n) if kernel == "backward_kv" else (block_m, chosen.block_m)
+    own, whole = (block_n, chosen.block_n) if kernel in BY_KEYS else (block_m, chosen.block_m)
     warps = chosen.warps if own == whole else min(chosen.warps, most_warps(own))
     limit = chosen.max_registers if warps == chosen.warps else None  # fewer warps have room as they are
     wide = warps >= 4  # older products, which fewer warps do, would wait for each tile that a descriptor brings
     tma, late = chosen.tma and wide, chosen.late and wide
     return Config(block_m, block_n, warps, chosen.stages, limit, tma, late)
+
+
+def has_fused(arch: str, q: torch.Tensor, v: torch.Tensor) -> bool:
+    """Is there a choice for `backward_fused`?"""
+    return max(q.shape[3], v.shape[3]) <= max(_rows("backward_fused", arch, q, False), default=0)
+
+
+def _rows(kernel: str, arch: str, q: torch.Tensor, listed: bool) -> dict[int, Config]:
+    """A kernel's choices for a GPU, by most channels."""
+    family = "gfx" if arch.startswith("gfx") else {"sm_103": "sm_100"}.get(arch, arch)
+    tables = TABLES[kernel]
+    if q.dtype == torch.float32:
+        return tables["float32"]
+    return tables.get(family, tables.get("sm_86", {})) | (tables.get(f"{family}, lists", {}) if listed else {})
 
 
 def most_warps(rows: int) -> int:

@@ -62,7 +62,5 @@ def _share(number: int, tensor: int, load: Load, score: Expr, wide: bool) -> Sha
     if slope is not ONE:
         sources.append(source_of(cast(slope, Type.FLOAT), kind=f"slope_{number}", wide=wide, places=places))
         received = f"only(ds * slope_{number}({SCORE_TAKES}, values), keep)"
-    names = frozenset().union(*(part.names for part in load.index))
-    by_q, by_kv = (bool(names & {side, "score"}) for side in ("q", "kv"))
-    line = f"add_to(sums[{tensor}] + place_{number}({SCORE_TAKES}, values), {received}, {by_q}, {by_kv})"
+    line = f"add_to(sums[{tensor}] + place_{number}({SCORE_TAKES}, values), {received})"
     return Share(sources, line)

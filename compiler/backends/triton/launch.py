@@ -73,6 +73,8 @@ class Launch:
     sink: torch.Tensor | None = None
     """float32 [heads]: the score of one more column, which has no value."""
     autotune: bool = False
+    deterministic: bool | None = None
+    """As `Call.deterministic`."""
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -99,9 +101,8 @@ def launch_of(call: Call, sink: torch.Tensor | None = None, arch: str | None = N
     lowered, device, tensors = call.lowered, call.q.device, call.bound.tensors
     heads, kv_heads = call.q.shape[1], call.k.shape[1 if call.page_table is None else 2]
     large = any(tensor.numel() >= 2**31 for tensor in tensors.values())  # where an element lies is an integer too
-    launch = lowered.derive(
-        _launch, call.score, device, heads, heads // kv_heads, call.q.shape[3], large, arch, call.autotune
-    )
+    how = call.autotune, call.deterministic
+    launch = lowered.derive(_launch, call.score, device, heads, heads // kv_heads, call.q.shape[3], large, arch, *how)
     own: dict[str, Any] = {}
     if launch.scored is not None and inputs_of(launch.scored):
         values = {**lowered.values, **tensors}
@@ -121,6 +122,7 @@ def _launch(
     large: bool,
     arch: str | None,
     autotune: bool,
+    deterministic: bool | None,
 ) -> Launch:
     """What calls with these heads on this device share."""
     block_map, attention = lowered.block_map, lowered.attention
@@ -145,6 +147,7 @@ def _launch(
         attention.label,
         arch_of(device) if arch is None else arch,
         autotune=autotune,
+        deterministic=deterministic,
     )
 
 

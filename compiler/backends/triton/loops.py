@@ -9,7 +9,14 @@ from .binary import parsed, product_loops
 from .configs import LEAST_SUM, Config
 from .gpus import Gpu
 
-CHANNELS = {"forward": (1, 1), "decode": (1, 1), "low_precision": (1, 1), "backward_q": (2, 1), "backward_kv": (2, 2)}
+CHANNELS = {
+    "forward": (1, 1),
+    "decode": (1, 1),
+    "low_precision": (1, 1),
+    "backward_q": (2, 1),
+    "backward_kv": (2, 2),
+    "backward_fused": (3, 2),
+}
 """Products of a kernel for each pair of a tile: so many over the channels of q and k, so many over those of v."""
 BLOCK = 128 * 128
 """Pairs for which instructions and cycles are given, so that tiles of all sizes compare."""

@@ -11,12 +11,16 @@ import torch
 
 from ...blocks.block_map import BlockMap
 from ...blocks.flex_lists import KindRuns, by_kind, transposed
+from ...blocks.grid import Grid
 from ...evaluation.points import Array
+from .configs import BY_KEYS
 
 Arrays = tuple[torch.Tensor, ...]
 KEYS_PER_FILL = 8 * 128
 """A run fills the pipeline of loads anew: 850 to 1350 cycles, in which little is multiplied. A list costs its loop 2 to
 7 percent more instructions, 85 to 370 cycles for a block of 128 x 128. Between 3 and 13 blocks they are even."""
+BACKWARD_PER_FILL = 3 * 128
+"""Keys or queries: of the backward kernels' loops a list costs 0 to 17 percent, up to 500 cycles for such a block."""
 MOST_LISTED_KEYS = 2**31
 """Of all rows; their tiles are numbers of 32 bits, at most half a gigabyte for tiles of 16 keys."""
 
@@ -48,31 +52,39 @@ def rows_of(block_map: BlockMap, side: str, tiles_per_block: int, listed: int = 
     return block_map.derive(_rows, side, tiles_per_block, listed)
 
 
-def takes_lists(block_map: BlockMap) -> bool:
-    """Is the forward kernel faster over lists than over runs? By the exact counts of all (batch, head); kept."""
-    return block_map.derive(_takes_lists)
+def takes_lists(block_map: BlockMap, kernel: str = "forward") -> bool:
+    """Is a kernel faster over lists than over runs? By the exact counts of all (batch, head); kept."""
+    side, other = ("kv", "q") if kernel in BY_KEYS else ("q", "kv")
+    return block_map.derive(
+        _takes_lists, side, other, BACKWARD_PER_FILL if kernel.startswith("backward") else KEYS_PER_FILL
+    )
 
 
-def _takes_lists(block_map: BlockMap) -> bool:
+def _takes_lists(block_map: BlockMap, side: str, other: str, per_fill: int) -> bool:
     """A list saves the fills of all runs in a row and kind but the first."""
     uses = np.bincount(block_map.index.reshape(-1), minlength=len(block_map.maps)).tolist()
-    listed = keys = fills = 0
-    for runs, times in zip(block_map.maps, uses, strict=True):
-        for each in by_kind(runs, block_map.grid):
-            size = int((each.stop - each.start).sum(dtype=np.int64)) * block_map.block_kv
+    block = getattr(block_map.grid, f"block_{other}")
+    listed = tokens = fills = 0
+    for kinds, times in zip(block_map.derive(_kinds, side), uses, strict=True):
+        for each in kinds:
+            size = int((each.stop - each.start).sum(dtype=np.int64)) * block
             listed += size
-            keys += times * size
+            tokens += times * size
             fills += times * int(np.count_nonzero(each.row[1:] == each.row[:-1]))
-    return listed < MOST_LISTED_KEYS and keys < fills * KEYS_PER_FILL
+    return listed < MOST_LISTED_KEYS and tokens < fills * per_fill
+
+
+def _kinds(block_map: BlockMap, side: str) -> list[list[KindRuns]]:
+    """The partial and the full runs of each map, along the rows of a side."""
+    grid = block_map.grid
+    kinds = [by_kind(runs, grid) for runs in block_map.maps]
+    return kinds if side == "q" else [[_turned(runs, grid) for runs in each] for each in kinds]
 
 
 def _rows(block_map: BlockMap, side: str, tiles_per_block: int, listed: int) -> Rows:
     grid = block_map.grid
-    kinds = [by_kind(runs, grid) for runs in block_map.maps]
-    blocks = grid.q_blocks
-    if side == "kv":
-        blocks = grid.kv_blocks
-        kinds = [[_runs(*transposed(*each.blocks(), grid)) for each in pair] for pair in kinds]
+    kinds = block_map.derive(_kinds, side)
+    blocks = grid.q_blocks if side == "q" else grid.kv_blocks
     partial, full = ([pair[at] for pair in kinds] for at in (0, 1))
     cost = sum(_blocks_in(each, blocks) for each in (*partial, *full))
     order = np.argsort(-cost, kind="stable")
@@ -97,8 +109,9 @@ def _tiles(runs: KindRuns, per_block: int) -> tuple[Array, Array]:
     return np.repeat(rows, per_block), numbers.reshape(-1)
 
 
-def _runs(row: Array, column: Array) -> KindRuns:
-    """Blocks in reading order as runs."""
+def _turned(runs: KindRuns, grid: Grid) -> KindRuns:
+    """The runs of the columns."""
+    row, column = transposed(*runs.blocks(), grid)
     fresh = np.ones(len(row), bool)
     fresh[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1] + 1)
     head = np.flatnonzero(fresh)

@@ -19,7 +19,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from ...blocks.block_map import BlockMap
 from ...blocks.grid import Grid
-from .configs import Config, config_of, divisor, most_warps
+from .configs import BY_KEYS, TABLES, Config, config_of, divisor, most_warps
 from .functions import cache_folder, write
 from .rows import takes_lists
 
@@ -68,7 +68,7 @@ def chosen(
 ) -> Config:
     """The table's choice without a timer, else the fastest, from the cache folder or timed now."""
     name, grid = kernel.fn.__name__, setting.block_map.grid
-    first = config_of(name, setting.arch, grid, q, v)
+    first = config_of(name, setting.arch, grid, q, v, _listed(name, setting))
     if timer is None:
         return first
     key = (name, q.dtype, q.shape, v.shape[3], setting.group, functions)
@@ -94,7 +94,7 @@ def facts_of(
         "dtype": str(q.dtype),
         "head_dims": [q.shape[3], v.shape[3]],
         "block_size": [grid.block_q, grid.block_kv],
-        "lists": kernel.fn.__name__ in ("forward", "low_precision") and takes_lists(setting.block_map),
+        "lists": _listed(kernel.fn.__name__, setting),
         "group": setting.group,
         "batch * heads": _rounded(q.shape[0] * q.shape[1]),
         "q_len": _rounded(grid.q_len),
@@ -104,6 +104,10 @@ def facts_of(
         "torch": torch.__version__,
         "triton": triton.__version__,
     }
+
+
+def _listed(kernel: str, setting: Setting) -> bool:
+    return kernel in TABLES and takes_lists(setting.block_map, kernel)
 
 
 def _names(functions: Any) -> Any:
@@ -141,7 +145,7 @@ def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
 
 def _warps(kernel: str, config: Config) -> tuple[int, ...]:
     """Eight only where each has rows of its own; two would leave the wide products of newer GPUs unused."""
-    own = config.block_n if kernel == "backward_kv" else config.block_m
+    own = config.block_n if kernel in BY_KEYS else config.block_m
     if kernel == "decode" or most_warps(own) >= 8:
         return 4, 8
     return (4,) if most_warps(own) >= 4 else (2, 4)

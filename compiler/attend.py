@@ -174,7 +174,7 @@ class Attending:
         return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *self.options())
 
     def options(self) -> tuple[Any, ...]:
-        """The end of a `Call`. Whether gradients are deterministic was asked of `fs.compile`, or of torch, or is None."""
+        """The end of a `Call`. Whether gradients are deterministic: asked of `fs.compile`, or of torch, or None."""
         deterministic = self.deterministic
         if deterministic is None and torch.are_deterministic_algorithms_enabled():
             deterministic = True

@@ -73,8 +73,8 @@ def test_a_table_with_more_entries_than_32_bits_count():
 
 def test_the_map_reads_no_tensor_of_the_scores(monkeypatch):
     read = []
-    real = map_cache.ranges_of
-    monkeypatch.setattr(map_cache, "ranges_of", lambda bound: (read.append({*bound.tensors}), real(bound))[1])
+    real = map_cache.arrays_of
+    monkeypatch.setattr(map_cache, "arrays_of", lambda tensors: (read.append({*tensors}), real(tensors))[1])
     ids = torch.arange(50)[None] // 9
     spec = fs.Attention(fs.document(), [lambda score, b, h, q, kv: score + BIAS[kv]])
     fs.compile(spec, backend="triton")(*qkv(50), document_id=ids)

@@ -1,10 +1,10 @@
-"""What ptxas makes of a warp-specialised forward kernel in Gluon: one warp loads by TMA, two warpgroups multiply and take
-exponentials in turn.
+"""What ptxas makes of a warp-specialised forward kernel in Gluon: one warp loads by TMA, two warpgroups multiply and
+take exponentials in turn.
 
-`python bench/gluon_forward.py`; writes bench/results/gluon_forward.md. An experiment: only full runs, no mask, no scores,
-compiled for an sm_90 and read, never run, as Gluon has no interpreter. Three ways to order a pass: `plain` waits for each
-product; `beside` starts p v of the tile before, then waits for q k alone, so that p v runs beside the exponentials;
-`next` waits for p v together with the next q k, as `forward` does it.
+`python bench/gluon_forward.py`; writes bench/results/gluon_forward.md. An experiment: only full runs, no mask, no
+scores, compiled for an sm_90 and read, never run, as Gluon has no interpreter. Three ways to order a pass: `plain` waits
+for each product; `beside` starts p v of the tile before, then waits for q k alone, so that p v runs beside the
+exponentials; `next` waits for p v together with the next q k, as `forward` does it.
 """
 
 from __future__ import annotations
@@ -191,8 +191,8 @@ def compiled(way: str, block_n: int, slots: int) -> tuple[list[str], dict[str, o
     """A row of the table, and its facts."""
     layout = gl.NVMMASharedLayout(128, 16, 2)
     tile = f"tensordesc<bf16[{{}},{HEAD_DIM}],{layout!r}>"
-    types = dict(q=tile.format(128), k=tile.format(block_n), v=tile.format(block_n), out="*bf16", factor="fp32")
-    types |= dict.fromkeys(("first", "run_start", "run_stop"), "*i32")
+    types = {"q": tile.format(128), "k": tile.format(block_n), "v": tile.format(block_n)}
+    types |= {"out": "*bf16", "first": "*i32", "run_start": "*i32", "run_stop": "*i32", "factor": "fp32"}
     constants = {"BLOCK_N": block_n, "SLOTS": slots, "D": HEAD_DIM, "WAY": way}
     signature = {name: types.get(name, "constexpr") for name in forward.arg_names}
     log = StringIO()

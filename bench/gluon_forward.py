@@ -2,8 +2,8 @@
 take exponentials in turn.
 
 `python bench/gluon_forward.py`; writes bench/results/gluon_forward.md. An experiment: only full runs, no mask, no
-scores, compiled for an sm_90 and read, never run, as Gluon has no interpreter. Three ways to order a pass: `plain` waits
-for each product; `beside` starts p v of the tile before, then waits for q k alone, so that p v runs beside the
+scores, compiled for an sm_90 and read, never run, as Gluon has no interpreter. Three ways to order a pass: `plain`
+waits for each product; `beside` starts p v of the tile before, then waits for q k alone, so that p v runs beside the
 exponentials; `next` waits for p v together with the next q k, as `forward` does it.
 """
 

@@ -67,6 +67,13 @@ for late in (None, Config(128, 64, 8, 3, None, True, True)):
         (kernel,) = fs.compile(mask, backend="triton").aot("sm_90", backward=False).kernels
         print(json.dumps([kernel.files["sass"], kernel.facts()]))
 """
+PARTED = """
+import json, flexspec as fs
+for target in ("sm_80", "sm_90"):
+    for head_dim in (80, 192):
+        report = fs.compile(fs.causal(), backend="triton").aot(target, head_dim=head_dim, q_len=512)
+        print(json.dumps(report.facts()))
+"""
 WARNED = """
 import json, flexspec as fs
 from flexspec.compiler.backends.triton.configs import TABLES, Config
@@ -145,6 +152,13 @@ def test_tiles_by_descriptors_and_products_beside_exponentials():
             for loop in facts["loops"].values():
                 assert loop["wait_depth"] >= 2 and loop["products"] == 1.0
                 assert loop["overlap"] == (1.0 if late else 0.0)
+
+
+def test_channels_between_powers_of_two_are_not_multiplied_in_vain():
+    for report in map(json.loads, output(started("-c", PARTED)).splitlines()):
+        assert len(report["kernels"]) == 4
+        for row in report["kernels"]:
+            assert row["flaws"] == [] and all(loop["products"] == 1.0 for loop in row["loops"].values()), row
 
 
 def test_ptxas_warns_again_of_a_binary_that_was_kept(tmp_path):

@@ -140,7 +140,7 @@ def _reported(made: Any, log: str, target: str, config: Config, head_dims: tuple
         {kind: files[kind] for kind in ("ttgir", "ptx", "cubin", "amdgcn", "hsaco") if kind in files}
         | ({"sass": code} if nvidia else {}),
         resident(gpu, config.warps, registers, shared, columns),
-        loops_of(name, code, config, head_dims, gpu, _buffers(files["ttgir"])) if nvidia else (),
+        loops_of(name, code, config, head_dims, target, _buffers(files["ttgir"])) if nvidia else (),
         tuple(sorted({f"{code}: {text}" for code, text in WARNING.findall(log)})),
     )
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from ..base import Call
 from ..blocks import score_gradients
 from .backward import backward_fused, backward_kv, backward_q, deltas
-from .configs import Config, has_fused
+from .configs import Config, has_fused, padded, parts_of
 from .functions import functions
 from .gradients import Gradients, gradient_functions
-from .launch import Launch, described, launch_of, located, near, padded, run_forward
+from .launch import Launch, described, launch_of, located, near, run_forward
 from .rows import rows_of, takes_lists
 from .tuning import launched
 
@@ -184,7 +184,7 @@ def _start(launch: Launch, own: Pass, chosen: Config) -> None:
         BLOCK=block,
         TILE=tile,
         SIZE=(q.shape[3], v.shape[3]),
-        PAD=(padded(q.shape[3]), padded(v.shape[3])),
+        PARTS=(parts_of(q.shape[3], launch.arch), parts_of(v.shape[3], launch.arch)),
         PRECISION="ieee",
         **launch.options,
     )

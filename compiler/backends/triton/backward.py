@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .arithmetic import only
-from .forward import LOG2_E, ends_of, kept, place, product, program, scored, tile_of
+from .forward import LOG2_E, ends_of, kept, place, product, program, score_products, scored, tile_of, zeros
 
 
 @triton.jit
@@ -27,19 +27,53 @@ def tile_at(tensor, b, h, first, tokens, channels, length, SIZE: tl.constexpr, P
 
 
 @triton.jit
-def store_at(tensor, x, b, h, first, tokens, channels, length, SIZE: tl.constexpr):
-    there = (first + tokens < length)[:, None] & (channels < SIZE)[None, :]
-    at = tile_of(place(tensor, b, h), tensor, first, tokens, channels)
-    tl.store(at, x.to(tensor[0].dtype.element_ty), mask=there)
+def tiles_at(
+    tensor, b, h, first, tokens, length, SIZE: tl.constexpr, PARTS: tl.constexpr, PARTIAL: tl.constexpr
+):  # fmt: skip
+    """`tile_at` for each part of the channels: one, or two."""
+    tiles = (tile_at(tensor, b, h, first, tokens, tl.arange(0, PARTS[0]), length, SIZE, PARTIAL),)
+    if len(PARTS) > 1:
+        channels = PARTS[0] + tl.arange(0, PARTS[1])
+        tiles = (tiles[0], tile_at(tensor, b, h, first, tokens, channels, length, SIZE, PARTIAL))
+    return tiles
 
 
 @triton.jit
-def add_at(tensor, x, b, h, first, tokens, channels, length, SIZE: tl.constexpr, PARTIAL: tl.constexpr):
-    """Add a tile to a float32 tensor, as other programs do. Where PARTIAL it may pass the end."""
-    there = (channels < SIZE)[None, :]
-    if PARTIAL:
-        there = there & (first + tokens < length)[:, None]
-    tl.atomic_add(tile_of(place(tensor, b, h), tensor, first, tokens, channels), x, mask=there, sem="relaxed")
+def grown(sums, x, tiles, precision: tl.constexpr):
+    """`sums + x @ tiles` for each part of the channels; x in the type of the tiles."""
+    x = x.to(tiles[0].dtype)
+    found = (product(x, tiles[0], sums[0], precision),)
+    if len(sums) > 1:
+        found = (found[0], product(x, tiles[1], sums[1], precision))
+    return found
+
+
+@triton.jit
+def store_at(tensor, tiles, factor, b, h, first, tokens, length, SIZE: tl.constexpr):
+    """Write tiles times a factor, as `tiles_at` reads them."""
+    start = 0
+    for i in tl.static_range(len(tiles)):
+        channels = start + tl.arange(0, tiles[i].shape[1])
+        there = (first + tokens < length)[:, None] & (channels < SIZE)[None, :]
+        at = tile_of(place(tensor, b, h), tensor, first, tokens, channels)
+        tl.store(at, (tiles[i] * factor).to(tensor[0].dtype.element_ty), mask=there)
+        start += tiles[i].shape[1]
+
+
+@triton.jit
+def add_at(
+    tensor, ds, k_tiles, b, h, first, tokens, length, SIZE: tl.constexpr, PARTIAL: tl.constexpr, precision: tl.constexpr
+):
+    """Add ds.T @ k to a float32 tensor, as other programs do. Where PARTIAL it may pass the end."""
+    start = 0
+    for i in tl.static_range(len(k_tiles)):
+        channels = start + tl.arange(0, k_tiles[i].shape[1])
+        there = (channels < SIZE)[None, :]
+        if PARTIAL:
+            there = there & (first + tokens < length)[:, None]
+        share = turned_product(ds.to(k_tiles[i].dtype), k_tiles[i], precision)
+        tl.atomic_add(tile_of(place(tensor, b, h), tensor, first, tokens, channels), share, mask=there, sem="relaxed")
+        start += k_tiles[i].shape[1]
 
 
 @triton.jit
@@ -129,10 +163,10 @@ def tile_in(blocks, at, number, TILE: tl.constexpr):
 def backward_q(
     q, k, v, dout, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
     score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `forward`; kinds: (full, partial), sums: float32 tensors that take the gradients of those that scores read.
-    BLOCK, TILE: of queries and keys. SIZE, PAD: channels of q, k and of v, and the powers of two that hold them.
+    BLOCK, TILE: of queries and keys. SIZE, PARTS: channels of q, k and of v, and the powers of two that hold them.
     """
     heads, group, q_len, kv_len, q_blocks = sizes
     turn, b, h = program(rows[4], heads)
@@ -140,14 +174,12 @@ def backward_q(
     row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * q_blocks + tile // (BLOCK[0] // TILE[0])
     first = tile * TILE[0]
     m, n = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
-    d, e = tl.arange(0, PAD[0]), tl.arange(0, PAD[1])
-    q_tile = tile_at(q, b, h, first, m, d, q_len, SIZE[0], True)
-    do_tile = tile_at(dout, b, h, first, m, e, q_len, SIZE[1], True)
+    q_tiles = tiles_at(q, b, h, first, m, q_len, SIZE[0], PARTS[0], True)
+    do_tiles = tiles_at(dout, b, h, first, m, q_len, SIZE[1], PARTS[1], True)
     shift_m = per_query(shift, b, h, first, m, heads, q_len)[:, None]
     delta_m = per_query(delta, b, h, first, m, heads, q_len)[:, None]
     q_idx = (first + m)[:, None]
-    none = tl.zeros(TILE, tl.float32)
-    acc = tl.zeros(q_tile.shape, tl.float32)
+    sums_q = zeros(TILE[0], PARTS[0])
     for PARTIAL in tl.static_range(2):
         blocks = kinds[PARTIAL]
         if PARTIAL:
@@ -157,24 +189,24 @@ def backward_q(
             begin, stop, number = run_at(blocks, row, run, BLOCK[1])
             for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[1]):
                 start, number = tile_in(blocks, at, number, TILE[1])
-                k_tile = tile_at(k, b, h // group, start, n, d, kv_len, SIZE[0], PARTIAL)
-                v_tile = tile_at(v, b, h // group, start, n, e, kv_len, SIZE[1], PARTIAL)
-                s = product(q_tile, tl.trans(k_tile), none, PRECISION)
-                dp = product(do_tile, tl.trans(v_tile), none, PRECISION)
+                k_tiles = tiles_at(k, b, h // group, start, n, kv_len, SIZE[0], PARTS[0], PARTIAL)
+                v_tiles = tiles_at(v, b, h // group, start, n, kv_len, SIZE[1], PARTS[1], PARTIAL)
+                s = score_products(q_tiles, k_tiles, PRECISION)
+                dp = score_products(do_tiles, v_tiles, PRECISION)
                 keep, kv_idx = None, (start + n)[None, :]
                 if PARTIAL:
                     keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
                 places = (b, h, q_idx, kv_idx, score_values, sums)
                 _, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *places, score, dscore, gather)
-                acc = product(ds.to(k_tile.dtype), k_tile, acc, PRECISION)
-    store_at(dq, acc * scale, b, h, first, m, d, q_len, SIZE[0])
+                sums_q = grown(sums_q, ds, k_tiles, PRECISION)
+    store_at(dq, sums_q, scale, b, h, first, m, q_len, SIZE[0])
 
 
 @triton.jit
 def over_column(
     q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
     score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As `backward_q`; rows, kinds and the ends of the mask are those of the columns, sizes end with the number of
     their blocks. dq: float32, takes the gradients of q over the scale; None where another kernel makes them.
@@ -184,13 +216,10 @@ def over_column(
     tile = tl.load(rows[3] + turn)
     first = tile * TILE[1]
     m, n = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
-    d, e = tl.arange(0, PAD[0]), tl.arange(0, PAD[1])
-    k_tile = tile_at(k, b, kv_h, first, n, d, kv_len, SIZE[0], True)
-    v_tile = tile_at(v, b, kv_h, first, n, e, kv_len, SIZE[1], True)
+    k_tiles = tiles_at(k, b, kv_h, first, n, kv_len, SIZE[0], PARTS[0], True)
+    v_tiles = tiles_at(v, b, kv_h, first, n, kv_len, SIZE[1], PARTS[1], True)
     kv_idx = (first + n)[:, None]
-    none = tl.trans(tl.zeros(TILE, tl.float32))
-    dk_acc = tl.zeros(k_tile.shape, tl.float32)
-    dv_acc = tl.zeros(v_tile.shape, tl.float32)
+    dk_sums, dv_sums = zeros(TILE[1], PARTS[0]), zeros(TILE[1], PARTS[1])
     for PARTIAL in tl.static_range(2):
         blocks = kinds[PARTIAL]
         for member in range(group):
@@ -203,36 +232,35 @@ def over_column(
                 begin, stop, number = run_at(blocks, row, run, BLOCK[0])
                 for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[0]):
                     start, number = tile_in(blocks, at, number, TILE[0])
-                    q_tile = tile_at(q, b, h, start, m, d, q_len, SIZE[0], PARTIAL)
-                    do_tile = tile_at(dout, b, h, start, m, e, q_len, SIZE[1], PARTIAL)
+                    q_tiles = tiles_at(q, b, h, start, m, q_len, SIZE[0], PARTS[0], PARTIAL)
+                    do_tiles = tiles_at(dout, b, h, start, m, q_len, SIZE[1], PARTS[1], PARTIAL)
                     shift_m = per_query(shift, b, h, start, m, heads, q_len)[None, :]
                     delta_m = per_query(delta, b, h, start, m, heads, q_len)[None, :]
-                    s = product(k_tile, tl.trans(q_tile), none, PRECISION)
-                    dp = product(v_tile, tl.trans(do_tile), none, PRECISION)
+                    s = score_products(k_tiles, q_tiles, PRECISION)
+                    dp = score_products(v_tiles, do_tiles, PRECISION)
                     keep, q_idx = None, (start + m)[None, :]
                     if PARTIAL:
                         keep = kept(ends, start, m[None, :], b, h, q_idx, kv_idx, mask_values, mask)
                     places = (b, h, q_idx, kv_idx, score_values, sums)
                     p, ds = slopes(s, dp, scale, shift_m, delta_m, keep, *places, score, dscore, gather)
-                    dv_acc = product(p.to(do_tile.dtype), do_tile, dv_acc, PRECISION)
-                    dk_acc = product(ds.to(q_tile.dtype), q_tile, dk_acc, PRECISION)
+                    dv_sums = grown(dv_sums, p, do_tiles, PRECISION)
+                    dk_sums = grown(dk_sums, ds, q_tiles, PRECISION)
                     if dq is not None:
-                        share = turned_product(ds.to(k_tile.dtype), k_tile, PRECISION)
-                        add_at(dq, share, b, h, start, m, d, q_len, SIZE[0], PARTIAL)
-    store_at(dk, dk_acc * scale, b, kv_h, first, n, d, kv_len, SIZE[0])
-    store_at(dv, dv_acc, b, kv_h, first, n, e, kv_len, SIZE[1])
+                        add_at(dq, ds, k_tiles, b, h, start, m, q_len, SIZE[0], PARTIAL, PRECISION)
+    store_at(dk, dk_sums, scale, b, kv_h, first, n, kv_len, SIZE[0])
+    store_at(dv, dv_sums, 1.0, b, kv_h, first, n, kv_len, SIZE[1])
 
 
 @triton.jit
 def backward_kv(
     q, k, v, dout, dk, dv, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, mask,
     score: tl.constexpr, dscore: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr,
-    PAD: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of k and v."""
     over_column(
         q, k, v, dout, dk, dv, None, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, (), mask,
-        score, dscore, None, BLOCK, TILE, SIZE, PAD, PRECISION,
+        score, dscore, None, BLOCK, TILE, SIZE, PARTS, PRECISION,
     )  # fmt: skip
 
 
@@ -240,10 +268,10 @@ def backward_kv(
 def backward_fused(
     q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
     score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SIZE: tl.constexpr, PAD: tl.constexpr, PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """All gradients; dq and sums are 0 before."""
     over_column(
         q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
-        score, dscore, gather, BLOCK, TILE, SIZE, PAD, PRECISION,
+        score, dscore, gather, BLOCK, TILE, SIZE, PARTS, PRECISION,
     )  # fmt: skip

@@ -163,6 +163,19 @@ def most_warps(rows: int) -> int:
     return max(1, rows // ROWS_OF_A_WARP)
 
 
+def padded(size: int) -> int:
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def parts_of(channels: int, arch: str) -> tuple[int, ...]:
+    """Powers of two, one or two, that hold the channels with the least room left: 80 are 64 and 16. One on an sm_100,
+    on which Triton pipelines no loop that sums up two products.
+    """
+    whole = padded(channels)
+    parts = whole // 2, padded(channels - whole // 2)
+    return parts if whole > 16 and sum(parts) < whole and not arch.startswith("sm_10") else (whole,)
+
+
 def divisor(block: int, most: int) -> int:
     """The largest power of two that divides a block, up to `most`."""
     return min(block & -block, most)

@@ -13,8 +13,8 @@ from ...blocks.flex_lists import by_kind
 from ...blocks.runs import counting
 from ...evaluation.points import Array
 from ..base import Call
-from .configs import Config
-from .launch import Launch, described, near, padded
+from .configs import Config, padded
+from .launch import Launch, described, near
 from .tuning import launched
 
 MOST_QUERIES = 16

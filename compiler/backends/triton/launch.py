@@ -19,7 +19,7 @@ from ...pipeline import Lowered
 from ...printers.triton import may_fuse
 from ...simplify.spans import span_of
 from ..base import Call
-from .configs import Config, arch_of
+from .configs import Config, arch_of, parts_of
 from .functions import Functions, functions, simple, values_of
 from .groups import with_intervals
 from .rows import Rows, rows_of, takes_lists
@@ -189,19 +189,6 @@ def described_alike(tensor: torch.Tensor) -> bool:
 
 def located(rows: Rows) -> tuple[Any, ...]:
     return (rows.index, *rows.strides(), rows.schedule, len(rows.schedule))
-
-
-def padded(size: int) -> int:
-    return max(16, 1 << (size - 1).bit_length())
-
-
-def parts_of(channels: int, arch: str) -> tuple[int, ...]:
-    """Powers of two, one or two, that hold the channels with the least room left: 80 are 64 and 16. One on an sm_100,
-    on which Triton pipelines no loop that sums up two products.
-    """
-    whole = padded(channels)
-    parts = whole // 2, padded(channels - whole // 2)
-    return parts if whole > 16 and sum(parts) < whole and not arch.startswith("sm_10") else (whole,)
 
 
 def run_forward(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .binary import parsed, product_loops
-from .configs import LEAST_SUM, Config
-from .gpus import Gpu
+from .configs import LEAST_SUM, Config, padded, parts_of
+from .gpus import GPUS
 
 CHANNELS = {
     "forward": (1, 1),
@@ -35,7 +35,7 @@ class LoopReport:
     """One loop of a kernel, `part` full or partial; both compare by what they do for 128 x 128 pairs.
 
     instructions: of a warp in one pass. products: done over needed, for the channels that there are. padding: what of
-    it comes of channels rounded up to a power of two. per_block: instructions of all warps for 128 x 128 pairs, and
+    it comes of channels rounded up to powers of two. per_block: instructions of all warps for 128 x 128 pairs, and
     classes the same by class. wait_depth: groups of asynchronous loads that may be under way at the strictest wait,
     None without such loads. overlap: the share of the exponentials that are taken while products are under way, None
     where products make a warp wait for them. least_n, least_n_a_shared: of the products that shared memory feeds, and
@@ -68,7 +68,7 @@ class LoopReport:
 
 
 def loops_of(
-    name: str, listing: str, config: Config, head_dims: tuple[int, int], gpu: Gpu, buffers: int = 1
+    name: str, listing: str, config: Config, head_dims: tuple[int, int], target: str, buffers: int = 1
 ) -> tuple[LoopReport, ...]:
     """The full loop and the partial one of a kernel; nothing for a kernel that multiplies no tiles.
 
@@ -77,11 +77,11 @@ def loops_of(
     """
     if name not in CHANNELS:
         return ()
-    counted = product_loops(parsed(listing), config.warps, buffers)
+    gpu, counted = GPUS[target], product_loops(parsed(listing), config.warps, buffers)
     pairs = config.block_m * config.block_n
-    needed, padded = (
+    needed, rounded = (
         2 * pairs * sum(count * size for count, size in zip(CHANNELS[name], sizes, strict=True))
-        for sizes in (head_dims, _padded(name, head_dims))
+        for sizes in (head_dims, _rounded(name, head_dims, target))
     )
     reports = []
     for part, loop in zip(
@@ -102,7 +102,7 @@ def loops_of(
                 part,
                 loop.instructions,
                 round(loop.flops / needed, 3),
-                round(padded / needed, 3),
+                round(rounded / needed, 3),
                 round(loop.instructions * config.warps * scale),
                 {kind: round(count * config.warps * scale) for kind, count in classes.items()},
                 loop.wait_depth,
@@ -117,7 +117,8 @@ def loops_of(
     return tuple(reports)
 
 
-def _padded(name: str, head_dims: tuple[int, int]) -> list[int]:
+def _rounded(name: str, head_dims: tuple[int, int], target: str) -> list[int]:
     """Channels as a kernel multiplies them."""
-    least = (LEAST_SUM if name == "low_precision" else 16, 16)
-    return [max(few, 1 << (size - 1).bit_length()) for few, size in zip(least, head_dims, strict=True)]
+    if name == "low_precision":
+        return [max(LEAST_SUM, padded(head_dims[0])), padded(head_dims[1])]
+    return [padded(size) if name == "decode" else sum(parts_of(size, target)) for size in head_dims]

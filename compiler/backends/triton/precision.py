@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..base import Call
 from ..quantised import KEYS, LIFT, Quantised, quantised
-from .configs import LEAST_SUM, Config
-from .launch import Launch, described, located, padded
+from .configs import LEAST_SUM, Config, padded
+from .launch import Launch, described, located
 from .rows import rows_of, takes_lists
 from .tuning import launched
 

@@ -81,6 +81,11 @@ CHANGES = {
         {"mask": lambda b, h, q, kv: q - kv < 3},
         {"mask": lambda b, h, q, kv: q - kv < 4},
     ),
+    "a name": ({"mask": fs.causal_window(7)}, {"mask": fs.causal_window(7).named("another")}),
+    "a score_mod of the same name": (
+        {"scores": [lambda score, b, h, q, kv: score * 2]},
+        {"scores": [lambda score, b, h, q, kv: score * 3]},
+    ),
     "a number": ({"mask": band(window=fs.Param("n")), "n": 7}, {"mask": band(window=fs.Param("n")), "n": 8}),
     "what a tensor holds": (document(IDS), document(OTHER_IDS)),
     "a tensor's dtype": (document(IDS), document(IDS.to(torch.int32))),
@@ -100,6 +105,7 @@ CHANGES = {
     "v_head_dim": ({}, {"v_head_dim": 32}),
     "the dtype": ({}, {"dtype": torch.float16}),
     "the block size": ({}, {"compiled": {"block_size": 64}}),
+    "a map made on the device": ({}, {"compiled": {"exact": False}}),
     "an order": ({}, {"compiled": {"order": fs.tiled(fs.Canvas(t=10, w=20), t=5, w=4)}}),
     "a precision": ({}, {"compiled": {"precision": "int8"}}),
     "a precision's skip": (
@@ -157,9 +163,11 @@ def test_other_versions_and_settings_compile_anew(made, monkeypatch):
         built()
     finally:
         torch.set_default_dtype(torch.float32)
-    assert len(made) == 4
+    monkeypatch.setattr(sys, "version", "3.99")
     built()
-    assert len(made) == 4
+    assert len(made) == 5
+    built()
+    assert len(made) == 5
 
 
 @pytest.mark.parametrize("name", ["triton", "flexspec"])

@@ -1,8 +1,9 @@
 """Reports of compiled kernels, kept on disk and read back without Triton.
 
-A report is a file named by all that it depends on (`facts_of`): what changes any of it compiles anew. Nothing is kept or
-read where that cannot be told: where something is asked of Triton's compilers by the environment or by `triton.knobs`,
-and where a source file is younger than the process, which may have read the older one.
+A report is a file named by all that it depends on (`facts_of`): what changes any of it compiles anew. Nothing is kept
+or read where that cannot be told: where something is asked of Triton's compilers by the environment or `triton.knobs`,
+and where a source file is younger than the process, which may have read the older one. Of what a process changes in
+memory, the tables of tiles count.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def kept_or_made(call: Call, target: str, backward: bool, make: Callable[[], Aot
 
 
 def facts_of(call: Call, target: str, backward: bool) -> dict[str, Any]:
-    """All that a report depends on. Tensors and sources by their content; Triton, which is large, by its files' state."""
+    """All that a report depends on. Tensors and sources by their content, Triton by its files' state."""
     lowered, weight = call.lowered, call.lowered.weight
     return {
         "target": target,
@@ -72,7 +73,7 @@ def facts_of(call: Call, target: str, backward: bool) -> dict[str, Any]:
         "q, k, v": [[str(x.dtype), list(x.shape), list(x.stride())] for x in (call.q, call.k, call.v)],
         "options": [call.autotune, call.precision, call.skip, call.return_lse],
         "default dtype": str(torch.get_default_dtype()),
-        "tiles": repr(TABLES),  # a process may have changed them
+        "tiles": repr(TABLES),
         "sources": _digest(each.read_bytes() for each in _sources()),
         "triton": _digest(repr(each).encode() for each in _states()),
         "torch": [torch.__version__, torch.version.git_version],

@@ -7,6 +7,7 @@ block map, the source, the compilers (whose own imports are lazy), the kernel.
 On CUDA both ours and compiled FlexAttention run. Without a GPU there is no first result: the ahead-of-time part is
 timed alone, which is the trace, the block map, the source, and Triton's compilation of the forward kernel for sm_90.
 "report removed" is from disk too, but for our report: what Triton's own cache is worth.
+Python should keep bytecode, as after an installation: unset PYTHONDONTWRITEBYTECODE.
 """
 
 from __future__ import annotations
@@ -79,8 +80,6 @@ def ahead_of_time(pattern: str, tokens: int) -> Callable[[], Any]:
 
 
 WAYS = {"ours": ours, "flex": flex} if CUDA else {"ours, ahead of time": ahead_of_time}
-
-
 HOW = ("cold", "from disk", *(() if CUDA else ("report removed",)))
 
 

@@ -128,6 +128,7 @@ def files(folder, monkeypatch, name):
     """A file that takes the place of all of ours, or of Triton's."""
     folder.mkdir()
     (folder / "a.py").write_text("one")
+    (folder / "gone").symlink_to("nowhere")
     if name == "triton":
         spec = ModuleSpec("triton", None, is_package=True)
         spec.submodule_search_locations = [str(folder)]

@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +33,7 @@ from .loops import LoopReport
 from .report import AotReport, KernelReport
 
 ASKS = ("TRITON_", "MLIR_", "LLVM_", "AMDGCN_", "NVPTX_", "PTXAS_", "DISABLE_", "ALLOW_", "USE_IR_LOC")
-"""How the names of variables begin that Triton's compilers read (`triton.knobs`, `get_cache_invalidating_env_vars`)."""
+"""How the variables' names begin that Triton's compilers read (`triton.knobs`, `get_cache_invalidating_env_vars`)."""
 PLACES = ("TRITON_CACHE_DIR", "TRITON_HOME")
 """Those that only say where it keeps files."""
 OWN = {Path(str(errors.__file__)).parent, Path(__file__).parents[2]}
@@ -92,7 +92,7 @@ def _value(value: Any) -> list[Any]:
     return [str(value.dtype), list(value.shape), _digest([plain.view(torch.uint8).numpy().tobytes()])]
 
 
-def _digest(parts: Any) -> str:
+def _digest(parts: Iterable[bytes]) -> str:
     whole = hashlib.sha256()
     for part in parts:
         whole.update(len(part).to_bytes(8, "little") + part)
@@ -109,7 +109,7 @@ def _states() -> Iterator[tuple[str, int, int, int]]:
     for place in (spec and spec.submodule_search_locations) or ():
         for folder, folders, names in os.walk(place, followlinks=True):
             folders[:] = sorted(name for name in folders if name != "__pycache__")
-            for path in sorted(os.path.join(folder, name) for name in names):
+            for path in filter(os.path.exists, sorted(os.path.join(folder, name) for name in names)):
                 state = os.stat(path)
                 yield path, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
@@ -138,7 +138,7 @@ BEGAN = _began()
 def changed() -> bool:
     """Is a source file, of ours or of Triton's, younger than this process?"""
     times = [path.stat().st_ctime_ns for path in _sources()] + [changed for *_, changed in _states()]
-    return max(times) > BEGAN
+    return max(times, default=time.time_ns()) > BEGAN
 
 
 def _packed(report: AotReport) -> dict[str, Any]:

@@ -119,6 +119,8 @@ class CompiledAttention(Attending):
         folder: also write the report, the generated source and each kernel's PTX and binary there.
         values: run-time values by name.
 
+        A report is kept in the cache folder (`FLEXSPEC_CACHE`) and read again where nothing that it depends on differs.
+
         Returns an `AotReport`. Raises FS020, FS021, FS022, FS023 (values), FS040 (sizes), FS041 (target), FS042 (the
         kernels cannot run this), FS054 (folder).
 

@@ -12,6 +12,7 @@ from flexspec.compiler.backends.triton import forward, launch, tuning
 from flexspec.compiler.backends.triton.configs import Config, config_of
 from flexspec.compiler.backends.triton.functions import write
 from flexspec.compiler.blocks.grid import Grid
+from test_aot import output, started
 from test_triton import DEVICE, qkv, same_as_reference
 from test_triton_backward import same_gradients
 
@@ -41,14 +42,14 @@ class Timer:
         return 1.0 if self.now == self.best else 2.0
 
 
-def choice(timer, mask=None, dtype=torch.float32, q_len=300):
+def choice(timer, mask=None, dtype=torch.float32, q_len=300, read=None):
     """The forward kernel's configuration for a call that no one made before."""
     q, k, v = qkv(q_len, 200, heads=4, kv_heads=2, dtype=dtype)
     attend = fs.compile(fs.causal() if mask is None else mask, backend="triton", autotune=True)
     plan = launch.launch_of(attend.call_of(q, k, v, False, "logical", {}))
     assert plan.autotune
     functions = plan.functions[:2]
-    return tuning.chosen(timer.launch, forward.forward, plan, q, v, functions, timer)
+    return tuning.chosen(timer.launch, forward.forward, plan, q, v, functions, timer, read)
 
 
 BEST = Config(64, 32, 4, 3)
@@ -63,6 +64,59 @@ def test_the_fastest_is_kept_and_read_again(folder):
     assert {"torch", "triton", "gpu", "functions"} <= kept["of"].keys()
     assert kept["timed"][0] == {**BEST._asdict(), "milliseconds": 1.0} and len(kept["timed"]) == len(first.asked)
     assert choice(later) == BEST and not later.asked
+
+
+def test_candidates_with_flaws_are_not_timed(folder):
+    """But for the table's own, which nothing chosen may be slower than; the file says why."""
+    flaws, timer = {}, Timer(BEST)
+
+    def read(config):
+        found = ["products 1.50", "local 9"] if config.warps == 8 else []
+        flaws[config] = found
+        return found
+
+    assert choice(timer, read=read) == BEST
+    first, *others = flaws
+    assert first == timer.asked[0] == config_of("forward", "", Grid(300, 200, 128, 128), *qkv(300, 200)[::2])
+    assert first.warps == 8 and timer.asked == [first, *(one for one in others if not flaws[one])]
+    (path,) = folder.iterdir()
+    passed_over = [{**one._asdict(), "flaws": flaws[one]} for one in others if flaws[one]]
+    assert json.loads(path.read_text())["passed over"] == passed_over != []
+    again = Timer(None)
+    assert choice(again, read=None) == BEST and not again.asked
+
+
+def test_where_all_have_flaws_all_are_timed(folder):
+    timer, asked = Timer(BEST), []
+    assert choice(timer, read=lambda config: asked.append(config) or ["wait 0"]) == BEST
+    assert timer.asked == asked and BEST in asked
+    (path,) = folder.iterdir()
+    assert json.loads(path.read_text())["passed over"] == []
+
+
+READ = """
+import itertools, json, flexspec as fs
+from flexspec.compiler.backends.triton import tuning
+from flexspec.compiler.backends.triton.configs import Config
+real, costs = tuning.candidates, itertools.count(0, -1)
+more = Config(128, 128, 8, 3, 128), Config(64, 64, 4, 3), Config(64, 64, 4, 2), Config(128, 128, 4, 9)
+tuning.candidates = lambda kernel, grid, first: [first, *more]
+tuning.timer_on = lambda device, kernel: lambda start: next(costs)
+attend = fs.compile(fs.causal(), backend="triton", autotune=True)
+attend.aot("sm_90", head_dim=64, backward=False)
+"""
+
+
+def test_candidates_are_compiled_and_read(folder):
+    """By the compiler, for an sm_90, as autotuning does before it times; the timer is the test's."""
+    output(started("-c", READ, FLEXSPEC_CACHE=str(folder.parent)))
+    (path,) = folder.iterdir()
+    found = json.loads(path.read_text())
+    assert [one["block_n"] for one in found["timed"]] == [64, 64] and found["best"]["warps"] == 4
+    squeezed, shallow, deep = found["passed over"]
+    assert (squeezed["block_m"], squeezed["block_n"]) == (128, 128)
+    assert {flaw[:3] for flaw in squeezed["flaws"]} == {"C75", "loc"}  # serialized, and through memory
+    assert shallow["flaws"] == ["wait 0"] and deep["stages"] == 9 and "no block fits" in deep["flaws"]
 
 
 def test_each_kind_of_call_is_timed(folder):

@@ -1,10 +1,11 @@
 """Kernels of our own. Read `forward` first, then `backward`; `launch` and `autograd` start them, `functions` and
-`gradients` have the functions of masks and scores printed, `aot` compiles ahead of time.
+`gradients` have the functions of masks and scores printed, `aot` compiles ahead of time, `kept` keeps its reports.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..flex import describe
 from ..quantised import PRECISIONS
 from ..weights import by_softmax, number_of
 from .able import reasons_against
+from .kept import kept_or_made
 
 # Triton is slow to import: what needs it is met inside the functions below, and nowhere else.
 
@@ -55,7 +57,11 @@ def backward(
 
 
 def build(call: Call, target: str, backward: bool) -> Any:
-    """The kernels of a call on meta tensors, compiled and reported on. FS041, FS042."""
+    """The kernels of a call on meta tensors, compiled and reported on, or as they were kept. FS041, FS042."""
+    return kept_or_made(call, target, backward, partial(_compiled, call, target, backward))
+
+
+def _compiled(call: Call, target: str, backward: bool) -> Any:
     from .aot import build
 
     return build(call, target, backward)

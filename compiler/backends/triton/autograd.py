@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -156,7 +155,8 @@ def _stats(launch: Launch, out: Tensor, lse: Tensor, dout: Tensor, dlse: Tensor 
 
 def _launch(launch: Launch, own: Pass) -> None:
     """One program for each tile of a side, in each (batch, head) of that side's tensor."""
-    launched(partial(_start, launch, own), own.kernel, launch, own.tensors[0], own.tensors[2], own.functions)
+    q, _, v = own.tensors[:3]
+    launched(lambda launch, chosen: _start(launch, own, chosen), own.kernel, launch, q, v, own.functions)
 
 
 def _start(launch: Launch, own: Pass, chosen: Config) -> None:

@@ -69,7 +69,7 @@ def run_decode(
     q, k, v = near(q, k, v)
     result: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def start(chosen: Config) -> None:
+    def start(launch: Launch, chosen: Config) -> None:
         result[:] = [_decode(launch, q, k, v, table, chosen)]
 
     launched(start, decode, launch, q, v, launch.functions[:2])

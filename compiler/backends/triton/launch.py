@@ -199,7 +199,7 @@ def run_forward(launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tenso
     out = torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     launched(
-        partial(_forward, launch, q, k, v, out, lse),
+        lambda launch, chosen: _forward(launch, q, k, v, out, lse, chosen),
         forward,
         launch,
         q,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,8 +25,12 @@ def run_low_precision(launch: Launch, call: Call) -> tuple[Tensor, Tensor]:
     each = quantised(call.q, call.k, call.v, call.precision, tokens)
     out = torch.empty((*call.q.shape[:3], call.v.shape[3]), dtype=call.q.dtype, device=call.q.device)
     lse = torch.empty(call.q.shape[:3], dtype=torch.float32, device=call.q.device)
-    start = partial(_start, launch, each, out, lse, call)
-    launched(start, low_precision, launch, each.q, each.v, (launch.functions.mask, launch.functions.score))
+    functions = launch.functions.mask, launch.functions.score
+
+    def start(launch: Launch, chosen: Config) -> None:
+        _start(launch, each, out, lse, call, chosen)
+
+    launched(start, low_precision, launch, each.q, each.v, functions)
     return out, lse
 
 

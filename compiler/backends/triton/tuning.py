@@ -1,4 +1,5 @@
 """Tiles, warps and stages by timing, where a compiled attention asks for it: once for each kind of call on each GPU.
+Each is compiled and read first, as ahead of time, and timed if nothing is seen to be wrong with it.
 
 What was found is a small JSON file in the cache folder, named by what it depends on; later processes read it.
 """
@@ -8,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any, Protocol
 
 import torch
@@ -21,12 +24,17 @@ from ...blocks.block_map import BlockMap
 from ...blocks.grid import Grid
 from .configs import BY_KEYS, TABLES, Config, config_of, divisor, most_warps
 from .functions import cache_folder, write
+from .gpus import GPUS
+from .reading import reader
+from .report import KernelReport
 from .rows import takes_lists
 
-Start = Callable[[Config], None]
-"""Starts a kernel with a configuration."""
+Start = Callable[[Any, Config], None]
+"""Starts a kernel of a `Launch` with a configuration."""
 Timer = Callable[[Callable[[], None]], float]
 """Milliseconds of a start."""
+Reader = Callable[[Config], list[str]]
+"""What is wrong with a kernel, compiled with a configuration and not run (`KernelReport.flaws`)."""
 
 
 class Setting(Protocol):
@@ -47,7 +55,8 @@ def launched(
 ) -> None:
     """Start a kernel with the configuration that the setting asks for: the table's, or the best by timing."""
     timer = timer_on(q.device, kernel) if setting.autotune else None
-    start(chosen(start, kernel, setting, q, v, functions, timer))
+    read = reader_on(start, kernel, setting, (q.shape[3], v.shape[3])) if timer else None
+    start(setting, chosen(partial(start, setting), kernel, setting, q, v, functions, timer, read))
 
 
 def timer_on(device: torch.device, kernel: Any) -> Timer | None:
@@ -57,30 +66,52 @@ def timer_on(device: torch.device, kernel: Any) -> Timer | None:
     return lambda start: float(triton.testing.do_bench(start, warmup=5, rep=20, return_mode="median"))
 
 
+def reader_on(start: Start, kernel: Any, setting: Any, head_dims: tuple[int, int]) -> Reader | None:
+    """Nothing where kernels are interpreted, or for a GPU that is not known."""
+    if isinstance(kernel, InterpretedFunction) or setting.arch not in GPUS:
+        return None
+
+    def flaws(config: Config) -> list[str]:
+        found: list[KernelReport] = []
+        try:
+            start(replace(setting, start=reader(setting.arch, head_dims, found)), config)
+        except triton.TritonError as error:
+            return [type(error).__name__]
+        except (OSError, RuntimeError, SubprocessError):  # without the tool that reads it, timing tells alone
+            return []
+        return [flaw for each in found for flaw in each.flaws]
+
+    return flaws
+
+
 def chosen(
-    start: Start,
+    start: Callable[[Config], None],
     kernel: Any,
     setting: Setting,
     q: torch.Tensor,
     v: torch.Tensor,
     functions: tuple[Any, ...],
     timer: Timer | None,
+    read: Reader | None = None,
 ) -> Config:
-    """The table's choice without a timer, else the fastest, from the cache folder or timed now."""
+    """The table's choice without a timer, else the fastest, from the cache folder or timed now.
+
+    read: those in which it finds a flaw are not timed, but for the table's own.
+    """
     name, grid = kernel.fn.__name__, setting.block_map.grid
     first = config_of(name, setting.arch, grid, q, v, _listed(name, setting))
     if timer is None:
         return first
     key = (name, q.dtype, q.shape, v.shape[3], setting.group, functions)
-    given = {"start": start, "facts": partial(facts_of, kernel, setting, q, v, functions), "timer": timer}
+    given = {"start": start, "facts": partial(facts_of, kernel, setting, q, v, functions), "timer": timer, "read": read}
     return setting.block_map.derive(_tuned, key, configs=candidates(name, grid, first), **given)
 
 
 def _tuned(
-    _: BlockMap, key: Hashable, start: Start, facts: Callable[[], dict[str, Any]], configs: list[Config], timer: Timer
+    _: BlockMap, key: Hashable, facts: Callable[[], dict[str, Any]], configs: list[Config], **given: Any
 ) -> Config:
     """The choice for one block map, kernel, shape and functions, which the key tells."""
-    return _kept_or_timed(start, facts(), configs, timer)
+    return _kept_or_timed(facts(), configs, **given)
 
 
 def facts_of(
@@ -155,7 +186,9 @@ def _divisors(block: int, *most: int) -> list[int]:
     return sorted({divisor(block, each) for each in most})
 
 
-def _kept_or_timed(start: Start, facts: dict[str, Any], configs: list[Config], timer: Timer) -> Config:
+def _kept_or_timed(
+    facts: dict[str, Any], configs: list[Config], start: Callable[[Config], None], timer: Timer, read: Reader | None
+) -> Config:
     path = path_of(facts)
     try:
         kept = Config(**json.loads(path.read_text())["best"])
@@ -163,8 +196,11 @@ def _kept_or_timed(start: Start, facts: dict[str, Any], configs: list[Config], t
             return kept
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing there, or nothing that can be read
+    flawed = _flawed(configs, read) if read else {}
     times: dict[Config, float] = {}
     for config in configs:
+        if config in flawed:
+            continue
         try:
             times[config] = timer(lambda config=config: start(config))  # type: ignore[misc]
         except triton.TritonError:  # more registers or shared memory than there is
@@ -173,8 +209,16 @@ def _kept_or_timed(start: Start, facts: dict[str, Any], configs: list[Config], t
         return configs[0]
     ranked = sorted(times, key=lambda config: times[config])
     timed = [{**config._asdict(), "milliseconds": times[config]} for config in ranked]
-    write(path, json.dumps({"of": facts, "best": ranked[0]._asdict(), "timed": timed}, indent=1) + "\n")
+    passed_over = [{**config._asdict(), "flaws": flaws} for config, flaws in flawed.items()]
+    found = {"of": facts, "best": ranked[0]._asdict(), "timed": timed, "passed over": passed_over}
+    write(path, json.dumps(found, indent=1) + "\n")
     return ranked[0]
+
+
+def _flawed(configs: list[Config], read: Reader) -> dict[Config, list[str]]:
+    """Those to pass over, and why: none if all have flaws, and never the first, so that none slower is chosen."""
+    flaws = {config: found for config in configs if (found := read(config))}
+    return {config: flaws[config] for config in configs[1:] if config in flaws} if len(flaws) < len(configs) else {}
 
 
 def path_of(facts: dict[str, Any]) -> Path:

@@ -106,22 +106,32 @@ class Tile:
         """The scores as [heads, rows, group, queries, keys]."""
         return scores.view(-1, self.batch.rows, self.part.group, self.batch.queries, self.batch.keys)
 
+    def positions(self) -> dict[str, Tensor]:
+        """b, h, q and kv of the pairs, which broadcast as `by_row`."""
+        q, kv = self.batch.positions(self.part.b.device)
+        return {"b": self.part.b[self.heads], "h": self.part.h[self.heads], "q": q, "kv": kv}
+
     def drop(self, scores: Tensor, value: float) -> None:
         """Write `value` where the mask drops a pair."""
         by_row = self.by_row(scores)
         for (start, stop), dropped in zip(self.batch.masked, self.dropped, strict=True):
             by_row[..., start:stop].masked_fill_(dropped, value)
 
+    def scores(self, q: Tensor, k: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The scores, -inf where the mask drops a pair; tensors: what the score expression reads."""
+        scores = torch.bmm(self.of_queries(q) * _scale(self.call), self.of_keys(k).mT)
+        scores = scores if self.call.score is var("score") else self.scored(scores, tensors)
+        self.drop(scores, -torch.inf)
+        return scores
+
     def scored(self, logits: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """What the score expression makes of q . k * scale."""
-        q, kv = self.batch.positions(logits.device)
-        values = {**self.call.bound.all_numbers(), **tensors, "score": self.by_row(logits), "q": q, "kv": kv}
-        values |= {"b": self.part.b[self.heads], "h": self.part.h[self.heads]}
+        values = {**self.call.bound.all_numbers(), **tensors, **self.positions(), "score": self.by_row(logits)}
         score = evaluate(self.call.score, values, precise=logits.dtype == torch.float64, checked=False)
         return score.to(logits.dtype).expand_as(self.by_row(logits)).reshape(logits.shape)
 
 
-def _tiles(call: Call, part: Part) -> Iterator[Tile]:
+def tiles(call: Call, part: Part) -> Iterator[Tile]:
     count = part.b.shape[0]
     for number, batch in enumerate(part.batches):
         dropped = part.dropped(call.lowered, number)
@@ -129,11 +139,11 @@ def _tiles(call: Call, part: Part) -> Iterator[Tile]:
             yield Tile(call, part, batch, slice(first, min(first + batch.heads, count)), dropped)
 
 
-def _parts(call: Call) -> list[Part]:
+def parts(call: Call) -> list[Part]:
     return call.lowered.derive(parts_of, *call.q.shape[:2], call.k.shape[1], call.q.device)
 
 
-def _score_tensors(call: Call) -> dict[str, Tensor]:
+def score_tensors(call: Call) -> dict[str, Tensor]:
     """What the score reads, where q is; autograd keeps no inference tensors."""
     tensors = {name: call.bound.tensors[name].detach().to(call.q.device) for name in inputs_of(call.score)}
     return {name: x.clone() if x.is_inference() else x for name, x in tensors.items()}
@@ -149,15 +159,13 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     q, k, v = (tensor.detach() for tensor in (call.q, call.k, call.v))
     out = q.new_zeros((*q.shape[:3], v.shape[3]))
     lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=accurate(q.dtype))
-    plain, scale, tensors = call.score is var("score"), _scale(call), _score_tensors(call)
+    tensors = score_tensors(call)
     with torch.no_grad():
-        for part in _parts(call):
-            q_part, out_part, lse_part = (_by_group(x, part)[part.heads] for x in (q, out, lse))
+        for part in parts(call):
+            q_part, out_part, lse_part = (by_group(x, part)[part.heads] for x in (q, out, lse))
             k_part, v_part = (x.reshape(-1, *x.shape[2:])[part.kv_heads] for x in (k, v))
-            for tile in _tiles(call, part):
-                scores = torch.bmm(tile.of_queries(q_part) * scale, tile.of_keys(k_part).mT)
-                scores = scores if plain else tile.scored(scores, tensors)
-                tile.drop(scores, -torch.inf)
+            for tile in tiles(call, part):
+                scores = tile.scores(q_part, k_part, tensors)
                 top = scores.amax(-1, keepdim=True)
                 top.masked_fill_(top == -torch.inf, 0.0)  # a query that keeps nothing: all its weights are 0
                 weights = scores.sub_(top).exp_()
@@ -165,8 +173,8 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
                 rows = torch.bmm(weights, tile.of_keys(v_part))
                 tile.to_queries(out_part, rows.div_(torch.where(total > 0, total, 1.0)))
                 tile.to_queries(lse_part, total.log_().add_(top))
-            _put(_by_group(out, part), part.heads, out_part)
-            _put(_by_group(lse, part), part.heads, lse_part)
+            put(by_group(out, part), part.heads, out_part)
+            put(by_group(lse, part), part.heads, lse_part)
     return out, lse.squeeze(-1)
 
 
@@ -183,16 +191,16 @@ def backward(
     dq, dk, dv = torch.zeros_like(q), *(torch.zeros_like(x, dtype=work) for x in (k, v))
     dq, dk, dv = (x.contiguous() for x in (dq, dk, dv))
     trained = {name: _leaf(tensor, work, q.device) for name, tensor in read.items()}
-    tensors = {**_score_tensors(call), **trained}
+    tensors = {**score_tensors(call), **trained}
     sums = [torch.zeros_like(tensor) for tensor in trained.values()]
     with torch.no_grad():
-        for part in _parts(call):
-            of_queries = [_by_group(x, part)[part.heads] for x in (q, dq, dout, shift, delta)]
+        for part in parts(call):
+            of_queries = [by_group(x, part)[part.heads] for x in (q, dq, dout, shift, delta)]
             of_keys = [x.reshape(-1, *x.shape[2:])[part.kv_heads] for x in (k, v)]
             totals = [_target(x.view(-1, *x.shape[2:]), part.kv_heads) for x in (dk, dv)]
-            for tile in _tiles(call, part):
+            for tile in tiles(call, part):
                 _backward_tile(tile, of_queries, of_keys, totals, tensors, list(trained.values()), sums)
-            _put(_by_group(dq, part), part.heads, of_queries[1])
+            put(by_group(dq, part), part.heads, of_queries[1])
             for whole, total in zip((dk, dv), totals, strict=True):
                 if isinstance(part.kv_heads, Tensor):
                     whole.view(-1, *whole.shape[2:]).index_add_(0, part.kv_heads, total)
@@ -242,12 +250,12 @@ def _gathered(tensor: Tensor, spans: list[Span], dim: int) -> Tensor:
     return runs[0] if len(runs) == 1 else torch.cat(runs, dim)
 
 
-def _by_group(tensor: Tensor, part: Part) -> Tensor:
+def by_group(tensor: Tensor, part: Part) -> Tensor:
     """[batch, heads, q_len, dim] as [batch * heads / group, group, q_len, dim]."""
     return tensor.reshape(-1, part.group, *tensor.shape[2:])
 
 
-def _put(whole: Tensor, heads: slice | Tensor, part: Tensor) -> None:
+def put(whole: Tensor, heads: slice | Tensor, part: Tensor) -> None:
     """Write chosen heads back, unless they are a view."""
     if isinstance(heads, Tensor):
         whole[heads] = part

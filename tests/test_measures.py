@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from flexspec.compiler.backends import row_batches
+from flexspec.compiler.draw.measures import binned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_masks import DECLARED, banded, comparisons, flags, tables
@@ -267,12 +269,10 @@ def test_pictures(suffix, tmp_path):
         found.show(tmp_path / "measures.txt")
 
 
-def test_cells_of_pictures_are_means_of_what_there_is():
-    from flexspec.compiler.draw.measures import binned
-
-    rows = torch.tensor([[1.0, 3.0, torch.nan, 5.0, torch.nan, torch.nan, 7.0]]).numpy()
-    assert binned(rows, 4).tolist()[0][:2] == [2.0, 5.0] and math.isnan(binned(rows, 4)[0, 2])
-    assert binned(rows, 4)[0, 3] == 7.0
+def test_cells_of_pictures_have_the_mean_the_largest_or_the_sum_of_what_there_is():
+    rows = np.array([[1.0, 3.0, np.nan, 5.0, np.nan, np.nan, 7.0]])
+    for how, wanted in (("mean", [2, 5, np.nan, 7]), ("largest", [3, 5, np.nan, 7]), ("sum", [4, 5, np.nan, 7])):
+        np.testing.assert_array_equal(binned(rows, 4, how), [wanted])
 
 
 X = torch.zeros(1, 2, 8, 4)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from flexspec.user_line import user_caret
 from ..blocks.grid import BlockSize
 from .weights import asked, mean_of, own_values, sums
 
-Keys = Mask | Callable[..., Any] | Tensor
+Keys: TypeAlias = Mask | Callable[..., Any] | Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -139,24 +139,16 @@ def measure(
     own, *theirs = own_values([attention.names, *(_open_names(each) for each in masks.values())], values)
     call = attention(q, k, own)
     axes = canvas or attention.attend.spec.parts.canvas
-    names = axes.names if axes else ()
-    formulas: list[Formula] = [_distance("", None), *(_distance(f".{name}", axes) for name in names), *masks.values()]
-    given = [*({} for _ in formulas[len(masks) :]), *theirs]
+    distances = [_distance("", None), *(_distance(f".{name}", axes) for name in (axes.names if axes else ()))]
+    formulas = [*((each, {}) for each in distances), *zip(masks.values(), theirs, strict=True)]
     sizes = make_sizes(q.shape[2], k.shape[2], q.shape[0], q.shape[1])
-    means = [mean_of(each, x, sizes, order, q.device) for each, x in zip(formulas, given, strict=True)]
+    means = [mean_of(each, given, sizes, order, q.device) for each, given in formulas]
     found = attention.in_logical_order(sums(call, means), q.shape[2], k.shape[2])
-    distance, *others = found.means.unbind(-1)
-    along, on = others[: len(names)], others[len(names) :]
-    return Measures(
-        attention.attend.spec.label,
-        found.entropy,
-        distance,
-        dict(zip(names, along, strict=True)),
-        dict(zip(masks, on, strict=True)),
-        found.products[:, :, 0],
-        found.counts.long(),
-        found.lse,
-    )
+    distance, *along = found.means[..., : len(distances)].unbind(-1)
+    by_axis = dict(zip(axes.names if axes else (), along, strict=True))
+    on = dict(zip(masks, found.means[..., len(distances) :].unbind(-1), strict=True))
+    columns = found.products[:, :, 0], found.counts.long()
+    return Measures(attention.attend.spec.label, found.entropy, distance, by_axis, on, *columns, found.lse)
 
 
 def _distance(axis: str, canvas: Canvas | None) -> Formula:

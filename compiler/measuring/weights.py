@@ -20,11 +20,11 @@ from flexspec.user_line import user_caret
 
 from ..attend import Attending
 from ..backends.base import Call, accurate, check_qkv
-from ..backends.blocks import LN2, Tile, by_group, parts, put, score_tensors, tiles
+from ..backends.blocks import Tile, by_group, exp_, parts, put, score_tensors, tiles
 from ..blocks.grid import BlockSize
 
 NOTHING = -1e4
-"""The power of two of a weight that is 0 in every dtype; its product with that weight is 0 too."""
+"""A score below the largest whose weight is 0 in every dtype, and whose product with 0 is 0."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +85,16 @@ def sums(call: Call, means: Sequence[Mean] = (), vectors: Tensor | None = None) 
         q_part, given, found, columns = (by_group(x, part)[part.heads] for x in (q, vectors, of_queries, of_keys))
         k_part = k.reshape(-1, *k.shape[2:])[part.kv_heads]
         for tile in tiles(call, part):
-            exponents = tile.exponents(q_part, k_part, tensors)
-            top = exponents.amax(-1, keepdim=True)
+            scores = tile.scores(q_part, k_part, tensors)
+            top = scores.amax(-1, keepdim=True)
             top.masked_fill_(top == -torch.inf, 0.0)
-            weights = exponents.sub_(top).clamp_(min=NOTHING).exp2()
+            weights = exp_(scores.sub_(top).clamp_(min=NOTHING).clone())
             total = weights.sum(-1)
             shares = torch.where(total > 0, total, 1.0).reciprocal_()
-            each = [torch.linalg.vecdot(weights, exponents), *(mean.of(tile, weights) for mean in means)]
+            each = [torch.linalg.vecdot(weights, scores), *(mean.of(tile, weights) for mean in means)]
             each = [x * shares for x in each]
-            each[0] = (torch.where(total > 0, total, 1.0).log2_() - each[0]) * LN2
-            tile.to_queries(found, torch.stack([(total.log2_() + top[..., 0]) * LN2, *each], -1))
+            each[0] = torch.where(total > 0, total, 1.0).log_() - each[0]
+            tile.to_queries(found, torch.stack([total.log_() + top[..., 0], *each], -1))
             _add_columns(tile, columns, weights, tile.of_queries(given) * shares[..., None])
         put(by_group(of_queries, part), part.heads, found)
         put(by_group(of_keys, part), part.heads, columns)

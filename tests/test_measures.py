@@ -300,6 +300,7 @@ BAD = {
         lambda: fs.measure(fs.causal(), X, X, mass={"a": fs.mask(lambda kv: torch.ones(3)[kv] > 0)}),
     ),
     "an lse of another shape": ("FS040", lambda: fs.recall(fs.causal(), X, X, lse=torch.zeros(1, 2, 9))),
+    "an lse that is none": ("FS040", lambda: fs.recall(fs.causal(), X, X, lse=0.5)),
     "no layers": ("FS030", lambda: fs.rollout(fs.causal(), [], 0)),
     "no tokens": ("FS030", lambda: fs.rollout(fs.causal(), [(X, X)], [])),
     "no specs": ("FS030", lambda: fs.rollout([], [(X, X)], 0)),

@@ -74,7 +74,7 @@ def recall(
     block_size: tokens, one number or (query, key).
     values: run-time values by name, of the mask and of `within`.
 
-    Raises what `fs.measure` raises, and FS040 for an lse of another shape.
+    Raises what `fs.measure` raises, and FS040 for an lse that is no tensor of that shape.
 
     >>> import flexspec as fs, torch
     >>> q = k = torch.zeros(1, 1, 4, 8)
@@ -88,9 +88,12 @@ def recall(
     kept, full = (asked(each, order, block_size) for each in (both, wide))
     own, theirs = own_values([kept.names, full.names], values)
     found = kept.lse(q, k, own)
-    lse = full.lse(q, k, theirs) if lse is None else lse.to(found)
-    if lse.shape != found.shape:
-        message = f"lse is {list(lse.shape)}; of these q and k it is {list(found.shape)}"
+    if lse is None:
+        lse = full.lse(q, k, theirs)
+    elif not isinstance(lse, Tensor) or lse.shape != found.shape:
+        seen = list(lse.shape) if isinstance(lse, Tensor) else type(lse).__name__
+        message = f"lse is {seen}; of these q and k it is {list(found.shape)}"
         raise FlexSpecError("FS040", message, fix="give the lse of `within` over the same q and k", where=user_caret())
+    lse = lse.to(found)
     share = torch.where(lse > -torch.inf, (found - lse).exp_().clamp_(max=1.0), 1.0)
     return Recall(mask.label, "full attention" if within is None else wide.label, share, lse)

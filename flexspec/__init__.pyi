@@ -23,6 +23,9 @@ from .compiler.backends.reference import reference_attention as reference_attent
 from .compiler.blocks.block_map import BlockMap as BlockMap
 from .compiler.blocks.runs import BlockKind as BlockKind
 from .compiler.kept_keys import KeptKeys as KeptKeys, kept_keys as kept_keys
+from .compiler.measuring.measure import Measures as Measures, measure as measure
+from .compiler.measuring.recall import Recall as Recall, recall as recall
+from .compiler.measuring.rollout import Rollout as Rollout, rollout as rollout
 from .compiler.merging import merge as merge
 from .compiler.draw.orders import show_orders as show_orders
 from .compiler.fitting.families import Family as Family

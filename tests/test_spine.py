@@ -18,7 +18,7 @@ LANGUAGE = (
 
 COMPILER = (
     "evaluation simplify blocks printers pipeline map_cache backends operator attend planning proofs explain "
-    "compiled planned compile fitting kept_keys merging draw cli"
+    "compiled planned compile fitting kept_keys measuring merging draw cli"
 ).split()
 """The rooms of compiler/: each imports only what stands to its left."""
 
@@ -33,6 +33,9 @@ DOORS = {
     "flexspec.compiler.proofs.reach": DRAW,
     "flexspec.compiler.fitting.fit": DRAW,
     "flexspec.compiler.kept_keys": DRAW,
+    "flexspec.compiler.measuring.measure": DRAW,
+    "flexspec.compiler.measuring.recall": DRAW,
+    "flexspec.compiler.measuring.rollout": DRAW,
 }
 """The modules that may import a computed name, and what else they may see."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import log
 from typing import Any, NamedTuple
 
 import torch
@@ -91,20 +92,25 @@ class Tile:
             target[self.heads, :, start:stop] = rows[:, :, done : done + stop - start]
             done += stop - start
 
-    def add_to_keys(self, target: Tensor, left: Tensor, right: Tensor) -> None:
-        """Add `left.mT @ right`, of the shape of `of_keys`."""
+    def add_to_keys(self, target: Tensor, queries: Tensor, pairs: Tensor) -> None:
+        """Add `queries.mT @ pairs`, as [dim, keys], to [heads, dim, kv_len]: transposed, it is a quicker product."""
         if self.batch.rows == len(self.batch.kv) == 1:
-            target[self.heads, slice(*self.batch.kv[0])].baddbmm_(left.mT, right)
+            target[self.heads, :, slice(*self.batch.kv[0])].baddbmm_(queries.mT, pairs)
             return
-        keys = torch.bmm(left.mT, right).view(-1, self.batch.rows * self.batch.keys, target.shape[-1])
+        keys = torch.bmm(queries.mT, pairs).unflatten(0, (-1, self.batch.rows)).transpose(1, 2).flatten(2)
         done = 0
         for start, stop in self.batch.kv:
-            target[self.heads, start:stop] += keys[:, done : done + stop - start]
+            target[self.heads, :, start:stop] += keys[..., done : done + stop - start]
             done += stop - start
 
     def by_row(self, scores: Tensor) -> Tensor:
         """The scores as [heads, rows, group, queries, keys]."""
         return scores.view(-1, self.batch.rows, self.part.group, self.batch.queries, self.batch.keys)
+
+    def positions(self) -> dict[str, Tensor]:
+        """b, h, q and kv of the pairs, which broadcast as `by_row`."""
+        q, kv = self.batch.positions(self.part.b.device)
+        return {"b": self.part.b[self.heads], "h": self.part.h[self.heads], "q": q, "kv": kv}
 
     def drop(self, scores: Tensor, value: float) -> None:
         """Write `value` where the mask drops a pair."""
@@ -112,16 +118,21 @@ class Tile:
         for (start, stop), dropped in zip(self.batch.masked, self.dropped, strict=True):
             by_row[..., start:stop].masked_fill_(dropped, value)
 
+    def scores(self, q: Tensor, k: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The scores, -inf where the mask drops a pair; tensors: what the score expression reads."""
+        scores = torch.bmm(self.of_queries(q) * _scale(self.call), self.of_keys(k).mT)
+        scores = scores if self.call.score is var("score") else self.scored(scores, tensors)
+        self.drop(scores, -torch.inf)
+        return scores
+
     def scored(self, logits: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
         """What the score expression makes of q . k * scale."""
-        q, kv = self.batch.positions(logits.device)
-        values = {**self.call.bound.all_numbers(), **tensors, "score": self.by_row(logits), "q": q, "kv": kv}
-        values |= {"b": self.part.b[self.heads], "h": self.part.h[self.heads]}
+        values = {**self.call.bound.all_numbers(), **tensors, **self.positions(), "score": self.by_row(logits)}
         score = evaluate(self.call.score, values, precise=logits.dtype == torch.float64, checked=False)
         return score.to(logits.dtype).expand_as(self.by_row(logits)).reshape(logits.shape)
 
 
-def _tiles(call: Call, part: Part) -> Iterator[Tile]:
+def tiles(call: Call, part: Part) -> Iterator[Tile]:
     count = part.b.shape[0]
     for number, batch in enumerate(part.batches):
         dropped = part.dropped(call.lowered, number)
@@ -129,11 +140,11 @@ def _tiles(call: Call, part: Part) -> Iterator[Tile]:
             yield Tile(call, part, batch, slice(first, min(first + batch.heads, count)), dropped)
 
 
-def _parts(call: Call) -> list[Part]:
+def parts(call: Call) -> list[Part]:
     return call.lowered.derive(parts_of, *call.q.shape[:2], call.k.shape[1], call.q.device)
 
 
-def _score_tensors(call: Call) -> dict[str, Tensor]:
+def score_tensors(call: Call) -> dict[str, Tensor]:
     """What the score reads, where q is; autograd keeps no inference tensors."""
     tensors = {name: call.bound.tensors[name].detach().to(call.q.device) for name in inputs_of(call.score)}
     return {name: x.clone() if x.is_inference() else x for name, x in tensors.items()}
@@ -149,24 +160,22 @@ def forward(call: Call) -> tuple[Tensor, Tensor]:
     q, k, v = (tensor.detach() for tensor in (call.q, call.k, call.v))
     out = q.new_zeros((*q.shape[:3], v.shape[3]))
     lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=accurate(q.dtype))
-    plain, scale, tensors = call.score is var("score"), _scale(call), _score_tensors(call)
+    tensors = score_tensors(call)
     with torch.no_grad():
-        for part in _parts(call):
-            q_part, out_part, lse_part = (_by_group(x, part)[part.heads] for x in (q, out, lse))
+        for part in parts(call):
+            q_part, out_part, lse_part = (by_group(x, part)[part.heads] for x in (q, out, lse))
             k_part, v_part = (x.reshape(-1, *x.shape[2:])[part.kv_heads] for x in (k, v))
-            for tile in _tiles(call, part):
-                scores = torch.bmm(tile.of_queries(q_part) * scale, tile.of_keys(k_part).mT)
-                scores = scores if plain else tile.scored(scores, tensors)
-                tile.drop(scores, -torch.inf)
+            for tile in tiles(call, part):
+                scores = tile.scores(q_part, k_part, tensors)
                 top = scores.amax(-1, keepdim=True)
                 top.masked_fill_(top == -torch.inf, 0.0)  # a query that keeps nothing: all its weights are 0
-                weights = scores.sub_(top).exp_()
+                weights = exp_(scores.sub_(top))
                 total = weights.sum(-1, keepdim=True)
                 rows = torch.bmm(weights, tile.of_keys(v_part))
                 tile.to_queries(out_part, rows.div_(torch.where(total > 0, total, 1.0)))
                 tile.to_queries(lse_part, total.log_().add_(top))
-            _put(_by_group(out, part), part.heads, out_part)
-            _put(_by_group(lse, part), part.heads, lse_part)
+            put(by_group(out, part), part.heads, out_part)
+            put(by_group(lse, part), part.heads, lse_part)
     return out, lse.squeeze(-1)
 
 
@@ -195,7 +204,7 @@ class Sums:
         work, device = accurate(call.q.dtype), call.q.device
         self.read, self.deterministic = read, call.deterministic
         self.leaves = {name: _leaf(tensor, work, device) for name, tensor in read.items()}
-        self.tensors = {**_score_tensors(call), **self.leaves}
+        self.tensors = {**score_tensors(call), **self.leaves}
         self.sums = [torch.zeros_like(tensor) for tensor in self.leaves.values()]
 
     def add(self, score: Tensor, logits: Tensor, dscores: Tensor) -> Tensor:
@@ -231,20 +240,21 @@ def backward(
     work = accurate(call.q.dtype)
     q, k, v = (tensor.detach() for tensor in (call.q, call.k, call.v))
     stats, sums = _statistics(call, out, lse, dout, dlse), Sums(call, read)
-    dq, dk, dv = torch.zeros_like(q), *(torch.zeros_like(x, dtype=work) for x in (k, v))
-    dq, dk, dv = (x.contiguous() for x in (dq, dk, dv))
+    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    dk, dv = (x.new_zeros(x.mT.shape, dtype=work) for x in (k, v))
     with torch.no_grad():
-        for part in _parts(call):
-            dq_part, *of_queries = (_by_group(x, part)[part.heads] for x in (dq, q, dout, *stats))
+        for part in parts(call):
+            dq_part, *of_queries = (by_group(x, part)[part.heads] for x in (dq, q, dout, *stats))
             of_keys = [x.reshape(-1, *x.shape[2:])[part.kv_heads] for x in (k, v)]
             totals = [_target(x.view(-1, *x.shape[2:]), part.kv_heads) for x in (dk, dv)]
-            for tile in _tiles(call, part):
+            for tile in tiles(call, part):
                 _backward_tile(tile, dq_part, of_queries, of_keys, totals, sums)
-            _put(_by_group(dq, part), part.heads, dq_part)
+            put(by_group(dq, part), part.heads, dq_part)
             with fixed_order(call.deterministic):
                 for whole, total in zip((dk, dv), totals, strict=True):
                     if isinstance(part.kv_heads, Tensor):
                         whole.view(-1, *whole.shape[2:]).index_add_(0, part.kv_heads, total)
+    dk, dv = (_turned(each) for each in (dk, dv))
     return [dq, dk.to(k.dtype), dv.to(v.dtype), *sums.found()]
 
 
@@ -258,8 +268,8 @@ def _backward_tile(
 ) -> None:
     """Add one tile's share of all gradients; totals: of k and v."""
     slopes = _slopes(tile, of_queries, of_keys, sums)
-    tile.add_to_keys(totals[1], slopes.weights, slopes.douts)
-    tile.add_to_keys(totals[0], slopes.dlogits, slopes.queries)
+    tile.add_to_keys(totals[1], slopes.douts, slopes.weights)
+    tile.add_to_keys(totals[0], slopes.queries, slopes.dlogits)
     tile.to_queries(dq, torch.bmm(slopes.dlogits, slopes.keys).mul_(_scale(tile.call)))
 
 
@@ -269,10 +279,10 @@ def score_gradients(
     """What `backward` gives for the tensors `read`, alone."""
     stats, sums = _statistics(call, out, lse, dout, dlse), Sums(call, read)
     with torch.no_grad():
-        for part in _parts(call):
-            of_queries = [_by_group(x, part)[part.heads] for x in (call.q.detach(), dout, *stats)]
+        for part in parts(call):
+            of_queries = [by_group(x, part)[part.heads] for x in (call.q.detach(), dout, *stats)]
             of_keys = [x.detach().reshape(-1, *x.shape[2:])[part.kv_heads] for x in (call.k, call.v)]
-            for tile in _tiles(call, part):
+            for tile in tiles(call, part):
                 _slopes(tile, of_queries, of_keys, sums)
     return sums.found()
 
@@ -299,11 +309,24 @@ def _slopes(tile: Tile, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor],
         with torch.enable_grad():
             score = tile.scored(logits.requires_grad_(), sums.tensors)
         weights = score.detach().clone()
-    weights = weights.sub_(shift).exp_()
+    weights = exp_(weights.sub_(shift))
     tile.drop(weights, 0.0)
     dscores = torch.bmm(dout, tile.of_keys(of_keys[1]).mT).sub_(delta).mul_(weights)
     dlogits = dscores if plain else sums.add(score, logits, dscores)
     return Slopes(queries, dout, keys, weights, dlogits)
+
+
+def _turned(total: Tensor) -> Tensor:
+    """[batch, heads, dim, kv_len] as [batch, heads, kv_len, dim] in its own memory, head by head."""
+    turned = total.view(total.mT.shape)
+    for head, target in zip(total.flatten(0, 1), turned.flatten(0, 1), strict=True):
+        target.copy_(head.mT.clone())
+    return turned
+
+
+def exp_(logits: Tensor) -> Tensor:
+    """`logits.exp_()`, which on a CPU torch computes slower than powers of two, and slower still at -inf."""
+    return logits.mul_(1 / log(2)).exp2_()
 
 
 def _gathered(tensor: Tensor, spans: list[Span], dim: int) -> Tensor:
@@ -312,12 +335,12 @@ def _gathered(tensor: Tensor, spans: list[Span], dim: int) -> Tensor:
     return runs[0] if len(runs) == 1 else torch.cat(runs, dim)
 
 
-def _by_group(tensor: Tensor, part: Part) -> Tensor:
+def by_group(tensor: Tensor, part: Part) -> Tensor:
     """[batch, heads, q_len, dim] as [batch * heads / group, group, q_len, dim]."""
     return tensor.reshape(-1, part.group, *tensor.shape[2:])
 
 
-def _put(whole: Tensor, heads: slice | Tensor, part: Tensor) -> None:
+def put(whole: Tensor, heads: slice | Tensor, part: Tensor) -> None:
     """Write chosen heads back, unless they are a view."""
     if isinstance(heads, Tensor):
         whole[heads] = part

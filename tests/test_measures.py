@@ -135,11 +135,13 @@ def test_scores_a_scale_and_values_of_the_call():
     same(fs.recall(fs.document(), q, k, within=spec, by=0.125, document_id=ids).share, (dense * own).sum(-1))
 
 
-@pytest.mark.parametrize("order", ["tiled", "striped", "hilbert"])
+@pytest.mark.parametrize("order", ["tiled", "striped", "hilbert", "by side", "by head"])
 def test_orders_change_nothing_and_a_canvas_gives_distances_by_axis(order):
     video = fs.Canvas(t=3, h=5, w=7)
     q, k = qk(q_len=105)
     orders = {"tiled": fs.tiled(video, t=2, h=2, w=4), "striped": fs.striped(4), "hilbert": fs.orders.hilbert(video)}
+    orders |= {"by side": (orders["tiled"], fs.axes(video, "w", "t", "h"))}
+    orders |= {"by head": [fs.axes(video, "w", "t", "h"), fs.axes(video, "h", "w", "t")]}
     same_frame = fs.mask(lambda q, kv: q.t == kv.t, canvas=video)
     near = fs.mask(lambda q, kv: (q.h - kv.h).abs() <= 2, canvas=video)
     at = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (3, 5, 7)), indexing="ij")).view(3, -1)
@@ -152,6 +154,24 @@ def test_orders_change_nothing_and_a_canvas_gives_distances_by_axis(order):
     same(share, (dense * same_frame.dense(105)).sum(-1))
     flow = fs.rollout(near, [(q, k)], [0, 50], order=orders[order], block_size=16).shares
     same(flow[0], 0.5 * torch.eye(105)[[0, 50]] + 0.5 * dense.mean(1)[0, [0, 50]])
+
+
+def test_true_positions():
+    """Of a ring buffer: distances, and the keys that a mask names, are by position; columns are rows of k."""
+    q, k = qk(q_len=3, kv_len=20, batch=2)
+    queries, keys = torch.tensor([[40, 43, 41]]), torch.stack([torch.randperm(45)[:20], torch.randperm(45)[:20]])
+    keys[:, ::6] = -1
+    window, early = fs.causal_window(30), fs.mask(lambda kv: kv < 25)
+    at, there = keys[:, None, None], queries[:, None, :, None]
+    keep = (at >= 0) & (there >= at) & (there - at < 30)
+    found = fs.measure(window, q, k, mass={"early": early}, q_positions=queries, kv_positions=keys, block_size=16)
+    dense = weights(keep, q, k)
+    same(found.distance, (dense * (there - at).abs()).sum(-1), 1e-7)
+    same(found.mass["early"], (dense * (at < 25)).sum(-1))
+    same(found.column_sums, dense.sum(-2))
+    assert torch.equal(found.column_counts, keep.expand_as(dense).sum(-2))
+    share = fs.recall(fs.causal_window(5), q, k, within=window, q_positions=queries, kv_positions=keys).share
+    same(share, (dense * (there - at < 5)).sum(-1) + (~keep.any(-1)).expand(-1, 2, -1).double())
 
 
 def test_a_canvas_for_full_attention():

@@ -14,15 +14,16 @@ from torch import Tensor
 from flexspec.attention import Attention
 from flexspec.canvas import Canvas
 from flexspec.errors import FlexSpecError
-from flexspec.expr import apply, inputs_of, params_of, var
+from flexspec.expr import Expr, apply, inputs_of, params_of, var
 from flexspec.formula import Formula
 from flexspec.inputs import Input, make_sizes
 from flexspec.mask import Mask, from_mask_mod, mask
-from flexspec.order import Order
+from flexspec.order import OrderLike
+from flexspec.positions import bind_call
 from flexspec.user_line import user_caret
 
 from ..blocks.grid import BlockSize
-from .weights import asked, mean_of, own_values, sums
+from .weights import asked, mean_over, own_values, sums
 
 Keys: TypeAlias = Mask | Callable[..., Any] | Tensor
 
@@ -102,7 +103,7 @@ def measure(
     *,
     mass: Mapping[str, Keys] = MappingProxyType({}),
     canvas: Canvas | None = None,
-    order: Order | None = None,
+    order: OrderLike = None,
     block_size: BlockSize = 128,
     **values: Any,
 ) -> Measures:
@@ -119,9 +120,9 @@ def measure(
     canvas: whose axes distances are measured along; the spec's own where it is left out.
     order: where tokens lie in memory meanwhile; results are in logical order.
     block_size: tokens, one number or (query, key).
-    values: run-time values by name, of the spec and of the masks of `mass`.
+    values: run-time values by name, of the spec and of the masks of `mass`; `q_positions` and `kv_positions` too.
 
-    Distances count positions from 0 on both sides.
+    Distances are those of true positions, which count from 0 on both sides where none are given.
 
     Raises FS020 to FS026 and FS030 to FS035 (values, sizes, arithmetic, as `fs.compile`'s attention), FS040 (q and k),
     FS042 (a weight that is not the softmax).
@@ -138,11 +139,15 @@ def measure(
     masks = {name: _keys(name, each) for name, each in mass.items()}
     own, *theirs = own_values([attention.names, *(_open_names(each) for each in masks.values())], values)
     call = attention(q, k, own)
-    axes = canvas or attention.attend.spec.parts.canvas
-    distances = [_distance("", None), *(_distance(f".{name}", axes) for name in (axes.names if axes else ()))]
-    formulas = [*((each, {}) for each in distances), *zip(masks.values(), theirs, strict=True)]
+    axes, placed = canvas or attention.attend.spec.parts.canvas, attention.attend.order
+    distances = [_distance(axis) for axis in ("", *(f".{name}" for name in (axes.names if axes else ())))]
+    means = [mean_over(each, axes, call.bound, placed, q.device) for each in distances]
     sizes = make_sizes(q.shape[2], k.shape[2], q.shape[0], q.shape[1])
-    means = [mean_of(each, given, sizes, order, q.device) for each, given in formulas]
+    if not call.bound.rows:
+        Formula(distances[0], "distance", canvas=axes).bind(sizes, {})  # tells of a canvas of another length
+    for keys, given in zip(masks.values(), theirs, strict=True):
+        bound = bind_call(Attention(keys).parts, sizes, given, placed, q.device)
+        means.append(mean_over(keys.expr, keys.on, bound, placed, q.device))
     found = attention.in_logical_order(sums(call, means), q.shape[2], k.shape[2])
     distance, *along = found.means[..., : len(distances)].unbind(-1)
     by_axis = dict(zip(axes.names if axes else (), along, strict=True))
@@ -151,9 +156,9 @@ def measure(
     return Measures(attention.attend.spec.label, found.entropy, distance, by_axis, on, *columns, found.lse)
 
 
-def _distance(axis: str, canvas: Canvas | None) -> Formula:
+def _distance(axis: str) -> Expr:
     """|q - kv| in tokens, or along an axis such as ".t"."""
-    return Formula(apply("abs", apply("sub", var(f"q{axis}"), var(f"kv{axis}"))), "distance", canvas=canvas)
+    return apply("abs", apply("sub", var(f"q{axis}"), var(f"kv{axis}")))
 
 
 _CHOSEN = {

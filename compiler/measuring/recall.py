@@ -13,7 +13,7 @@ from torch import Tensor
 from flexspec.attention import Attention, as_attention
 from flexspec.errors import FlexSpecError
 from flexspec.mask import Mask, from_mask_mod
-from flexspec.order import Order
+from flexspec.order import OrderLike
 from flexspec.user_line import user_caret
 
 from ..blocks.grid import BlockSize
@@ -58,7 +58,7 @@ def recall(
     *,
     within: Attention | Mask | Callable[..., Any] | None = None,
     lse: Tensor | None = None,
-    order: Order | None = None,
+    order: OrderLike = None,
     block_size: BlockSize = 128,
     **values: Any,
 ) -> Recall:

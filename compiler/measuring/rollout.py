@@ -13,7 +13,7 @@ from torch import Tensor
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError
 from flexspec.mask import Mask
-from flexspec.order import Order
+from flexspec.order import OrderLike
 from flexspec.user_line import user_caret
 
 from ..backends.base import accurate, check_qkv
@@ -62,7 +62,7 @@ def rollout(
     tokens: int | Sequence[int],
     *,
     residual: float = 0.5,
-    order: Order | None = None,
+    order: OrderLike = None,
     block_size: BlockSize = 128,
     **values: Any,
 ) -> Rollout:
@@ -109,7 +109,7 @@ def rollout(
 def _through(attention: Asked, q: Tensor, k: Tensor, values: dict[str, Any], rows: Tensor) -> Tensor:
     """Vectors [batch, tokens, length] times the mean of the heads' weights."""
     heads, length = q.shape[1], q.shape[2]
-    vectors = attention.attend.moved(rows, "logical", -1).mT[:, None].expand(-1, heads, -1, -1)
+    vectors = attention.attend.moved(rows.mT[:, None].expand(-1, heads, -1, -1), "logical")
     found = attention.in_logical_order(sums(attention(q, k, values), vectors=vectors), length, length)
     alone = (found.lse == -torch.inf).to(rows).mean(1)
     return found.products.mean(1) + rows * alone[:, None]

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from flexspec.attention import as_attention
+from flexspec.canvas import AnyCanvas
 from flexspec.errors import FlexSpecError
 from flexspec.evaluate import evaluate
 from flexspec.expr import Expr
-from flexspec.formula import Formula
-from flexspec.inputs import Sizes
-from flexspec.order import Order, bound_in_memory, relocate
+from flexspec.inputs import Bound
+from flexspec.order import Order, OrderLike, relocate
+from flexspec.positions import GIVEN
 from flexspec.user_line import user_caret
 
 from ..attend import Attending
@@ -43,14 +44,11 @@ class Mean:
         return (tile.by_row(weights) * each).sum(-1).view(weights.shape[:2])
 
 
-def mean_of(
-    formula: Formula, given: Mapping[str, Any], sizes: Sizes, order: Order | None, device: torch.device
-) -> Mean:
-    """The mean of a formula over logical positions, with its values. Raises what `bind_all` and `relocate` raise."""
-    bound = bound_in_memory(formula.bind(sizes, given), order, device)
+def mean_over(expr: Expr, canvas: AnyCanvas | None, bound: Bound, order: Order | None, device: torch.device) -> Mean:
+    """The mean of an expression over logical positions, with the bound values of a call in memory."""
     tensors = {name: tensor.detach().to(device) for name, tensor in bound.tensors.items()}
-    in_memory = relocate(formula.expr, order, formula.canvas, sizes.q_len, sizes.kv_len)
-    return Mean(in_memory, {**bound.all_numbers(), **tensors})
+    expr = relocate(expr, order, canvas, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
+    return Mean(expr, {**bound.all_numbers(), **tensors})
 
 
 class Sums(NamedTuple):
@@ -135,10 +133,11 @@ class Asked:
 
     def in_logical_order(self, found: Sums, q_len: int, kv_len: int) -> Sums:
         """What a pass gave, at the places where q and k came from."""
-        lse, entropy = (self.attend.moved_back(each, "logical", q_len, -1) for each in (found.lse, found.entropy))
-        means = self.attend.moved_back(found.means, "logical", q_len)
-        products, counts = (self.attend.moved_back(x, "logical", kv_len, -1) for x in (found.products, found.counts))
-        return Sums(lse, entropy, means, products, counts)
+        back = self.attend.moved_back
+        lse, entropy = (back(each, "logical", q_len, -1) for each in (found.lse, found.entropy))
+        means = back(found.means, "logical", q_len)
+        products = back(found.products.mT, "logical", kv_len, side="kv").mT
+        return Sums(lse, entropy, means, products, back(found.counts, "logical", kv_len, -1, "kv"))
 
     def lse(self, q: Tensor, k: Tensor, values: Mapping[str, Any]) -> Tensor:
         """[batch, heads, q_len], in logical order."""
@@ -146,7 +145,7 @@ class Asked:
             return self.attend.run(self(q, k, values), q.shape[2], "logical")[1]
 
 
-def asked(spec: object, order: Order | None, block_size: BlockSize) -> Asked:
+def asked(spec: object, order: OrderLike, block_size: BlockSize) -> Asked:
     """What is measured of a Mask, an Attention or a mask_mod. FS042 where its weight is not the softmax."""
     attention = as_attention(spec)
     if attention.weight is not None:
@@ -157,7 +156,9 @@ def asked(spec: object, order: Order | None, block_size: BlockSize) -> Asked:
 
 
 def own_values(known: Sequence[Set[str]], values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The values for each of several formulas, by the names that it takes; one that none knows goes to the first."""
-    everywhere = set().union(*known)
-    own = [{name: x for name, x in values.items() if name in names} for names in known]
+    """The values for each of several formulas, by the names that it takes; one that none knows goes to the first, and
+    positions to all.
+    """
+    everywhere = set().union(*known, GIVEN.values())
+    own = [{name: x for name, x in values.items() if name in names | set(GIVEN.values())} for names in known]
     return [own[0] | {name: x for name, x in values.items() if name not in everywhere}, *own[1:]]

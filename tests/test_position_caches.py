@@ -3,9 +3,12 @@
 import positions_oracle as oracle
 import pytest
 import torch
+from flexspec.compiler import map_cache
+from flexspec.compiler.blocks import tensor_ranges
 from torch._dynamo.utils import counters
 
 import flexspec as fs
+from flexspec.errors import FlexSpecError
 
 HEADS, KEY_HEADS, DIM = 4, 2, 16
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
@@ -218,3 +221,16 @@ def test_a_step_reads_only_what_changed(monkeypatch):
         cache.write(step, k[:, :, step], v[:, :, step], step)
         cache.step(attend, q, step, document_id=ids)
     assert read.count(5000) == 1 and read.count(64) == 12
+
+
+def test_a_refused_call_leaves_no_trace_in_the_next(monkeypatch):
+    """As on a device, where a tensor is told by its identity, which one that is made later may have again."""
+    for module in (map_cache, tensor_ranges):
+        monkeypatch.setattr(module, "by_content", lambda tensor: False)
+    monkeypatch.setattr(tensor_ranges, "as_array", lambda tensor: tensor.numpy().copy())
+    attend, (q, k, v) = fs.compile(fs.causal(), backend="blocks", block_size=16), sequence(64)
+    wanted = attend(q, k, v)
+    for _ in range(20):
+        with pytest.raises(FlexSpecError, match="FS036"):
+            attend(q, k, v, kv_positions=torch.tensor([[3] * 64]))
+        torch.testing.assert_close(attend(q, k, v, kv_positions=torch.tensor([[*range(64)]])), wanted)

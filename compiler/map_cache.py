@@ -43,8 +43,8 @@ class MapCache:
     def of(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered]:
         """The bound values of a call, with their gradients, and what it shares with calls alike."""
         bound = bind_call(self.spec.parts, sizes, values, self.order, device)
-        given = {**self.spec.parts.tensors, **values}
-        rows = {NAMES[side]: given[GIVEN[side]] for side in bound.rows}
+        given = {**values, **self.spec.parts.tensors}  # one of which may be called as positions are
+        rows = {NAMES[side]: values[GIVEN[side]] for side in bound.rows}
         counting = {**{name: given[name] for name in self._counting}, **rows}
         states = tuple([(name, state_of(tensor)) for name, tensor in counting.items()])
         key = (bound.sizes, device, states, tuple([(name, repr(value)) for name, value in bound.numbers.items()]))

@@ -39,9 +39,17 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     exact: with False block lists are made on the device from bounds, without waiting: documents that change at each
         step cost no synchronisation, and undecided blocks evaluate the mask.
     autotune: time the tiles of each Triton kernel at its first call and keep the best in the cache folder.
-    precision: str | None = None,
-    skip: float | None = None,
-    deterministic: bool | None = None,
+    precision: "int8" or "fp8", without gradients: products of q and k in 8 bits, each query and each 64 keys with a
+        scale, after the mean of the keys is taken out; weights and values in float16 (of "fp8" in e4m3); sums in
+        float32. By Triton on a GPU, and by the reference, which rounds alike. Each call quantises all of q, k and v: it
+        is meant for many queries.
+    skip: with a precision, nats: a kernel may leave out a tile of keys whose scores all lie more than this below the
+        maximum so far of their row. What it leaves out of a row has at most `d = keys * exp(-skip)` of its weight, so
+        the output is off by at most `2 * d * max(abs(v))` and the lse by `-log(1 - d)`.
+    deterministic: True: gradients are the same bits at each call, those of tensors that scores read too, which Triton
+        then leaves to slower torch operations. False: Triton may take its one-pass backward, whose sums have no fixed
+        order. None: True under `torch.use_deterministic_algorithms`; else only the gradients of tensors that scores
+        read may differ in their last bits.
 
     Raises FS023 (no spec), FS025 (skip), FS030 (block size), FS033 (order), FS041 (backend, precision), FS042 (nothing
     to tune, or a weight without a low precision).

@@ -33,7 +33,7 @@ class MapCache:
     def __init__(self, spec: Attention, order: Order | None, block_size: BlockSize, exact: bool = True) -> None:
         self.spec, self.order, self.block_size, self.exact = spec, order, block_size, exact
         self._lowered: OrderedDict[Any, tuple[Lowered, list[torch.Tensor]]] = OrderedDict()
-        self._ranges: tuple[Any, TensorRanges] | None = None
+        self._ranges: tuple[Any, TensorRanges, Any] | None = None
         self._lock = threading.Lock()
         mask, inputs = spec.parts.mask.expr, spec.parts.inputs
         self._counting = tuple(
@@ -43,8 +43,8 @@ class MapCache:
     def of(self, sizes: Sizes, values: Mapping[str, Any], device: torch.device) -> tuple[Bound, Lowered]:
         """The bound values of a call, with their gradients, and what it shares with calls alike."""
         bound = bind_call(self.spec.parts, sizes, values, self.order, device)
-        given = {**self.spec.parts.tensors, **values}
-        rows = {NAMES[side]: given[GIVEN[side]] for side in bound.rows}
+        given = {**values, **self.spec.parts.tensors}  # one of which may be called as positions are
+        rows = {NAMES[side]: values[GIVEN[side]] for side in bound.rows}
         counting = {**{name: given[name] for name in self._counting}, **rows}
         states = tuple([(name, state_of(tensor)) for name, tensor in counting.items()])
         key = (bound.sizes, device, states, tuple([(name, repr(value)) for name, value in bound.numbers.items()]))
@@ -52,9 +52,10 @@ class MapCache:
             if key in self._lowered:
                 self._lowered.move_to_end(key)
                 return bound, self._lowered[key][0]
-        lowered = self._lower(bound, device, states, Stages())
+        tensors = list(counting.values())  # while a tensor lives, no other has its id
+        lowered = self._lower(bound, device, (states, tensors), Stages())
         with self._lock:
-            self._lowered[key] = lowered, list(counting.values())  # while a tensor lives, no other has its id
+            self._lowered[key] = lowered, tensors
             while len(self._lowered) > KEPT:
                 self._lowered.popitem(last=False)
         return bound, lowered
@@ -66,17 +67,20 @@ class MapCache:
         return bound, self._lower(bound, device, None, stages, exact=True), stages
 
     def _lower(
-        self, bound: Bound, device: torch.device, states: Any, stages: Stages, exact: bool | None = None
+        self, bound: Bound, device: torch.device, counting: Any, stages: Stages, exact: bool | None = None
     ) -> Lowered:
         names = (*self._counting, *(NAMES[side] for side in bound.rows))
         tensors = {name: _frozen(bound.tensors[name]) for name in names}
         own = bound_in_memory(replace(bound, tensors=tensors), self.order, device)
         exact = self.exact if exact is None else exact
-        ranges = self._ranges_of(own, states) if exact else None
+        ranges = self._ranges_of(own, *counting or (None, None)) if exact else None
         return lower(self.spec, own, self.block_size, self.order, device, stages, ranges=ranges, exact=exact)
 
-    def _ranges_of(self, own: Bound, states: Any) -> TensorRanges:
-        """What the tensors hold. Of those that are as they were at the last map, nothing is read again."""
+    def _ranges_of(self, own: Bound, states: Any, alive: Any) -> TensorRanges:
+        """What the tensors hold. Of those that are as they were at the last map, nothing is read again.
+
+        alive: the tensors that the states are of. They are kept even where no map is made, as after an error.
+        """
         held = (states, tuple(tensor.shape for tensor in own.tensors.values()))
         latest, known = self._ranges, {}
         if latest and states is not None:
@@ -89,7 +93,7 @@ class MapCache:
             }
         unread = {name: tensor for name, tensor in own.tensors.items() if name not in known}
         ranges = TensorRanges({**arrays_of(unread), **known})
-        self._ranges = held, ranges
+        self._ranges = held, ranges, alive
         return ranges
 
 

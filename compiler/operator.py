@@ -76,8 +76,9 @@ def _call(
 ) -> tuple[Enrolled, Call]:
     """The attention and its call, with the tensors that the operator was given."""
     attention = _attentions[number]
-    given: dict[str, Any] = dict(zip(names.split(","), [*tensors, *ints, *floats], strict=False))
-    held = {name: given.pop(name) for name in attention.held & given.keys()}
+    labels, count = names.split(","), len(attention.held)
+    held = dict(zip(labels[:count], tensors, strict=False))
+    given = dict(zip(labels[count:], [*tensors[count:], *ints, *floats], strict=False))
     call = attention.call_of(q, k, v, True, inputs, given)
     bound = call.bound.tensors
     fitted = {name: x.expand(bound[name].shape) for name, x in held.items()}

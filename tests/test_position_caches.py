@@ -3,9 +3,12 @@
 import positions_oracle as oracle
 import pytest
 import torch
+from flexspec.compiler import map_cache
+from flexspec.compiler.blocks import tensor_ranges
 from torch._dynamo.utils import counters
 
 import flexspec as fs
+from flexspec.errors import FlexSpecError
 
 HEADS, KEY_HEADS, DIM = 4, 2, 16
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-5}
@@ -218,3 +221,33 @@ def test_a_step_reads_only_what_changed(monkeypatch):
         cache.write(step, k[:, :, step], v[:, :, step], step)
         cache.step(attend, q, step, document_id=ids)
     assert read.count(5000) == 1 and read.count(64) == 12
+
+
+def test_a_refused_call_leaves_no_trace_in_the_next(monkeypatch):
+    """As on a device, where a tensor is told by its identity, which one that is made later may have again."""
+    for module in (map_cache, tensor_ranges):
+        monkeypatch.setattr(module, "by_content", lambda tensor: False)
+    monkeypatch.setattr(tensor_ranges, "as_array", lambda tensor: tensor.numpy().copy())
+    attend, (q, k, v) = fs.compile(fs.causal(), backend="blocks", block_size=16), sequence(64)
+    wanted = attend(q, k, v)
+    for _ in range(20):
+        with pytest.raises(FlexSpecError, match="FS036"):
+            attend(q, k, v, kv_positions=torch.tensor([[3] * 64]))
+        torch.testing.assert_close(attend(q, k, v, kv_positions=torch.tensor([[*range(64)]])), wanted)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_pattern_may_hold_tensors_that_are_called_as_positions_are(compiled):
+    q_positions, kv_positions = torch.randn(40), torch.arange(40) % 3
+    spec = fs.Attention(
+        fs.mask(lambda kv: kv_positions[kv] == 0), [fs.score(lambda score, q, kv: score + q_positions[kv] * (q - kv))]
+    )
+    at, (q, k, v) = torch.randperm(40, generator=torch.Generator().manual_seed(1))[None, :30], sequence(30)
+    attend = fs.compile(spec, backend="blocks", block_size=16)
+    attend = torch.compile(attend, backend="aot_eager", fullgraph=True) if compiled else attend
+    k_wide, v_wide = (x.repeat_interleave(HEADS // KEY_HEADS, 1).double() for x in (k, v))
+    for _ in range(2):
+        bias = q_positions[at[0]] * (at[0][:, None] - at[0])
+        scores = (q.double() @ k_wide.mT / DIM**0.5 + bias).masked_fill(kv_positions[at[0]] != 0, -torch.inf)
+        close(attend(q, k, v, q_positions=at, kv_positions=at), scores.softmax(-1) @ v_wide)
+        kv_positions.copy_(kv_positions.roll(1))

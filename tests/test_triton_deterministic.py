@@ -314,3 +314,20 @@ def test_the_full_loop_of_one_pass_wastes_nothing(compiled):
         fused = kernels["backward_fused"]
         full = fused["loops"]["full"]
         assert fused["flaws"] == [] and full["products"] == 1.0 and full["wait_depth"] >= 2 and full["local"] == 0
+
+
+@pytest.mark.parametrize("deterministic", [None, False, True])
+def test_integers_that_change_before_the_backward_pass(deterministic):
+    """What a score loads by is as the forward pass found it, or torch tells."""
+    table, groups = torch.zeros(5, requires_grad=True, device=DEVICE), torch.arange(40, device=DEVICE) % 5
+    spec = fs.Attention(fs.causal(), [fs.score(lambda score, kv: score + table[groups[kv]])])
+    attend = fs.compile(spec, backend="triton", block_size=16, deterministic=deterministic)
+    tensors = leaves_of(*qkv(40, batch=1))
+    (wanted,) = torch.autograd.grad(attend(*tensors).square().sum(), table)
+    loss = attend(*tensors).square().sum()
+    groups.zero_()
+    if deterministic:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        torch.testing.assert_close(torch.autograd.grad(loss, table)[0], wanted)

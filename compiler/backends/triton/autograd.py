@@ -11,6 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
+from flexspec.expr import inputs_of
+
 from ..base import Call
 from ..blocks import score_gradients
 from .backward import backward_fused, backward_kv, backward_q, deltas
@@ -48,7 +50,8 @@ class Attend(torch.autograd.Function):
         saved_below: dict[str, Any] = dict.fromkeys("qkv")  # and dropped where torch checkpoints
         ctx.call = replace(call, **saved_below)
         ctx.launch, ctx.names = launch, names
-        asked = (*launch.mask_values, *launch.columns[1], *launch.score_values)
+        apart = [call.bound.tensors[name] for name in inputs_of(call.score)] if names and call.deterministic else []
+        asked = (*launch.mask_values, *launch.columns[1], *launch.score_values, *apart)
         values = [x for x in asked if isinstance(x, Tensor) and not x.is_inference()]
         ctx.save_for_backward(out, lse, *tensors, *values)  # torch tells if anyone writes to them in between
         ctx.set_materialize_grads(False)

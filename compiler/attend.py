@@ -56,7 +56,7 @@ class Attending:
         parts = spec.parts
         check_names(parts.names - parts.tensors.keys() - parts.defaults.keys())
         self._beside = (parts.score.flat, *([parts.weight.flat] if parts.weight else []))
-        self.held = {name: t for name, t in parts.tensors.items() if name in parts.inputs and t.is_floating_point()}
+        self.held = {name: tensor for name, tensor in parts.tensors.items() if name in parts.inputs}
         self._number = operator.enroll(self) if self.backward else None
 
     def __repr__(self) -> str:
@@ -127,6 +127,11 @@ class Attending:
 
     def _fits_operator(self, page_table: Any, kv_len: Any, values: dict[str, Any]) -> bool:
         return page_table is None and kv_len is None and self.spec.weight is None and operator.fits(values)
+
+    @property
+    def mapped(self) -> tuple[str, ...]:
+        """The tensors on which the block map, or the width of a kernel's integers, depends."""
+        return self._cache.counting
 
     @cached_property
     def _apart(self) -> Any:

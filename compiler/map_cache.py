@@ -36,7 +36,7 @@ class MapCache:
         self._ranges: tuple[Any, TensorRanges, Any] | None = None
         self._lock = threading.Lock()
         mask, inputs = spec.parts.mask.expr, spec.parts.inputs
-        self._counting = tuple(
+        self.counting = tuple(
             name for name, node in inputs.items() if name in mask.names or not node.type.torch.is_floating_point
         )
 
@@ -45,7 +45,7 @@ class MapCache:
         bound = bind_call(self.spec.parts, sizes, values, self.order, device)
         given = {**values, **self.spec.parts.tensors}  # one of which may be called as positions are
         rows = {NAMES[side]: values[GIVEN[side]] for side in bound.rows}
-        counting = {**{name: given[name] for name in self._counting}, **rows}
+        counting = {**{name: given[name] for name in self.counting}, **rows}
         states = tuple([(name, state_of(tensor)) for name, tensor in counting.items()])
         key = (bound.sizes, device, states, tuple([(name, repr(value)) for name, value in bound.numbers.items()]))
         with self._lock:
@@ -69,7 +69,7 @@ class MapCache:
     def _lower(
         self, bound: Bound, device: torch.device, counting: Any, stages: Stages, exact: bool | None = None
     ) -> Lowered:
-        names = (*self._counting, *(NAMES[side] for side in bound.rows))
+        names = (*self.counting, *(NAMES[side] for side in bound.rows))
         tensors = {name: _frozen(bound.tensors[name]) for name in names}
         own = bound_in_memory(replace(bound, tensors=tensors), self.order, device)
         exact = self.exact if exact is None else exact

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, library
 
+from flexspec.errors import FlexSpecError
 from flexspec.expr import inputs_of
 
 from .backends.base import Call, accurate
@@ -24,11 +25,14 @@ from .backends.base import Call, accurate
 class Enrolled(Protocol):
     """What the operator asks of an attention.
 
-    held: the float tensors of its scores by name. backward: its backend's.
+    held: the tensors that its pattern captured, by name. mapped: those by name on which its block map depends, or the
+    width of its integers. backward: its backend's.
     """
 
     @property
     def held(self) -> Mapping[str, Tensor]: ...
+    @property
+    def mapped(self) -> tuple[str, ...]: ...
     @property
     def backward(self) -> Callable[..., list[Tensor]] | None: ...
     def call_of(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, inputs: str, values: Any) -> Call: ...
@@ -55,7 +59,7 @@ def fits(values: Mapping[str, Any]) -> bool:
 
 
 def operate(number: int, held: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, inputs: str, values: Any) -> Any:
-    """Output and lse. held: the float tensors of the scores by name, for their gradients."""
+    """Output and lse. held: the tensors that the pattern captured, by name."""
     kinds = [[name for name, x in values.items() if isinstance(x, kind)] for kind in (Tensor, int, float)]
     names = ",".join([*held, *itertools.chain(*kinds)])
     given = [[values[name] for name in kind] for kind in kinds]
@@ -74,14 +78,20 @@ def _call(
     number: int,
     inputs: str,
 ) -> tuple[Enrolled, Call]:
-    """The attention and its call, with the tensors that the operator was given."""
+    """The attention and its call, with the tensors that the operator was given. FS042: the compiled model changes one
+    that the block map is made of.
+    """
     attention = _attentions[number]
     labels, count = names.split(","), len(attention.held)
     held = dict(zip(labels[:count], tensors, strict=False))
     given = dict(zip(labels[count:], [*tensors[count:], *ints, *floats], strict=False))
+    for name in held.keys() & set(attention.mapped):
+        if held[name].data_ptr() != attention.held[name].data_ptr():
+            message = f"the compiled model changes `{name}`, which the pattern captured"
+            raise FlexSpecError("FS042", message, fix=f"make it an fs.Input, and give {name}= at the call")
     call = attention.call_of(q, k, v, True, inputs, given)
     bound = call.bound.tensors
-    fitted = {name: x.expand(bound[name].shape) for name, x in held.items()}
+    fitted = {name: x.expand(bound[name].shape) for name, x in held.items() if name not in attention.mapped}
     return attention, replace(call, bound=replace(call.bound, tensors={**bound, **fitted}))
 
 

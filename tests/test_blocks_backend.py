@@ -239,6 +239,25 @@ def test_inside_torch_compile_there_is_no_graph_break():
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
 
 
+def test_captured_tensors_that_a_compiled_model_changes():
+    """The block map is made of them: in the model it is an error, between its passes torch's own."""
+    q, k, v = (torch.randn(1, 1, 40, 16, requires_grad=True) for _ in range(3))
+    ids, others = (torch.arange(40)[None] // size for size in (20, 7))
+    attend = fs.compile(fs.mask(lambda b, q, kv: ids[b, q] == ids[b, kv]), backend="blocks", block_size=16)
+
+    def changing(others, *tensors):
+        ids.copy_(others)
+        return attend(*tensors)
+
+    with pytest.raises(fs.FlexSpecError, match="FS042.*compiled model changes `ids`"):
+        torch.compile(changing, backend="aot_eager", fullgraph=True)(others, q, k, v)
+    out = torch.compile(lambda *x: attend(*x), backend="aot_eager", fullgraph=True)(q, k, v)
+    torch.testing.assert_close(out, attend(q, k, v))
+    ids.copy_(torch.arange(40)[None] // 3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_scores_are_differentiated_inside_torch_compile():
     """By autograd, inside an operator."""
     found = []

@@ -68,7 +68,8 @@ def main() -> None:
     path = RESULTS / "kernels.json"
     data = json.loads(path.read_text())["data"] if path.exists() and not given.anew else {}
     RESULTS.mkdir(exist_ok=True)
-    command = f"python bench/kernels.py, with Triton {triton.__version__}"
+    dtypes = "" if given.dtypes == list(DTYPES) else f" --dtypes {' '.join(given.dtypes)}"
+    command = f"python bench/kernels.py{dtypes}, with Triton {triton.__version__}"
     for target in given.targets:
         for dtype in given.dtypes:
             for head_dim in given.head_dims:

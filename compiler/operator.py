@@ -86,13 +86,20 @@ def _call(
     held = dict(zip(labels[:count], tensors, strict=False))
     given = dict(zip(labels[count:], [*tensors[count:], *ints, *floats], strict=False))
     for name in held.keys() & set(attention.mapped):
-        if held[name].data_ptr() != attention.held[name].data_ptr():
+        if _differ(held[name], attention.held[name]):
             message = f"the compiled model changes `{name}`, which the pattern captured"
             raise FlexSpecError("FS042", message, fix=f"make it an fs.Input, and give {name}= at the call")
     call = attention.call_of(q, k, v, True, inputs, given)
     bound = call.bound.tensors
     fitted = {name: x.expand(bound[name].shape) for name, x in held.items() if name not in attention.mapped}
     return attention, replace(call, bound=replace(call.bound, tensors={**bound, **fitted}))
+
+
+def _differ(given: Tensor, captured: Tensor) -> bool:
+    """Does a model give other values than were captured? While a graph is captured, no value can be read."""
+    if given.data_ptr() == captured.data_ptr() or given.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return not torch.equal(given, captured.to(given.device))
 
 
 @lru_cache(1)

@@ -64,6 +64,12 @@ def same(spec, tensors, keep, scored=lambda s, *_: s, read=(), scale=None, block
         torch.testing.assert_close(mine.double(), wanted.double(), atol=tolerance, rtol=tolerance)
 
 
+@pytest.fixture(autouse=True)
+def small_halves(monkeypatch):
+    """Rows of small blocks run in halves too."""
+    monkeypatch.setattr(row_batches, "FINE", 4)
+
+
 MASKS = {
     "causal": fs.causal(),
     "window": fs.causal_window(37),
@@ -91,6 +97,38 @@ def test_masks_however_rows_are_batched(name, pairs, monkeypatch):
 def test_lengths_and_blocks(sizes, block_size):
     mask = fs.mask(lambda q, kv: (q - kv) % 5 < 2)
     same(mask, qkv(q_len=sizes[0], kv_len=sizes[1]), mask.dense(*sizes), block_size=block_size)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_rows_in_halves(name):
+    tensors = qkv(heads=4, kv_heads=2, batch=2, q_len=300, kv_len=270)
+    same(MASKS[name], tensors, MASKS[name].dense(300, 270, batch=2, heads=4), block_size=128)
+
+
+def test_which_rows_run_in_halves(monkeypatch):
+    """Those whose halves read fewer keys: of a window all, of a causal mask the first, of whole blocks none."""
+    monkeypatch.setattr(row_batches, "FINE", 64)
+
+    def queries(mask, block_size=128):
+        (rows,) = row_batches.finer_rows(fs.block_map(mask, 1024, block_size=block_size))
+        assert [row.q[0] for row in rows[1:]] == [row.q[1] for row in rows[:-1]]
+        return [row.queries for row in rows]
+
+    assert queries(fs.causal_window(256)) == [64] * 16
+    assert queries(fs.causal()) == [64] * 4 + [128] * 6
+    assert queries(MASKS["all"]) == [128] * 8
+    assert queries(fs.causal_window(256), 64) == [64] * 16  # not finer than asked for
+
+
+def test_scores_of_dropped_pairs_are_never_seen():
+    mask = fs.mask(lambda q, kv: (kv % 7 != 3) & (q >= kv))
+    logs = fs.score(lambda score, q, kv: score - torch.log((q - kv + 1.0)))  # nan or inf where q < kv
+    q, k, v = qkv()
+    k[:, :, 3::7] = torch.nan
+    here, there = torch.arange(90)[:, None], torch.arange(90)
+    keep, distance = mask.dense(90), torch.log((here - there + 1.0).clamp(min=1))
+    wanted, _ = dense(keep, q, k.nan_to_num(), v, lambda s: s - distance)
+    torch.testing.assert_close(fs.compile(fs.Attention(mask, [logs]), backend="blocks")(q, k, v), wanted)
 
 
 predicates = st.recursive(

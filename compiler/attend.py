@@ -24,6 +24,7 @@ from .backends.registry import BACKENDS, check_precision, check_tuning, chosen, 
 from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
+from .selecting.choices import Choices
 
 OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len", *GIVEN.values()}
 """Names of a call's own arguments."""
@@ -54,7 +55,9 @@ class Attending:
         self._cache = MapCache(spec, self.order, block_size, exact)
         self._warned: set[str] = set()
         parts = spec.parts
-        check_names(parts.names - parts.tensors.keys() - parts.defaults.keys())
+        self._choices = Choices(parts.mask, self.order)
+        chosen_by = {name for each in parts.mask.selections.values() for name in each.reads}
+        check_names((parts.names | chosen_by) - parts.tensors.keys() - parts.defaults.keys())
         self._beside = (parts.score.flat, *([parts.weight.flat] if parts.weight else []))
         self.held = {name: tensor for name, tensor in parts.tensors.items() if name in parts.inputs}
         self._number = operator.enroll(self) if self.backward else None
@@ -166,6 +169,10 @@ class Attending:
         aligned = not given_positions(values) and self._order_of("q") == self._order_of("kv")
         check_weight(self.spec, sizes, return_lse, aligned)
         check_heads(values, q.shape[1], seen_k.shape[1])
+        if self._choices:
+            keys = k if page_table is None else gathered(k, page_table, seen_k.shape[2])
+            moved_q, moved_k = self.moved(q, inputs), self.moved(keys, inputs, side="kv")
+            values = self._choices.values(moved_q, moved_k, sizes, values)
         bound, lowered = self._cache.of(sizes, values, q.device)
         beside = (lowered.score, *self._beside[1:]) if bound.rows else self._beside
         check_scores(lowered, beside, bound, read=self.exact)

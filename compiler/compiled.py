@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from flexspec.errors import FlexSpecError, choices
-from flexspec.inputs import check_length, make_sizes
+from flexspec.inputs import Sizes, check_length, make_sizes
 from flexspec.user_line import user_caret
 
 from .attend import Attending
@@ -20,6 +20,7 @@ from .blocks.on_device import DeviceMap, listed
 from .explain import Report, explain
 from .pipeline import expressions
 from .printers.python import function_of
+from .selecting.choices import resolved
 
 CPU = torch.device("cpu")
 
@@ -39,15 +40,21 @@ class CompiledAttention(Attending):
     ) -> BlockMap:
         """The block map that a call with these sizes uses (see `fs.block_map`).
 
+        values: run-time values by name; `q` and `k` where blocks are chosen by them.
+
         With `exact=False` its kinds are those that bounds decide on the device; reading them waits for it.
         """
-        sizes, place = make_sizes(q_len, kv_len, batch, heads), torch.device(device)
+        sizes, values = self._resolved(make_sizes(q_len, kv_len, batch, heads), values)
+        place = torch.device(device)
         block_map = self._cache.of(sizes, values, place)[1].block_map
         if isinstance(block_map, BlockMap):
             return block_map
         exact = self._cache.staged(sizes, values, place)[1].block_map
         assert isinstance(exact, BlockMap)
         return listed(block_map, exact)
+
+    def _resolved(self, sizes: Sizes, values: dict[str, Any]) -> tuple[Sizes, dict[str, Any]]:
+        return resolved(self.spec.parts.mask, self.order, sizes, values)
 
     def facts(
         self,
@@ -86,7 +93,7 @@ class CompiledAttention(Attending):
     def _report(
         self, q_len: int, kv_len: int | None, batch: int | None, heads: int | None, head_dim: int, values: Any
     ) -> Report:
-        sizes = make_sizes(q_len, kv_len, batch, heads)
+        sizes, values = self._resolved(make_sizes(q_len, kv_len, batch, heads), values)
         bound, lowered, stages = self._cache.staged(sizes, values, CPU)
         computed = lowered.block_map if self.exact else self._cache.of(sizes, values, CPU)[1].block_map
         on_device = computed if isinstance(computed, DeviceMap) else None

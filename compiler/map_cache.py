@@ -72,7 +72,8 @@ class MapCache:
         names = (*self.counting, *(NAMES[side] for side in bound.rows))
         tensors = {name: _frozen(bound.tensors[name]) for name in names}
         own = bound_in_memory(replace(bound, tensors=tensors), self.order, device)
-        exact = self.exact if exact is None else exact
+        if exact is None:  # a choice that was made on a device stays there
+            exact = self.exact and not (device.type != "cpu" and self.spec.parts.mask.selections)
         ranges = self._ranges_of(own, *counting or (None, None)) if exact else None
         return lower(self.spec, own, self.block_size, self.order, device, stages, ranges=ranges, exact=exact)
 

@@ -28,6 +28,8 @@ _TOP = {
     "mask": "Mask from_mask_mod mask",
     "orders": "Order axes row_major striped tiled",
     "patterns": "alibi last_global sink_logit softcap",
+    "selecting": "chosen select selector",
+    "selection": "share threshold top_k top_p",
     "score": "ScoreMod from_score_mod score",
     "spec": "load",
     "syntax": "parse",
@@ -47,7 +49,7 @@ _TOP = {
     "compiler.measuring.recall": "Recall recall",
     "compiler.measuring.rollout": "Rollout rollout",
     "compiler.merging": "merge",
-    "compiler.pipeline": "block_map create_block_mask",
+    "compiler.maps": "block_map create_block_mask",
     "compiler.planning.hardware": "Hardware",
     "compiler.planning.planner": "plan",
     "compiler.planning.plans": "Plan Plans",
@@ -64,6 +66,7 @@ _BESIDE = {
     "compiler.proofs.diff": "Diff",
     "compiler.proofs.proof": "Proof every_query_attends implies is_causal is_empty",
     "compiler.proofs.reach": "Reach",
+    "compiler.selecting.choices": "resolved",
 }
 
 _NAMESPACES = {

@@ -30,7 +30,7 @@ from .compiler.merging import merge as merge
 from .compiler.draw.orders import show_orders as show_orders
 from .compiler.fitting.families import Family as Family
 from .compiler.fitting.fit import Fit as Fit, Fits as Fits, fit as fit
-from .compiler.pipeline import block_map as block_map, create_block_mask as create_block_mask
+from .compiler.maps import block_map as block_map, create_block_mask as create_block_mask
 from .compiler.planning.hardware import Hardware as Hardware
 from .compiler.planning.planner import plan as plan
 from .compiler.planning.plans import Plan as Plan, Plans as Plans

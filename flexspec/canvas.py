@@ -33,6 +33,9 @@ class Canvas:
         if not axes:
             raise FlexSpecError("FS032", "a canvas needs at least one axis", fix="Canvas(h=48, w=80)")
         for name, length in axes.items():
+            if name == "memory":
+                message = "an axis cannot be called `memory`: `q.memory` is the place of a query in memory"
+                raise FlexSpecError("FS032", message, fix="take another name", where=user_caret())
             if isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 message = f"axis `{name}` has length {length!r}"
                 raise FlexSpecError("FS032", message, fix="give an integer of at least 1", where=user_caret())

@@ -63,7 +63,9 @@ def together(first: Formula, *others: Formula) -> tuple[list[Expr], dict[str, An
         group.append(other)
     tensors = {name: tensor for each in group for name, tensor in each.tensors.items()}
     on = {"canvas": canvas} if isinstance(canvas, Canvas) else {"canvases": canvas}
-    return [each.expr for each in group], {"tensors": tensors, "parameters": parameters, **on}
+    selections = {name: each for formula in group for name, each in formula.selections.items()}
+    held = {"tensors": tensors, "parameters": parameters, "selections": selections}
+    return [each.expr for each in group], {**held, **on}
 
 
 def _same_inputs(group: Sequence[Formula], other: Formula) -> None:

@@ -29,6 +29,7 @@ from .files import write_document
 from .inputs import Bound, Sizes, bind, check_tensor, number_for
 from .order import flatten
 from .predicate import NAMES, Parameter, Predicate
+from .selection import Selection
 from .trace import trace
 from .traced import Traced
 from .user_line import user_caret
@@ -51,6 +52,8 @@ class Formula:
     predicate: Predicate | None = None
     canvases: CanvasPair | None = None
     """Where the sides are on different canvases; `canvas` is None then."""
+    selections: Mapping[str, Selection] = field(default_factory=dict)
+    """How a call makes the tables of chosen blocks that the expression reads, by their names."""
     noun: ClassVar[str] = "a formula"
     """What it is, for people."""
     argument: ClassVar[str] = ""
@@ -70,7 +73,7 @@ class Formula:
 
     def _key(self) -> tuple[Any, ...]:
         held = tuple(sorted((name, id(tensor)) for name, tensor in self.tensors.items()))
-        return type(self), self.expr, held, tuple(sorted(self.defaults.items())), self.on
+        return type(self), self.expr, held, tuple(sorted(self.defaults.items())), self.on, frozenset(self.selections)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Formula) and self._key() == other._key()
@@ -155,7 +158,18 @@ class Formula:
         self._check_canvas(sizes)
         for name in given.keys() & self.parameters.keys():
             self.parameters[name].check(name, given[name])
+        self._check_chosen(exprs, given)
         return bind(exprs, self.tensors, self.defaults, given, sizes, assume_one=assume_one)
+
+    def _check_chosen(self, exprs: Sequence[Expr], given: Mapping[str, Any]) -> None:
+        """FS020 where a table of chosen blocks is read that nothing has made."""
+        for name, selection in self.selections.items():
+            if name not in given and name not in self.tensors and any(name in expr.names for expr in exprs):
+                message = f"`{self.label}` chooses blocks by q and k"
+                fix = "give q=... and k=..."
+                if selection.given is not None:
+                    message, fix = f"`{selection.given}` has no value", f"give {selection.given}=..."
+                raise FlexSpecError("FS020", message, fix=fix, where=user_caret())
 
     def _check_canvas(self, sizes: Sizes) -> None:
         if self.canvas is not None and {self.canvas.size} != {sizes.q_len, sizes.kv_len}:

@@ -33,7 +33,7 @@ def _kind(kind: object) -> Type:
     return _KINDS[name]
 
 
-def _identifier(name: object) -> str:
+def identifier(name: object) -> str:
     if not isinstance(name, str) or not name.isidentifier() or not name.isascii():
         raise FlexSpecError("FS021", f"{name!r} is no name for a value", where=user_caret())
     if name in OPS or name in CONSTANTS or leaf(name):
@@ -66,7 +66,7 @@ class Param(Traced):
     __slots__ = ()
 
     def __init__(self, name: str, dtype: object = "int") -> None:
-        super().__init__(param(_identifier(name), _kind(dtype)))
+        super().__init__(param(identifier(name), _kind(dtype)))
 
 
 class Input(TracedTensor):
@@ -92,7 +92,7 @@ class Input(TracedTensor):
         if isinstance(dims, str) or None in names:
             message = f"dims of {name} are {dims!r}"
             raise FlexSpecError("FS022", message, fix='give names: ("batch", "sequence")', where=user_caret())
-        super().__init__(input_node(_identifier(name), tuple(filter(None, names)), _kind(dtype)), (), None)
+        super().__init__(input_node(identifier(name), tuple(filter(None, names)), _kind(dtype)), (), None)
 
     def __repr__(self) -> str:
         return str(self.source)

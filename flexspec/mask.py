@@ -33,7 +33,7 @@ from .formula import Formula
 from .inputs import make_sizes
 from .ops import Type
 from .predicate import Parameter, Predicate, read_signature
-from .questions import Questions
+from .questions import Questions, choose_blocks
 from .session import Session
 from .trace import trace
 from .traced import Traced
@@ -168,13 +168,16 @@ class Mask(Questions, Formula):
         q_len: tokens.
         kv_len: tokens, default q_len.
         batch, heads: read off the inputs where they are left out, else 1.
-        inputs: run-time parameters and tensors by name.
+        inputs: run-time parameters and tensors by name; `q` and `k` where blocks are chosen by them.
 
         Raises FS020 (a value is missing), FS021 (an unknown one), FS022, FS023, FS025 (their shapes, types, ranges),
         FS024 (an index leaves its tensor), FS030 (a size), FS032 (the canvas has another length), FS034, FS035
         (arithmetic).
         """
-        bound = self.bind(make_sizes(q_len, kv_len, batch, heads), inputs, assume_one=True)
+        sizes, values = make_sizes(q_len, kv_len, batch, heads), inputs
+        if self.selections:
+            sizes, values = choose_blocks(self, None, sizes, inputs)
+        bound = self.bind(sizes, values, assume_one=True)
         sizes = bound.sizes
         shape = (sizes.batch or 1, sizes.heads or 1, sizes.q_len, sizes.kv_len)
         positions = {}

@@ -56,6 +56,8 @@ __all__ = [
 ]
 
 
+MEMORY = {"q.memory": var("q"), "kv.memory": var("kv")}
+"""Positions in memory, whatever the order."""
 Rows = Mapping[str, Expr]
 """The true position of a row as an expression, by side; negative where there is nothing (see `positions`)."""
 
@@ -125,7 +127,7 @@ def relocate(
     if tables and TOKEN_AT in expr.names:
         message = f"`{TOKEN_AT}` is a value of the pattern, and the table of {order}"
         raise FlexSpecError("FS026", message, fix="rename the pattern's", where=user_caret())
-    values: dict[str, Expr] = {}
+    values: dict[str, Expr] = dict(MEMORY)
     if order is not None:
         order.check(q_len, kv_len)
     for side, place in _places(order, q_len, kv_len, rows or {}).items():
@@ -138,10 +140,11 @@ def relocate(
 
 
 def flatten(expr: Expr, canvas: AnyCanvas | None) -> Expr:
-    """`expr` with coordinates written as arithmetic on row-major positions."""
-    if canvas is None:
+    """`expr` with coordinates written as arithmetic on row-major positions, which are those in memory too."""
+    expr = substitute(expr, MEMORY) if expr.names & MEMORY.keys() else expr
+    sides = {side: on for side in ("q", "kv") if canvas and (on := canvas.side(side)) is not None}
+    if not sides:
         return expr
-    sides = {side: on for side in ("q", "kv") if (on := canvas.side(side)) is not None}
     values = {f"{side}.{name}": x for side, on in sides.items() for name, x in on.coordinates(var(side)).items()}
     return substitute(expr, values)
 

@@ -85,3 +85,8 @@ class Questions:
 def _ask(question: str, *masks: Any, **given: Any) -> Any:
     """A question to the compiler, through the package's one door to it."""
     return getattr(import_module(__package__ or "flexspec"), question)(*masks, **given)
+
+
+def choose_blocks(mask: Any, order: Any, sizes: Any, values: Any) -> Any:
+    """Sizes and values of a mask that chooses blocks by q and k, with the tables of its choice."""
+    return getattr(import_module(__package__ or "flexspec"), "resolved")(mask, order, sizes, values)

@@ -160,7 +160,7 @@ def _check_names(expr: Expr, canvas: AnyCanvas | None, kind: type[Any], inside: 
     for name in sorted(expr.names):
         side, dot, axis = name.partition(".")
         on = canvas.side(side) if canvas else None
-        if dot and axis not in (on.names if on else ()):
+        if dot and axis not in (*(on.names if on else ()), "memory"):
             has = f"the axes {choices(on.names)}" if on else "no axes: there is none"
             raise broken(f"{inside}canvas", f"the expression uses `{name}`; the canvas has {has}")
         if name == "score" and kind is Mask:

@@ -14,7 +14,7 @@ from flexspec.user_line import user_caret
 from ..blocks.block_map import BlockMap
 from ..blocks.grid import BlockSize, check_orders
 from ..blocks.runs import BlockKind
-from ..pipeline import block_map
+from ..maps import block_map
 from . import picture, terminal
 from .scale import Cells, heads_text, whole
 

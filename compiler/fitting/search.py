@@ -17,7 +17,7 @@ from flexspec.order import Order
 from ..blocks.block_map import BlockMap
 from ..blocks.runs import BlockKind
 from ..evaluation.points import Array
-from ..pipeline import block_map
+from ..maps import block_map
 from .families import Family
 from .observed import Observed
 

@@ -22,7 +22,7 @@ from ..blocks.grid import Grid, make_grid
 from ..blocks.integer_range import check_range
 from ..blocks.tensor_ranges import TensorRanges, ranges_of
 from ..evaluation.points import Array
-from ..pipeline import block_map
+from ..maps import block_map
 from ..simplify.specialise import specialise, specialise_each
 from .block_counts import BlockCounts, coarser, of_runs
 from .boxes import boxes, count_blocks, permutation, relations

@@ -26,7 +26,7 @@ from ..blocks.block_map import BlockMap
 from ..blocks.classify import classify
 from ..blocks.tensor_ranges import TensorRanges
 from ..evaluation.points import Array
-from ..pipeline import block_map
+from ..maps import block_map
 from ..simplify.rules import simplify
 from .relation import Relation, identity, relation, unpack
 

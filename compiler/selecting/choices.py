@@ -1,0 +1,215 @@
+"""The tables of chosen blocks that one mask reads, made of the q and k of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexspec.attention import Attention
+from flexspec.errors import FlexSpecError
+from flexspec.expr import Apply, Expr, Load, apply, const, inputs_of, params_of, transform
+from flexspec.inputs import Sizes
+from flexspec.mask import Mask
+from flexspec.order import Order
+from flexspec.positions import GIVEN
+from flexspec.selection import Selection
+from flexspec.user_line import user_caret
+
+from ..blocks.block_map import BlockMap
+from ..map_cache import MapCache
+from .choose import Around, choose, fitted
+from .scores import Side
+
+
+class Choices:
+    """Makes what the selections of a mask read, at each call.
+
+    Block maps of the rest of the mask, which say what may be chosen, are kept from call to call.
+    """
+
+    def __init__(self, mask: Mask, order: Order | None = None) -> None:
+        self.mask, self.order = mask, order
+        self.selections = {name: each for name, each in mask.selections.items() if name in mask.expr.names}
+        self._caches: dict[Any, MapCache] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.selections)
+
+    @cached_property
+    def rest(self) -> Mask:
+        """The mask where choices are open: a pair that it keeps for some choice."""
+        tables = self.selections.keys()
+        every = opened(self.mask.expr, tables, True)
+        expr = every if _only_adds(self.mask.expr, tables) else apply("or", every, opened(self.mask.expr, tables, False))
+        return replace(self.mask, expr=expr, selections={}, predicate=None)
+
+    def values(self, q: Tensor | None, k: Tensor | None, sizes: Sizes, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a call, with the tables in the place of what the selections alone read.
+
+        q, k: [batch, heads, tokens in memory, head_dim], None where they are not known.
+        """
+        made: dict[str, Tensor] = {}
+        given = {each.given: values.get(each.given) for each in self.selections.values() if each.given is not None}
+        beside = {name: value for name, value in values.items() if name not in given or name in self.rest.expr.names}
+        for name, selection in self.selections.items():
+            table = given[selection.given] if selection.given is not None else None
+            if name in self.mask.tensors or selection.given is not None and table is None:
+                continue  # binding says what is missing
+            if selection.rule is None and selection.function is None:
+                made[name] = as_table(name, table, _blocks(sizes, self.order, selection.block))
+            elif q is not None and k is not None:
+                made[name] = self._made(selection, q, k, sizes, beside, table)
+        return {**beside, **made}
+
+    def there(self, side: str, x: Tensor, sizes: Sizes, values: Mapping[str, Any]) -> Tensor:
+        """The places in memory that hold a token: bool [batch | 1, heads | 1, places]."""
+        order, length = self.order and self.order.side(side), sizes.q_len if side == "q" else sizes.kv_len
+        found = torch.ones((1, 1, length), dtype=torch.bool, device=x.device)
+        positions = values.get(GIVEN[side])
+        if positions is not None:
+            group = x.shape[1] // (positions.shape[1] if positions.dim() == 3 else 1)
+            held = positions >= 0
+            found = held.unsqueeze(1) if held.dim() == 2 else held.repeat_interleave(max(group, 1), 1)
+        if order is not None:
+            found = order.apply(found.expand(*x.shape[:2], length).unsqueeze(-1)).squeeze(-1)
+        return found
+
+    def _made(
+        self,
+        selection: Selection,
+        q: Tensor,
+        k: Tensor,
+        sizes: Sizes,
+        values: Mapping[str, Any],
+        given: Tensor | None,
+    ) -> Tensor:
+        work = torch.float64 if q.dtype == torch.float64 else torch.float32
+        with torch.no_grad():
+            sides = [
+                Side(x.detach().to(work), self.there(name, x, sizes, values), block)
+                for name, x, block in zip(("q", "kv"), (q, k), selection.block, strict=True)
+            ]
+            around = Around(self._kinds(self.rest, selection.block, sizes, values, q.device))
+            if selection.forced is not None:
+                forced = self._kinds(selection.forced, selection.block, sizes, values, q.device)
+                around = replace(around, forced=forced)
+            if selection.stride is not None:
+                square = (selection.stride, selection.stride)
+                around = replace(around, groups=self._kinds(self.rest, square, sizes, values, q.device))
+            if selection.function is not None:
+                given = _asked(selection, q.detach(), k.detach())
+                if given.dtype == torch.bool:
+                    return fitted(given, (*q.shape[:2], *around.rest.shape[2:]), k.shape[1])
+            return choose(selection, *sides, around, given)
+
+    def _kinds(
+        self, mask: Mask, block: tuple[int, int], sizes: Sizes, values: Mapping[str, Any], device: torch.device
+    ) -> Tensor:
+        """uint8 of BlockKind [batch | 1, heads | 1, q_blocks, kv_blocks] of a mask, in memory."""
+        key = mask.expr, block
+        if key not in self._caches:
+            self._caches[key] = MapCache(Attention(mask), self.order, block)
+        names = inputs_of(mask.expr).keys() | params_of(mask.expr).keys() | mask.defaults.keys() | {*GIVEN.values()}
+        read = {name: value for name, value in values.items() if name in names}
+        _, lowered = self._caches[key].of(sizes, read, device)
+        assert isinstance(lowered.block_map, BlockMap)
+        return lowered.block_map.derive(kinds_table, device)
+
+
+def resolved(
+    mask: Mask, order: Order | None, sizes: Sizes, values: Mapping[str, Any]
+) -> tuple[Sizes, dict[str, Any]]:
+    """Sizes and values of a mask with the tables that it reads, where `q` and `k` are among the values.
+
+    q, k: [batch, heads, length, head_dim], in logical order.
+    """
+    choices, others = Choices(mask, order), dict(values)
+    if not choices:
+        return sizes, others
+    q, k = (_checked(name, others.pop(name, None)) for name in ("q", "k"))
+    if q is not None and k is not None:
+        sizes = replace(sizes, batch=sizes.batch or q.shape[0], heads=sizes.heads or q.shape[1])
+        own = {side: order and order.side(side) for side in ("q", "kv")}
+        q, k = (x if own[side] is None else own[side].apply(x) for side, x in (("q", q), ("kv", k)))
+    return sizes, choices.values(q, k, sizes, others)
+
+
+def _checked(name: str, x: Any) -> Tensor | None:
+    if x is not None and not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() == 4):
+        seen = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        fix = "give floats [batch, heads, length, head_dim]"
+        raise FlexSpecError("FS023", f"{name} is {seen}", fix=fix, where=user_caret())
+    return x
+
+
+def kinds_table(block_map: BlockMap, device: torch.device) -> Tensor:
+    """uint8 [batch | 1, heads | 1, q_blocks, kv_blocks] of BlockKind."""
+    kinds = torch.stack([torch.from_numpy(runs.dense(block_map.kv_blocks)) for runs in block_map.maps])
+    return kinds[torch.from_numpy(block_map.index)].to(device)
+
+
+def opened(expr: Expr, tables: Any, value: bool) -> Expr:
+    """An expression with every choice made alike."""
+
+    def visit(node: Expr) -> Expr:
+        return const(value) if isinstance(node, Load) and node.input.name in tables else node
+
+    return transform(expr, visit)
+
+
+def _only_adds(expr: Expr, tables: Any) -> bool:
+    """Does another chosen block never take a pair away? Choices stand under `&` and `|` alone."""
+    if isinstance(expr, Load) and expr.input.name in tables or not expr.names & set(tables):
+        return True
+    return isinstance(expr, Apply) and expr.op in ("and", "or") and all(_only_adds(x, tables) for x in expr.args)
+
+
+def as_table(name: str, given: Any, blocks: tuple[int, int]) -> Tensor:
+    """A choice as bool [batch | 1, heads | 1, q_blocks, kv_blocks]: a table, or lists of blocks. FS022, FS023, FS024."""
+    if not isinstance(given, Tensor) or given.dtype not in (torch.bool, torch.int32, torch.int64):
+        seen = f"of dtype {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        fix = "give a bool table, or int32 or int64 lists of blocks"
+        raise FlexSpecError("FS023", f"`{name}` is {seen}", fix=fix, where=user_caret())
+    shape = tuple(given.shape)
+    wide = given.dim() == 4 and (shape[3] == blocks[1] if given.dtype == torch.bool else 0 < shape[3] <= blocks[1])
+    if not wide or shape[2] != blocks[0]:
+        message = f"`{name}` has shape {list(shape)}; the call has {blocks[0]:,} x {blocks[1]:,} blocks"
+        fix = "give [batch | 1, heads | 1, q_blocks, kv_blocks], or lists of at most as many"
+        raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
+    if given.dtype == torch.bool:
+        return given
+    if not given.is_cuda and bool(((given < -1) | (given >= blocks[1])).any()):
+        message = f"`{name}` lists a block past the last, {blocks[1] - 1:,}"
+        raise FlexSpecError("FS024", message, fix="give -1 for none", where=user_caret())
+    places = torch.where((given < 0) | (given >= blocks[1]), blocks[1], given).long()
+    table = torch.zeros((*shape[:3], blocks[1] + 1), dtype=torch.bool, device=given.device)
+    return table.scatter_(-1, places, True)[..., :-1]
+
+
+def _blocks(sizes: Sizes, order: Order | None, block: tuple[int, int]) -> tuple[int, int]:
+    """Blocks of queries and of keys in memory."""
+    found = []
+    for side, length, size in (("q", sizes.q_len, block[0]), ("kv", sizes.kv_len, block[1])):
+        own = None if order is None else order.side(side)
+        found.append(-(-(length if own is None else own.padded(length)) // size))
+    return found[0], found[1]
+
+
+def _asked(selection: Selection, q: Tensor, k: Tensor) -> Tensor:
+    """What a selector of the user's own says. FS022, FS023."""
+    assert selection.function is not None
+    found = selection.function(q, k)
+    if not isinstance(found, Tensor) or not (found.dtype == torch.bool or found.is_floating_point()):
+        seen = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        fix = "return float scores, or a bool choice, [batch | 1, heads | 1, q_blocks, kv_blocks]"
+        raise FlexSpecError("FS023", f"the selector returns {seen}", fix=fix, where=user_caret())
+    if (found.dtype == torch.bool) != (selection.rule is None):
+        message = "the selector returns a choice, and has a rule" if selection.rule else "the selector returns scores"
+        fix = "leave rule= out" if selection.rule else "give rule=fs.top_k(8)"
+        raise FlexSpecError("FS025", message, fix=fix, where=user_caret())
+    return found

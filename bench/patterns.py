@@ -47,7 +47,7 @@ Each drawn at {LENGTH} tokens in blocks of {BLOCK}, one pixel a pair, its last h
 Blue pairs are kept in full blocks, orange ones in partial blocks, where light ones are computed and dropped; white is
 skipped. Densities count kept pairs, and blocks that are not empty. On a canvas a second picture has the keys of one
 query, frame by frame. The formula is the traced expression, which `fs.parse` reads. A source's own definition may
-differ: the docstring says where. Made by `python bench/patterns.py`.
+differ: the docstring says where. What q and k choose is drawn for two random walks. Made by `python bench/patterns.py`.
 """
 AT_RUN_TIME = """## Values that are given when it runs
 
@@ -80,7 +80,14 @@ def value_of(code: str) -> Any:
 
 
 def block_map(mask: fs.Mask, order: str) -> fs.BlockMap:
-    return fs.block_map(mask, LENGTH, heads=2, block_size=BLOCK, order=value_of(order) if order else None)
+    values = {"q": walk(0), "k": walk(1)} if mask.selections else {}
+    return fs.block_map(mask, LENGTH, heads=2, block_size=BLOCK, order=value_of(order) if order else None, **values)
+
+
+def walk(seed: int) -> torch.Tensor:
+    """Tokens of two heads for patterns that choose by q and k: neighbours are alike, as in text and video."""
+    steps = torch.randn(1, 2, LENGTH, 16, generator=torch.Generator().manual_seed(seed))
+    return steps.cumsum(2) / 8
 
 
 def thumbnail(blocks: fs.BlockMap, path: Path) -> None:

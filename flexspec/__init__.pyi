@@ -11,6 +11,8 @@ from .patterns import *
 from .patterns import scores as scores, weights as weights
 from .proofs import *
 from .score import ScoreMod as ScoreMod, from_score_mod as from_score_mod, score as score
+from .selecting import chosen as chosen, select as select, selector as selector
+from .selection import share as share, threshold as threshold, top_k as top_k, top_p as top_p
 from .spec import load as load
 from .syntax import parse as parse
 from .text import parse_pattern as parse_pattern

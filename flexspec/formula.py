@@ -18,10 +18,13 @@ from .expr import (
     Load,
     Param,
     const,
+    input_,
     inputs_of,
+    load,
     param,
     params_of,
     substitute,
+    transform,
     var,
     walk,
 )
@@ -205,16 +208,35 @@ class Formula:
             raise FlexSpecError("FS021", f"`{choices(sorted(twice))}` is given twice", where=user_caret())
         values = dict(zip(names, args, strict=False)) | values
         open_tensors = inputs_of(self.expr).keys() - self.tensors.keys()
-        for name in values.keys() - set(names) - open_tensors:
-            known = sorted({*names, *open_tensors})
+        chosen_by = {name for each in self.selections.values() for name in each.forced_reads}
+        for name in values.keys() - set(names) - open_tensors - chosen_by:
+            known = sorted({*names, *open_tensors - self.selections.keys(), *chosen_by})
             message = f"`{self.label}` has no parameter `{name}`"
             raise FlexSpecError("FS021", message, fix=f"it takes {choices(known)}", where=user_caret())
         nodes = inputs_of(self.expr)
+        forced = {name: value for name, value in values.items() if name in chosen_by}
+        values = {name: value for name, value in values.items() if name in own or name in open_tensors}
         tensors = {name: check_tensor(nodes[name], values.pop(name)) for name in open_tensors & values.keys()}
         for name, value in values.items():
             own[name].check(name, value)
         changed = self._rebound(values) if values else self
+        changed = changed._reselected(forced) if forced else changed
         return replace(changed, tensors={**changed.tensors, **tensors}) if tensors else changed
+
+    def _reselected(self, values: Mapping[str, Any]) -> Self:
+        """The same formula with values of its selections' forced masks bound."""
+        new: dict[str, Selection] = {}
+        for name, selection in self.selections.items():
+            own = {each: value for each, value in values.items() if each in selection.forced_reads}
+            new[name] = replace(selection, forced=selection.forced.given(**own)) if own else selection
+
+        def visit(node: Expr) -> Expr:
+            if isinstance(node, Load) and node.input.name in new:
+                return load(input_(new[node.input.name].name, node.input.dims, node.input.type), node.index)
+            return node
+
+        selections = {each.name: each for each in new.values()}
+        return replace(self, expr=transform(self.expr, visit), selections=selections, predicate=None)
 
     def _rebound(self, values: Mapping[str, Any]) -> Self:
         if self.predicate is not None:

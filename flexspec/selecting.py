@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 from .errors import FlexSpecError, choices
-from .expr import apply, const, input_, inputs_of, load, params_of, var
+from .expr import apply, const, input_, load, var
 from .inputs import identifier
 from .mask import Mask, from_mask_mod
 from .ops import Type
@@ -48,7 +48,7 @@ def select(
         queries alike choose all.
     complete: only blocks of which the rest of the mask keeps every pair may be chosen; else of which it keeps any.
     scores: an `fs.Input` of floats [batch | 1, heads | 1, q_blocks, kv_blocks], in the place of q and k.
-    forced: a mask that needs no values: blocks of which it keeps a pair are chosen whatever their scores.
+    forced: a mask: blocks of which it keeps a pair are chosen whatever their scores.
     counted: are they among those that the rule counts?
     shared: "head": each query head chooses; "group": the query heads of a key head choose by the sum of their scores;
         "all": all heads by the mean.
@@ -56,12 +56,11 @@ def select(
     Only blocks of which the rest of the mask keeps a pair are scored or chosen. A NaN is never chosen by its score.
     The choice has no gradient; what it lets through has.
 
-    Raises FS025 (a number or a word that has no meaning), FS023 (a rule, scores or a mask of another kind), FS020 (a
-    forced mask with open values).
+    Raises FS025 (a number or a word that has no meaning) and FS023 (a rule, scores or a mask of another kind).
 
     >>> import flexspec as fs
     >>> fs.causal() & (fs.select(64, rule=fs.top_k(8)) | fs.sink(4))
-    causal() & (select(block=64, rule=top_k(8)) | sink(size=4))
+    causal() & (select(block=64, rule=top_k(8)) | sink(n=4))
     """
     given = None
     if scores is not None:
@@ -213,9 +212,8 @@ def _forced(forced: Any) -> Mask | None:
     if forced is None:
         return None
     mask = from_mask_mod(forced)
-    needed = sorted({*inputs_of(mask.expr), *params_of(mask.expr)} - mask.tensors.keys() - mask.defaults.keys())
-    if needed or mask.selections:
-        message = f"the forced mask `{mask.label}` needs {choices(needed or mask.selections)}"
-        fix = f"bind it first, or write it beside: fs.select(...) | {mask.label}"
-        raise FlexSpecError("FS020", message, fix=fix, where=user_caret())
+    if mask.selections:
+        message = f"the forced mask `{mask.label}` chooses blocks itself"
+        fix = f"write it beside: fs.select(...) | {mask.label}"
+        raise FlexSpecError("FS023", message, fix=fix, where=user_caret())
     return mask

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Any
 
 from .errors import FlexSpecError
+from .expr import inputs_of, params_of
 from .user_line import user_caret
 
 SUMMARIES = ("mean", "max", "min_max", "antidiagonal")
@@ -130,11 +131,21 @@ class Selection:
         if self.rule is None and self.given is not None:
             return self.given
         said = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name not in ("forced", "function")]
-        held = None if self.forced is None else (str(self.forced.expr), sorted(map(id, self.forced.tensors.values())))
+        held = None
+        if self.forced is not None:
+            held = str(self.forced.expr), self.forced.defaults, sorted(map(id, self.forced.tensors.values()))
         content = repr((said, held, self.function and id(self.function)))
         return f"selected_{blake2b(content.encode(), digest_size=4).hexdigest()}"
 
     @property
-    def reads(self) -> tuple[str, ...]:
-        """The values of a call that it needs beside q and k."""
-        return () if self.given is None else (self.given,)
+    def reads(self) -> frozenset[str]:
+        """The names of the values of a call that it needs beside q and k, those with a default too."""
+        return frozenset(() if self.given is None else [self.given]) | self.forced_reads
+
+    @property
+    def forced_reads(self) -> frozenset[str]:
+        """Of those, what the forced mask reads."""
+        if self.forced is None:
+            return frozenset()
+        names = {*inputs_of(self.forced.expr), *params_of(self.forced.expr), *self.forced.defaults}
+        return frozenset(names - self.forced.tensors.keys())

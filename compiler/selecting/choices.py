@@ -55,7 +55,8 @@ class Choices:
         """
         made: dict[str, Tensor] = {}
         given = {each.given: values.get(each.given) for each in self.selections.values() if each.given is not None}
-        beside = {name: value for name, value in values.items() if name not in given or name in self.rest.expr.names}
+        alone = {name for each in self.selections.values() for name in each.reads} - self._read_by_all
+        beside = {name: value for name, value in values.items() if name not in alone}
         for name, selection in self.selections.items():
             table = given[selection.given] if selection.given is not None else None
             if name in self.mask.tensors or selection.given is not None and table is None:
@@ -63,8 +64,13 @@ class Choices:
             if selection.rule is None and selection.function is None:
                 made[name] = as_table(name, table, _blocks(sizes, self.order, selection.block))
             elif q is not None and k is not None:
-                made[name] = self._made(selection, q, k, sizes, beside, table)
+                made[name] = self._made(selection, q, k, sizes, values, table)
         return {**beside, **made}
+
+    @cached_property
+    def _read_by_all(self) -> frozenset[str]:
+        """The names that the mask itself reads."""
+        return self.rest.expr.names | self.mask.parameters.keys()
 
     def there(self, side: str, x: Tensor, sizes: Sizes, values: Mapping[str, Any]) -> Tensor:
         """The places in memory that hold a token: bool [batch | 1, heads | 1, places]."""

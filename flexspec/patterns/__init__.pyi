@@ -6,6 +6,7 @@ from .grid import *
 from .heads import *
 from .mixed import *
 from .scores import *
+from .selectors import *
 from .sequence import *
 from .tokens import *
 from .video import *

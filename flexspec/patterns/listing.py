@@ -16,6 +16,7 @@ FAMILIES: Mapping[str, str] = {
     "grid": "mask",
     "video": "mask",
     "mixed": "mask",
+    "selectors": "mask",
     "scores": "score",
     "weights": "weight",
 }

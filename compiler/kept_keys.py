@@ -17,6 +17,8 @@ from flexspec.inputs import Bound, check_length, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.user_line import user_caret
 
+from .selecting.choices import resolved
+
 Query = int | Mapping[str, int]
 MOST_PAIRS = 1 << 27
 """Most pairs of queries and keys that are evaluated for one drawing."""
@@ -133,7 +135,7 @@ def kept_keys(
         raise FlexSpecError("FS030", message, fix="give fewer queries, or a shorter length", where=user_caret())
     if not queries:
         raise FlexSpecError("FS020", "no query is given", fix="give one, e.g. dict(h=3, w=5)", where=user_caret())
-    bound = mask.bind(make_sizes(length, None, batch, heads), inputs)
+    bound = mask.bind(*resolved(mask, None, make_sizes(length, None, batch, heads), inputs))
     head = _head(mask, bound, b, h)
     positions = {"b": torch.tensor(b), "h": torch.tensor(h)}
     positions |= {"q": torch.tensor(queries)[:, None], "kv": torch.arange(length)}

@@ -1,4 +1,4 @@
-"""Block maps of masks by themselves, without a call: `fs.block_map`, and the drop-in for torch's `create_block_mask`."""
+"""Block maps of masks by themselves, without a call: `fs.block_map`, and the drop-in for `create_block_mask`."""
 
 from __future__ import annotations
 

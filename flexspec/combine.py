@@ -10,7 +10,7 @@ import torch
 
 from .canvas import Canvas
 from .errors import FlexSpecError
-from .expr import Expr, Load, input_, inputs_of, load, params_of, transform
+from .expr import Expr, inputs_of, params_of, renamed_inputs
 from .formula import Formula
 from .predicate import Parameter
 from .user_line import user_caret
@@ -119,11 +119,5 @@ def _open_or_held(formula: Formula) -> list[str]:
 
 def renamed(formula: Any, new: Mapping[str, str]) -> Any:
     """The formula with its inputs renamed."""
-
-    def visit(node: Expr) -> Expr:
-        if isinstance(node, Load) and node.input.name in new:
-            return load(input_(new[node.input.name], node.input.dims, node.input.type), node.index)
-        return node
-
     tensors = {new.get(name, name): tensor for name, tensor in formula.tensors.items()}
-    return replace(formula, expr=transform(formula.expr, visit), tensors=tensors, predicate=None)
+    return replace(formula, expr=renamed_inputs(formula.expr, new), tensors=tensors, predicate=None)

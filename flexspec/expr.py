@@ -201,6 +201,17 @@ def transform(root: Expr, visit: Callable[[Expr], Expr]) -> Expr:
     return done[root]
 
 
+def renamed_inputs(expr: Expr, names: Mapping[str, str]) -> Expr:
+    """The expression with its tensors under other names."""
+
+    def visit(node: Expr) -> Expr:
+        if isinstance(node, Load) and node.input.name in names:
+            return load(input_(names[node.input.name], node.input.dims, node.input.type), node.index)
+        return node
+
+    return transform(expr, visit) if any(new != old for old, new in names.items()) else expr
+
+
 def walk(root: Expr) -> Iterator[Expr]:
     """Each distinct node once, children before parents."""
     seen: set[Expr] = set()

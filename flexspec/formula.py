@@ -18,13 +18,11 @@ from .expr import (
     Load,
     Param,
     const,
-    input_,
     inputs_of,
-    load,
     param,
     params_of,
+    renamed_inputs,
     substitute,
-    transform,
     var,
     walk,
 )
@@ -123,6 +121,7 @@ class Formula:
             "canvases": self.canvases.lengths if self.canvases else None,
             "parameters": self.defaults,
             "tensors": tensors,
+            "selections": {name: each.stored() for name, each in self.selections.items() if name in self.expr.names},
         }
         return stored | {key: value for key, value in optional.items() if value}
 
@@ -229,14 +228,8 @@ class Formula:
         for name, selection in self.selections.items():
             own = {each: value for each, value in values.items() if each in selection.forced_reads}
             new[name] = replace(selection, forced=selection.forced.given(**own)) if own else selection
-
-        def visit(node: Expr) -> Expr:
-            if isinstance(node, Load) and node.input.name in new:
-                return load(input_(new[node.input.name].name, node.input.dims, node.input.type), node.index)
-            return node
-
-        selections = {each.name: each for each in new.values()}
-        return replace(self, expr=transform(self.expr, visit), selections=selections, predicate=None)
+        expr = renamed_inputs(self.expr, {name: each.name for name, each in new.items()})
+        return replace(self, expr=expr, selections={each.name: each for each in new.values()}, predicate=None)
 
     def _rebound(self, values: Mapping[str, Any]) -> Self:
         if self.predicate is not None:

@@ -13,7 +13,7 @@ import torch
 
 from .canvas import AnyCanvas
 from .errors import FlexSpecError
-from .expr import Expr, Load, apply, const, input_, load, substitute, transform, var
+from .expr import Expr, apply, const, renamed_inputs, substitute, var
 from .inputs import Bound, Sizes
 from .orders.base import Order, Place
 from .orders.digits import Dilated, Tiled, axes, dilated, row_major, tiled
@@ -105,13 +105,7 @@ def _loading(expr: Expr, name: str) -> Expr:
     """The expression with an order's table under another name."""
     if name == TOKEN_AT or TOKEN_AT not in expr.names:
         return expr
-
-    def visit(node: Expr) -> Expr:
-        if isinstance(node, Load) and node.input.name == TOKEN_AT:
-            return load(input_(name, node.input.dims, node.input.type), node.index)
-        return node
-
-    return transform(expr, visit)
+    return renamed_inputs(expr, {TOKEN_AT: name})
 
 
 def relocate(

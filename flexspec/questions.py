@@ -89,4 +89,4 @@ def _ask(question: str, *masks: Any, **given: Any) -> Any:
 
 def choose_blocks(mask: Any, order: Any, sizes: Any, values: Any) -> Any:
     """Sizes and values of a mask that chooses blocks by q and k, with the tables of its choice."""
-    return getattr(import_module(__package__ or "flexspec"), "resolved")(mask, order, sizes, values)
+    return import_module(__package__ or "flexspec").resolved(mask, order, sizes, values)

@@ -39,22 +39,19 @@ def select(
     block: tokens, one number or (query, key); `(1, 64)` gives each query a choice of its own. Blocks are of memory: a
         cube under a tiled order, a cluster under `fs.by_label`.
     rule: `fs.top_k(8)`, `fs.top_p(0.9)`, `fs.threshold(0.01)` or `fs.share(0.1)`.
-    summary: what stands for a block of queries and for one of keys: "mean" or "max" of its tokens, multiplied;
-        "min_max": the mean query with the bounds of the keys, channel by channel; "antidiagonal": tokens joined in
-        groups of `stride`, queries backwards, multiplied and summed over a pair of blocks.
+    summary: of a block: "mean" or "max" of its tokens; "min_max": the mean query, and the bounds of the keys channel by
+        channel; "antidiagonal": each `stride` tokens as one vector, queries backwards, summed over a pair of blocks.
     scale: of the scores; None is `1 / sqrt(head_dim)`.
-    softmax: of the scores of a row, over the blocks that may be chosen; else they are as they are.
-    similarity: blocks of keys whose mean cosine similarity is not above it are not scored but chosen, and blocks of
-        queries alike choose all.
-    complete: only blocks of which the rest of the mask keeps every pair may be chosen; else of which it keeps any.
-    scores: an `fs.Input` of floats [batch | 1, heads | 1, q_blocks, kv_blocks], in the place of q and k.
-    forced: a mask: blocks of which it keeps a pair are chosen whatever their scores.
-    counted: are they among those that the rule counts?
-    shared: "head": each query head chooses; "group": the query heads of a key head choose by the sum of their scores;
-        "all": all heads by the mean.
+    softmax: of the scores of a row, over the blocks that may be chosen.
+    similarity: blocks whose mean cosine similarity is not above it: of keys they are chosen unscored, of queries they
+        choose all.
+    complete: only blocks of which the rest of the mask keeps every pair may be chosen.
+    scores: an `fs.Input` of floats [batch | 1, heads | kv_heads | 1, q_blocks, kv_blocks] in the place of q and k.
+    forced: a mask: blocks of which it keeps a pair are chosen whatever their scores. counted: among the rule's.
+    shared: each "head" chooses; a "group", the query heads of a key head, by the sum of scores; "all" by the mean.
 
-    Only blocks of which the rest of the mask keeps a pair are scored or chosen. A NaN is never chosen by its score.
-    The choice has no gradient; what it lets through has.
+    Only blocks of which the rest of the mask keeps a pair may be chosen, and a NaN is never chosen by its score. The
+    choice has no gradient; what it lets through has.
 
     Raises FS025 (a number or a word that has no meaning) and FS023 (a rule, scores or a mask of another kind).
 
@@ -68,22 +65,34 @@ def select(
             fix = 'give fs.Input("name", dims=("batch", "heads", "q_blocks", "kv_blocks"), dtype=float)'
             raise FlexSpecError("FS023", f"scores is {scores!r}", fix=fix, where=user_caret())
         given, softmax = scores.source.name, False
-    selection = Selection(
-        _block(block),
-        _rule(rule),
-        _word("summary", summary, SUMMARIES),
-        None if scale is None else float(scale),
-        bool(softmax),
-        _stride(stride, summary, _block(block)),
-        similarity,
-        bool(complete),
-        _word("shared", shared, SHARED),
-        _forced(forced),
-        bool(counted),
-        None,
-        given,
-    )
+    selection = checked(
+        block, _rule(rule), summary=summary, stride=stride, shared=shared, scale=scale, forced=forced, given=given,
+        similarity=similarity, softmax=softmax, complete=complete, counted=counted,
+    )  # fmt: skip
     return of_selection(selection, _label("select", selection))
+
+
+def checked(
+    block: Any, rule: Rule | None, *, summary: str = "mean", stride: Any = None, shared: str = "head",
+    scale: Any = None, forced: Any = None, given: str | None = None, similarity: Any = None, softmax: bool = True,
+    complete: bool = False, counted: bool = False,
+) -> Selection:  # fmt: skip
+    """A selection of values that may be wrong; for their meanings see `select`. FS023, FS025."""
+    block = _block(block)
+    return Selection(
+        block,
+        rule,
+        _word("summary", summary, SUMMARIES),
+        _number("scale", scale),
+        stride=_stride(stride, summary, block),
+        similarity=_number("similarity", similarity),
+        shared=_word("shared", shared, SHARED),
+        forced=_forced(forced),
+        given=given,
+        softmax=bool(softmax),
+        complete=bool(complete),
+        counted=bool(counted),
+    )
 
 
 def chosen(name: str, block: Block = 64) -> Mask:
@@ -196,6 +205,12 @@ def _word(name: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         raise FlexSpecError("FS025", f"{name} is {value!r}", fix=f"give {choices(known)}", where=user_caret())
     return str(value)
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
+        raise FlexSpecError("FS025", f"{name} is {value!r}", fix="give a number", where=user_caret())
+    return None if value is None else float(value)
 
 
 def _stride(stride: Any, summary: str, block: tuple[int, int]) -> int | None:

@@ -93,6 +93,14 @@ def share(part: float, over: str = "row") -> Rule:
     return Rule("share", _part("part", part), over=over)
 
 
+def rule_of(kind: str, amount: float, crossing: bool = True, over: str = "row") -> Rule:
+    """A rule from what `Selection.stored` says of it. FS025."""
+    if kind == "top_k":
+        return top_k(int(amount) if amount == int(amount) else -1)
+    makers = {"top_p": lambda: top_p(amount, crossing), "threshold": lambda: threshold(amount)}
+    return makers.get(kind, lambda: share(amount, over))()
+
+
 def _part(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
         raise FlexSpecError("FS025", f"{name} is {value!r}", fix="give a number in (0, 1]", where=user_caret())
@@ -130,7 +138,7 @@ class Selection:
         """Of the table. It follows from what is here: equal selections of a pattern are one table."""
         if self.rule is None and self.given is not None:
             return self.given
-        said = [(each.name, getattr(self, each.name)) for each in fields(self) if each.name not in ("forced", "function")]
+        said = [getattr(self, each.name) for each in fields(self) if each.name not in ("forced", "function")]
         held = None
         if self.forced is not None:
             held = str(self.forced.expr), self.forced.defaults, sorted(map(id, self.forced.tensors.values()))
@@ -149,3 +157,17 @@ class Selection:
             return frozenset()
         names = {*inputs_of(self.forced.expr), *params_of(self.forced.expr), *self.forced.defaults}
         return frozenset(names - self.forced.tensors.keys())
+
+    def stored(self) -> dict[str, Any]:
+        """As plain data. FS023: a function of the user's own, which no file holds; FS053: a forced mask too large."""
+        if self.function is not None:
+            message = "a selector of one's own is a function, which no file holds"
+            raise FlexSpecError("FS023", message, fix="save the rest of the mask", where=user_caret())
+        values = {each.name: (getattr(self, each.name), each.default) for each in fields(self)}
+        said: dict[str, Any] = {name: value for name, (value, default) in values.items() if value != default}
+        said["block"] = list(self.block)
+        if self.rule is not None:
+            said["rule"] = vars(self.rule)
+        if self.forced is not None:
+            said["forced"] = self.forced.stored()
+        return said

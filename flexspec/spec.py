@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .attention import Attention
 from .canvas import AnyCanvas, Canvas, CanvasPair
 from .errors import FlexSpecError, choices
-from .expr import Expr, Input, inputs_of, params_of
+from .expr import Expr, Input, inputs_of, params_of, renamed_inputs
 from .files import broken, read_document
 from .formula import MAX_ELEMENTS, VERSION
 from .inputs import check_tensor
@@ -22,6 +22,8 @@ from .mask import Mask
 from .ops import Type
 from .predicate import Parameter
 from .score import ScoreMod
+from .selecting import checked
+from .selection import Selection, rule_of
 from .syntax import parse
 from .user_line import user_caret
 from .weight import KINDS, Weight
@@ -45,6 +47,28 @@ class _Tensor(_Model):
 _Lengths = dict[_Name, Annotated[int, Field(ge=1)]]
 
 
+class _Rule(_Model):
+    kind: Literal["top_k", "top_p", "threshold", "share"]
+    amount: float | int
+    crossing: bool = True
+    over: str = "row"
+
+
+class _Selection(_Model):
+    block: Annotated[list[int], Field(min_length=2, max_length=2)]
+    rule: _Rule | None = None
+    summary: str = "mean"
+    scale: float | None = None
+    softmax: bool = True
+    stride: int | None = None
+    similarity: float | None = None
+    complete: bool = False
+    shared: str = "head"
+    forced: _Formula | None = None
+    counted: bool = False
+    given: _Name | None = None
+
+
 class _Formula(_Model):
     expr: str
     label: str
@@ -52,6 +76,7 @@ class _Formula(_Model):
     canvases: dict[Literal["q", "kv"], _Lengths] | None = None
     parameters: dict[_Name, bool | int | float] = {}
     tensors: dict[_Name, _Tensor] = {}
+    selections: dict[_Name, _Selection] = {}
 
 
 class _Document(_Model):
@@ -147,7 +172,25 @@ def _formula(model: _Formula, kind: type[Any], inside: str) -> Any:
     for name in names.keys() & nodes.keys():
         raise broken(f"{inside}parameters.{name}", "this is a tensor of the expression")
     parameters = {name: Parameter(default) for name, default in names.items()}
-    return _placed(f"{inside}expr", lambda: kind(expr, model.label, tensors, parameters, canvas, None, pair))
+    selections, expr = _selections(model, expr, inside)
+    held = (tensors, parameters, canvas, None, pair, selections)
+    return _placed(f"{inside}expr", lambda: kind(expr, model.label, *held))
+
+
+def _selections(model: _Formula, expr: Expr, inside: str) -> tuple[dict[str, Selection], Expr]:
+    """The selections of a model, and the expression that reads them by their names."""
+    found, names = {}, {}
+    for name, item in model.selections.items():
+        place = f"{inside}selections.{name}"
+        node = inputs_of(expr).get(name)
+        if node is None or node.type is not Type.BOOL or len(node.dims) != 4:
+            raise broken(place, "the expression reads no such table of blocks")
+        said = item.model_dump(exclude={"rule", "forced"}) | {"block": tuple(item.block)}
+        forced = None if item.forced is None else _formula(item.forced, Mask, f"{place}.forced.")
+        rule = None if item.rule is None else _placed(place, partial(rule_of, **item.rule.model_dump()))
+        made = _placed(place, partial(checked, **said, rule=rule, forced=forced))
+        found[made.name], names[name] = made, made.name
+    return found, renamed_inputs(expr, names)
 
 
 def _pair(sides: dict[Any, dict[str, int]], inside: str) -> CanvasPair | None:

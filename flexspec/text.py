@@ -144,7 +144,7 @@ class _Reading:
             head, dot, axis = name.partition(".")
             on = value.on.side(head) if value.on else None
             axes = on.names if on else ()
-            if dot and axis not in axes:
+            if dot and axis not in (*axes, "memory"):
                 has = f"the canvas has {choices(axes)}" if axes else "nothing here has a canvas"
                 raise text_error(self.text, max(0, self.text.find(name)), f"`{name}`: {has}", code="FS011")
         return replace(value, label=self.text.strip())

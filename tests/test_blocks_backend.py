@@ -122,7 +122,7 @@ def test_which_rows_run_in_halves(monkeypatch):
 
 def test_scores_of_dropped_pairs_are_never_seen():
     mask = fs.mask(lambda q, kv: (kv % 7 != 3) & (q >= kv))
-    logs = fs.score(lambda score, q, kv: score - torch.log((q - kv + 1.0)))  # nan or inf where q < kv
+    logs = fs.score(lambda score, q, kv: score - torch.log(q - kv + 1.0))  # nan or inf where q < kv
     q, k, v = qkv()
     k[:, :, 3::7] = torch.nan
     here, there = torch.arange(90)[:, None], torch.arange(90)

@@ -1,6 +1,8 @@
 """Selectors against brute force: loops over rows of blocks, written from the papers' definitions."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -419,3 +421,106 @@ def test_wrong_values(call, code):
         call()
     assert caught.value.code == code
     assert caught.value.where is None or "test_selectors.py" in caught.value.where
+
+
+SAVED = [
+    fs.moba(8, 3),
+    fs.nsa(8, 4),
+    fs.causal() & (fs.select((16, 8), rule=fs.share(0.4, over="batch"), similarity=0.2) | fs.sink(4)),
+    fs.xattention(16, 4, 0.7),
+    fs.causal() & fs.chosen("mine", (8, 16)),
+    fs.select(8, rule=fs.top_p(0.5, crossing=False), forced=fs.document([0] * 20 + [1] * 12)),
+]
+
+
+@pytest.mark.parametrize("mask", SAVED, ids=repr)
+def test_files_and_pickles_hold_the_selection(mask, tmp_path):
+    q, k, _ = qkv(32)
+    values = {"mine": torch.ones(1, 1, 4, 2, dtype=torch.bool)} if "mine" in mask.expr.names else {"q": q, "k": k}
+    mask.save(tmp_path / "mask.yaml")
+    for again in (fs.load(tmp_path / "mask.yaml"), pickle.loads(pickle.dumps(mask)), copy.deepcopy(mask)):
+        assert repr(again) == repr(mask)
+        assert torch.equal(again.dense(32, **values), mask.dense(32, **values))
+    assert fs.load(tmp_path / "mask.yaml") == mask or mask.label.startswith("select(block=8, rule=top_p")
+
+
+def test_a_function_is_in_no_file(tmp_path):
+    own = fs.selector(lambda q, k: q)(block=8, rule=fs.top_k(1))
+    with pytest.raises(fs.FlexSpecError, match="FS023"):
+        own.save(tmp_path / "mask.yaml")
+
+
+def test_one_selection_in_a_mask_is_one_table():
+    both = (fs.causal() & fs.vsa(8, 2)) | (fs.vsa(8, 2) & fs.sink(4))
+    assert len(both.selections) == 1
+    two = fs.vsa(8, 2) ^ fs.vsa(8, 3)
+    q, k, _ = qkv(32)
+    one, other = (fs.vsa(8, top).dense(32, q=q, k=k) for top in (2, 3))
+    assert torch.equal(two.dense(32, q=q, k=k), one ^ other) and len(two.selections) == 2
+    assert torch.equal((~fs.vsa(8, 2)).dense(32, q=q, k=k), ~one)
+    assert torch.equal(fs.vsa(8, 2).T.dense(32, q=q, k=k), one.mT)
+
+
+def test_proofs_hold_whatever_is_chosen():
+    assert (fs.causal() & fs.vsa(64, 8)).is_causal(1_000_000, heads=1)
+    assert fs.moba(64, 8).is_causal(1_000_000, heads=1)
+    both = (fs.causal() & fs.vsa(64, 8)) | fs.sink(4)
+    assert both.is_causal(1000, heads=1).counterexample == (0, 0, 0, 1)
+    assert fs.vsa(16, 2).implies(fs.causal(), 100, heads=1).counterexample == (0, 0, 0, 1)
+    assert fs.vsa(16, 2).equals(fs.vsa(16, 2), 100, heads=1)
+    assert not fs.vsa(16, 2).equals(fs.vsa(16, 3), 100, heads=1)
+    assert fs.moba(64, 8).every_query_attends(1000, heads=1)
+    assert fs.vsa(16, 1).every_query_attends(100, heads=1)
+    for left_to_choice in (fs.causal() & fs.vsa(64, 8), ~fs.vsa(16, 8)):
+        with pytest.raises(fs.FlexSpecError, match="FS020"):
+            left_to_choice.every_query_attends(1000, heads=1)
+    far = fs.causal() & fs.select(8, rule=fs.threshold(0.5))
+    assert far.every_query_attends(64, heads=1).counterexample == (0, 0, 0, None)
+    assert (far | fs.causal_window(1)).every_query_attends(64, heads=1)
+    first = fs.mask(lambda q, kv: kv == 0)
+    forced = fs.select(8, rule=fs.threshold(0.5), forced=first)
+    assert (fs.causal() & fs.sink(8)).implies(fs.causal() & forced, 64, heads=1)  # of a forced block all is kept
+    assert (fs.causal() & fs.sink(9)).implies(fs.causal() & forced, 64, heads=1).counterexample == (0, 0, 8, 8)
+    q, k, _ = qkv(64)
+    assert (fs.causal() & fs.vsa(8, 8)).every_query_attends(64, q=q, k=k)
+
+
+def test_questions_with_q_and_k():
+    q, k, v = qkv(40)
+    mask = fs.moba(8, 2)
+    keep = mask.dense(40, q=q, k=k)
+    assert fs.diff(mask, fs.causal(), 40, q=q, k=k).only_b == (40 * 41 // 2) * BATCH * HEADS - int(keep.sum())
+    blocks = fs.block_map(mask, 40, block_size=8, q=q, k=k)
+    assert torch.equal(blocks.kinds() > 0, keep.view(BATCH, HEADS, 5, 8, 5, 8).any(3).any(-1))
+    attend = fs.compile(mask, block_size=8)
+    assert attend.block_map(40, q=q, k=k).counts() == blocks.counts()
+    assert "FS020" not in attend.explain(40, q=q, k=k)
+    group = HEADS // KV_HEADS
+    later = ~torch.ones(40, 40).tril().bool()
+    scores = (q @ k.repeat_interleave(group, 1).mT * DIM**-0.5).masked_fill(later, -torch.inf)
+    mass = (torch.softmax(scores, -1) * keep).sum(-1)
+    torch.testing.assert_close(fs.recall(mask, q, k, within=fs.causal()).share.double(), mass)
+
+
+@pytest.mark.parametrize("backend", ["blocks", "reference", "triton"])
+def test_decoding_over_a_ring_of_keys(backend):
+    """Slots hold keys out of order, some hold none: the choice is that among the keys that are there."""
+    length, slots = 40, 24
+    q, k, v = qkv(1, slots, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(7)
+    places = torch.randperm(length, generator=generator)[:slots]
+    places[[3, 4, 9, 16, 17, 18, 19, 20, 21, 22, 23]] = -1  # one page is empty
+    mask = fs.causal() & fs.select((1, 8), summary="min_max", softmax=False, rule=fs.top_k(1))
+    attend = fs.compile(mask, backend=backend, block_size=16)
+    here = torch.tensor([[length]])
+    out = attend(q, k, v, q_positions=here, kv_positions=places[None])
+    keys, values = (x.repeat_interleave(HEADS // KV_HEADS, 1) for x in (k, v))
+    there = (places >= 0).view(3, 8)
+    for b in range(BATCH):
+        for h in range(HEADS):
+            pages = [keys[b, h, 8 * j : 8 * j + 8][there[j]] for j in range(2)]
+            bounds = [torch.maximum(q[b, h] * x.amin(0), q[b, h] * x.amax(0)).sum() for x in pages]
+            best = 0 if bounds[0] >= bounds[1] else 1
+            kept = torch.arange(8 * best, 8 * best + 8)[there[best]]
+            weights = torch.softmax(q[b, h] @ keys[b, h, kept].mT * DIM**-0.5, -1)
+            torch.testing.assert_close(out[b, h], weights @ values[b, h, kept], atol=1e-5, rtol=1e-4)

@@ -11,14 +11,14 @@ from spine import COMPUTED, circles, imports_of, modules_of, without_doors, wron
 LANGUAGE = (
     "errors user_line value_types ops expr grammar syntax captures narrow_dtypes evaluate canvas "
     "orders.base orders.digits orders.ranks orders.curves orders.lookup orders.sides orders session torch_calls traced "
-    "trace inputs order predicate files selection formula combine questions proofs mask selecting score weight attention positions spec "
-    "patterns text compiler __init__ compiler.cli"
+    "trace inputs order predicate files selection formula combine questions proofs mask selecting score weight "
+    "attention positions spec patterns text compiler __init__ compiler.cli"
 ).split()
 """Each imports only what stands to its left. Nothing but the command line imports the package itself."""
 
 COMPILER = (
-    "evaluation simplify blocks printers pipeline map_cache selecting maps backends operator attend planning proofs explain "
-    "compiled planned compile fitting kept_keys measuring merging draw cli"
+    "evaluation simplify blocks printers pipeline map_cache selecting maps backends operator attend planning proofs "
+    "explain compiled planned compile fitting kept_keys measuring merging draw cli"
 ).split()
 """The rooms of compiler/: each imports only what stands to its left."""
 

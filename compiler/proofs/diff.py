@@ -22,6 +22,7 @@ from ..blocks.grid import BlockSize
 from ..blocks.runs import BlockKind, Runs
 from ..evaluation.points import Array
 from ..pipeline import Stages, map_of
+from ..selecting.choices import resolved
 from ..simplify.specialise import specialise
 from .assume import reduced
 from .proof import MaskLike, never, sizes_of, without
@@ -170,7 +171,7 @@ def diff(
     a, b = from_mask_mod(a), from_mask_mod(b)
     pair = a ^ b
     left, right = pair.expr.children
-    bound = pair.bind(sizes_of(pair, length, kv_len, given), given)
+    bound = pair.bind(*resolved(pair, None, sizes_of(pair, length, kv_len, given), given))
     sides = [without(left, right), without(right, left)]
     first_a, first_b = (cast(Place | None, never(pair, side, bound).counterexample) for side in sides)
     maps = [

@@ -6,7 +6,7 @@ Every question asks whether some expression keeps nothing: `a` implies `b` where
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from ..blocks.defined import check_defined
 from ..blocks.integer_range import check_range
 from ..blocks.tensor_ranges import TensorRanges
 from ..evaluation.points import as_array
+from ..selecting.choices import resolved
+from ..selecting.whichever import Whichever
 from ..simplify.specialise import specialise_each
 from .search import first_difference, first_lonely, first_pair
 
@@ -57,7 +59,8 @@ def implies(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | N
     a, b: masks, or FlexAttention mask_mods.
     length: tokens (or q_len); a canvas' own size where left out.
     kv_len: tokens; default: length.
-    given: batch and heads, where a mask depends on them, and run-time values by name.
+    given: batch and heads, where a mask depends on them, and run-time values by name; q and k where blocks are chosen
+        by them, else the answer is for every choice.
 
     Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
     FS026 (names of the two masks disagree), FS030, FS031, FS032 (lengths, batch and heads, canvases), FS024 (an index
@@ -79,7 +82,8 @@ def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | No
     a, b: masks, or FlexAttention mask_mods.
     length: tokens (or q_len); a canvas' own size where left out.
     kv_len: tokens; default: length.
-    given: batch and heads, where a mask depends on them, and run-time values by name.
+    given: batch and heads, where a mask depends on them, and run-time values by name; q and k where blocks are chosen
+        by them, else the answer is for every choice.
 
     Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
     FS026 (names of the two masks disagree), FS030, FS031, FS032 (lengths, batch and heads, canvases), FS024 (an index
@@ -100,7 +104,8 @@ def is_causal(a: MaskLike, length: int | None = None, kv_len: int | None = None,
     a: a mask, or a FlexAttention mask_mod.
     length: tokens (or q_len); a canvas' own size where left out.
     kv_len: tokens; default: length.
-    given: batch and heads, where the mask depends on them, and run-time values by name.
+    given: batch and heads, where the mask depends on them, and run-time values by name; q and k where blocks are chosen
+        by them, else the answer is for every choice.
 
     Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
     FS030, FS031, FS032 (lengths, batch and heads, a canvas), FS024 (an index leaves its tensor), FS034 (integers past
@@ -120,7 +125,8 @@ def is_empty(a: MaskLike, length: int | None = None, kv_len: int | None = None, 
     a: a mask, or a FlexAttention mask_mod.
     length: tokens (or q_len); a canvas' own size where left out.
     kv_len: tokens; default: length.
-    given: batch and heads, where the mask depends on them, and run-time values by name.
+    given: batch and heads, where the mask depends on them, and run-time values by name; q and k where blocks are chosen
+        by them, else the answer is for every choice.
 
     Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
     FS030, FS031, FS032 (lengths, batch and heads, a canvas), FS024 (an index leaves its tensor), FS034 (integers past
@@ -140,7 +146,8 @@ def every_query_attends(a: MaskLike, length: int | None = None, kv_len: int | No
     a: a mask, or a FlexAttention mask_mod.
     length: tokens (or q_len); a canvas' own size where left out.
     kv_len: tokens; default: length.
-    given: batch and heads, where the mask depends on them, and run-time values by name.
+    given: batch and heads, where the mask depends on them, and run-time values by name; q and k where blocks are chosen
+        by them, else the answer is for every choice.
 
     Raises FS020 (a value or the length is missing), FS021, FS022, FS023, FS025 (a value is unknown or does not fit),
     FS030, FS031, FS032 (lengths, batch and heads, a canvas), FS024 (an index leaves its tensor), FS034 (integers past
@@ -178,7 +185,28 @@ def _pair(a: MaskLike, b: MaskLike) -> Mask:
 def _asked(
     mask: Mask, expr: Expr, length: int | None, kv_len: int | None, given: dict[str, Any], find: Find = first_pair
 ) -> Proof:
-    return never(mask, expr, mask.bind(sizes_of(mask, length, kv_len, given), given), find)
+    sizes, given = resolved(mask, None, sizes_of(mask, length, kv_len, given), given)
+    open_ = Whichever(mask, given, sizes)
+    if not open_:
+        return never(mask, expr, mask.bind(sizes, given), find)
+    return _for_every_choice(mask, expr, open_, find)
+
+
+def _for_every_choice(mask: Mask, expr: Expr, open_: Whichever, find: Find) -> Proof:
+    """The answer whichever blocks are chosen; without the tables of forced blocks where it does not depend on them."""
+    for exact in (False, True):
+        asked = open_.least(expr, exact) if find is lonely else open_.breaks(expr, exact)
+        shut = replace(mask, expr=asked, selections={})
+        proof = never(shut, asked, shut.bind(open_.sizes, open_.values(exact)), find)
+        if proof:
+            return proof
+    if find is lonely and open_.reaches_each_query():
+        return Proof(True, None, proof.boxes)
+    if find is lonely and any(each.rule is not None and each.rule.kind != "threshold" for each in open_.open.values()):
+        message = f"whether every query attends depends on what `{mask.label}` chooses"
+        fix = "give q=... and k=..., or force a block of each row"
+        raise FlexSpecError("FS020", message, fix=fix, where=user_caret())
+    return proof
 
 
 def sizes_of(mask: Mask, length: int | None, kv_len: int | None, given: dict[str, Any]) -> Sizes:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import product
 from typing import Any
 
 import torch
@@ -43,10 +44,12 @@ class Choices:
     @cached_property
     def rest(self) -> Mask:
         """The mask where choices are open: a pair that it keeps for some choice."""
-        tables = self.selections.keys()
-        every = opened(self.mask.expr, tables, True)
-        expr = every if _only_adds(self.mask.expr, tables) else apply("or", every, opened(self.mask.expr, tables, False))
-        return replace(self.mask, expr=expr, selections={}, predicate=None)
+        expr, names = self.mask.expr, [*self.selections]
+        every = [dict.fromkeys(names, True)]
+        if not only_adds(expr, names):
+            every = [dict(zip(names, each, strict=True)) for each in product((True, False), repeat=len(names))]
+        kept = reduce(lambda a, b: apply("or", a, b), [opened(expr, each) for each in every])
+        return replace(self.mask, expr=kept, selections={}, predicate=None)
 
     def values(self, q: Tensor | None, k: Tensor | None, sizes: Sizes, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values of a call, with the tables in the place of what the selections alone read.
@@ -55,8 +58,6 @@ class Choices:
         """
         made: dict[str, Tensor] = {}
         given = {each.given: values.get(each.given) for each in self.selections.values() if each.given is not None}
-        alone = {name for each in self.selections.values() for name in each.reads} - self._read_by_all
-        beside = {name: value for name, value in values.items() if name not in alone}
         for name, selection in self.selections.items():
             table = given[selection.given] if selection.given is not None else None
             if name in self.mask.tensors or selection.given is not None and table is None:
@@ -65,7 +66,12 @@ class Choices:
                 made[name] = as_table(name, table, _blocks(sizes, self.order, selection.block))
             elif q is not None and k is not None:
                 made[name] = self._made(selection, q, k, sizes, values, table)
-        return {**beside, **made}
+        return self.beside(values) | made
+
+    def beside(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values without those that the selections alone read."""
+        alone = {name for each in self.selections.values() for name in each.reads} - self._read_by_all
+        return {name: value for name, value in values.items() if name not in alone}
 
     @cached_property
     def _read_by_all(self) -> frozenset[str]:
@@ -96,24 +102,24 @@ class Choices:
     ) -> Tensor:
         work = torch.float64 if q.dtype == torch.float64 else torch.float32
         with torch.no_grad():
-            sides = [
+            rows, columns = (
                 Side(x.detach().to(work), self.there(name, x, sizes, values), block)
                 for name, x, block in zip(("q", "kv"), (q, k), selection.block, strict=True)
-            ]
-            around = Around(self._kinds(self.rest, selection.block, sizes, values, q.device))
+            )
+            around = Around(self.kinds(self.rest, selection.block, sizes, values, q.device))
             if selection.forced is not None:
-                forced = self._kinds(selection.forced, selection.block, sizes, values, q.device)
+                forced = self.kinds(selection.forced, selection.block, sizes, values, q.device)
                 around = replace(around, forced=forced)
             if selection.stride is not None:
                 square = (selection.stride, selection.stride)
-                around = replace(around, groups=self._kinds(self.rest, square, sizes, values, q.device))
+                around = replace(around, groups=self.kinds(self.rest, square, sizes, values, q.device))
             if selection.function is not None:
                 given = _asked(selection, q.detach(), k.detach())
                 if given.dtype == torch.bool:
                     return fitted(given, (*q.shape[:2], *around.rest.shape[2:]), k.shape[1])
-            return choose(selection, *sides, around, given)
+            return choose(selection, rows, columns, around, given)
 
-    def _kinds(
+    def kinds(
         self, mask: Mask, block: tuple[int, int], sizes: Sizes, values: Mapping[str, Any], device: torch.device
     ) -> Tensor:
         """uint8 of BlockKind [batch | 1, heads | 1, q_blocks, kv_blocks] of a mask, in memory."""
@@ -140,8 +146,7 @@ def resolved(
     q, k = (_checked(name, others.pop(name, None)) for name in ("q", "k"))
     if q is not None and k is not None:
         sizes = replace(sizes, batch=sizes.batch or q.shape[0], heads=sizes.heads or q.shape[1])
-        own = {side: order and order.side(side) for side in ("q", "kv")}
-        q, k = (x if own[side] is None else own[side].apply(x) for side, x in (("q", q), ("kv", k)))
+        q, k = (own.apply(x) if order and (own := order.side(side)) else x for side, x in (("q", q), ("kv", k)))
     return sizes, choices.values(q, k, sizes, others)
 
 
@@ -159,24 +164,27 @@ def kinds_table(block_map: BlockMap, device: torch.device) -> Tensor:
     return kinds[torch.from_numpy(block_map.index)].to(device)
 
 
-def opened(expr: Expr, tables: Any, value: bool) -> Expr:
-    """An expression with every choice made alike."""
+def opened(expr: Expr, choices: Mapping[str, bool | Expr]) -> Expr:
+    """An expression with all blocks of its selections chosen, or none, or those of an expression, by their names."""
 
     def visit(node: Expr) -> Expr:
-        return const(value) if isinstance(node, Load) and node.input.name in tables else node
+        if not isinstance(node, Load) or node.input.name not in choices:
+            return node
+        choice = choices[node.input.name]
+        return choice if isinstance(choice, Expr) else const(choice)
 
     return transform(expr, visit)
 
 
-def _only_adds(expr: Expr, tables: Any) -> bool:
+def only_adds(expr: Expr, tables: Any) -> bool:
     """Does another chosen block never take a pair away? Choices stand under `&` and `|` alone."""
     if isinstance(expr, Load) and expr.input.name in tables or not expr.names & set(tables):
         return True
-    return isinstance(expr, Apply) and expr.op in ("and", "or") and all(_only_adds(x, tables) for x in expr.args)
+    return isinstance(expr, Apply) and expr.op in ("and", "or") and all(only_adds(x, tables) for x in expr.args)
 
 
 def as_table(name: str, given: Any, blocks: tuple[int, int]) -> Tensor:
-    """A choice as bool [batch | 1, heads | 1, q_blocks, kv_blocks]: a table, or lists of blocks. FS022, FS023, FS024."""
+    """A table or lists of blocks as bool [batch | 1, heads | 1, q_blocks, kv_blocks]. FS022, FS023, FS024."""
     if not isinstance(given, Tensor) or given.dtype not in (torch.bool, torch.int32, torch.int64):
         seen = f"of dtype {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
         fix = "give a bool table, or int32 or int64 lists of blocks"

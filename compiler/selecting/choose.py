@@ -46,7 +46,6 @@ def choose(selection: Selection, q: Side, k: Side, around: Around, given: Tensor
         diverse = open_ & ~(alike[0].unsqueeze(3) & alike[1].repeat_interleave(group, 1).unsqueeze(2))
         forced = diverse if forced is None else forced | diverse
     scores = _scores(selection, q, k, candidates, around, given)
-    counted = forced if selection.counted else None
     sizes = (q.x.shape[0], q.x.shape[1], *around.rest.shape[2:])
     step = sizes[2]
     if selection.rule is not None and selection.rule.over == "row":
@@ -58,7 +57,8 @@ def choose(selection: Selection, q: Side, k: Side, around: Around, given: Tensor
         found, allowed = _shared(selection, scores(rows, allowed), allowed, k.x.shape[1])
         must = None if forced is None else _shared_choice(selection, forced[:, :, rows], k.x.shape[1])
         assert selection.rule is not None
-        part = rules.chosen(selection.rule, found, allowed.expand(found.shape), _fit(must, found) if counted is not None else None)
+        counted = must.expand(found.shape) if must is not None and selection.counted else None
+        part = rules.chosen(selection.rule, found, allowed.expand(found.shape), counted)
         parts.append(part if must is None else part | must)
     return torch.cat(parts, 2)
 
@@ -88,7 +88,7 @@ def fitted(table: Tensor, sizes: tuple[int, ...], kv_heads: int) -> Tensor:
     shape = tuple(table.shape)
     fits = len(shape) == 4 and shape[0] in (1, sizes[0]) and shape[1] in (1, kv_heads, sizes[1])
     if not fits or shape[2:] != sizes[2:]:
-        message = f"the table of blocks has shape {list(shape)}; the call has {list(sizes)} [batch, heads, q, kv blocks]"
+        message = f"the table of blocks has shape {list(shape)}; the call's is {list(sizes)}"
         fix = "give [batch | 1, heads | kv_heads | 1, q_blocks, kv_blocks]"
         raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
     if 1 < shape[1] < sizes[1]:
@@ -118,6 +118,3 @@ def _shared_choice(selection: Selection, chosen: Tensor, kv_heads: int) -> Tenso
     group = chosen.shape[1] // kv_heads
     return chosen.unflatten(1, (kv_heads, group)).any(2).repeat_interleave(group, 1)
 
-
-def _fit(forced: Tensor | None, scores: Tensor) -> Tensor | None:
-    return None if forced is None else forced.expand(scores.shape)

@@ -14,7 +14,7 @@ _OVER = {"row": 1, "head": 2, "batch": 3}
 
 
 def chosen(rule: Rule, scores: Tensor, candidates: Tensor, forced: Tensor | None = None) -> Tensor:
-    """bool [batch, heads, q_blocks, kv_blocks]: of the candidates those that the rule chooses; of equal scores the first.
+    """Which candidates a rule chooses, of equal scores the first: bool [batch, heads, q_blocks, kv_blocks].
 
     scores: float of that shape; a NaN is no candidate. forced: chosen before all others, and counted.
     """

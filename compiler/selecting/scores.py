@@ -17,8 +17,10 @@ kv_blocks]."""
 
 @dataclass(frozen=True)
 class Side:
-    """Queries or keys in memory: x [batch, heads, tokens, head_dim] in the working dtype; there: bool [batch | 1, heads |
-    1, tokens], false where memory holds no token.
+    """Queries or keys in memory.
+
+    x: [batch, heads, tokens, head_dim] in the working dtype. there: bool [batch | 1, heads | 1, tokens], false where
+    memory holds no token.
     """
 
     x: Tensor

@@ -52,8 +52,8 @@ def moba(block: int = 512, top: int = 3) -> Mask:
 
 @pattern("nsa(block=64, top=4)", "blocks by the summed softmax of a group, the first, own and previous among them")
 def nsa(block: int = 64, top: int = 16) -> Mask:
-    """Causal; the selected branch of native sparse attention: `top` blocks for each query, one choice for the query heads
-    of a key head.
+    """Causal; the selected branch of native sparse attention: `top` blocks for each query, one choice for the query
+    heads of a key head.
 
     block: tokens of a block of keys.
     top: blocks of a query; the first block, its own and the previous one are counted.
@@ -129,7 +129,8 @@ def sparge(block_q: int = 128, block_kv: int = 64, mass: float = 0.9, similarity
     """The blocks of keys whose tokens are alike compete by softmax(mean q . mean k / sqrt(head_dim)) for `mass`; those
     whose tokens differ are kept by all, and blocks of queries whose tokens differ keep all.
 
-    block_q, block_kv: tokens of a block of queries and of one of keys.
+    block_q: tokens of a block of queries.
+    block_kv: tokens of a block of keys.
     mass: in (0, 1]; the block that would pass it is left out, but for a row's first.
     similarity: the mean cosine similarity of two tokens above which a block's are alike.
 
@@ -145,8 +146,9 @@ def sparge(block_q: int = 128, block_kv: int = 64, mass: float = 0.9, similarity
 
 @pattern("xattention(block=64, stride=16, mass=0.9)", "blocks by the sums of their antidiagonals")
 def xattention(block: int = 128, stride: int = 16, mass: float = 0.9, first: bool = False) -> Mask:
-    """Causal; blocks by the sums of their antidiagonals: each `stride` queries, backwards, with each `stride` keys as one
-    vector, softmax(q . k / (sqrt(head_dim) * stride)), summed over a pair of blocks, until `mass`. A block's own is kept.
+    """Causal; blocks by the sums of their antidiagonals: each `stride` queries, backwards, and each `stride` keys are
+    one vector, softmax(q . k / (sqrt(head_dim) * stride)) is summed over a pair of blocks, until `mass`. A block of
+    queries keeps its own.
 
     block: tokens of a block, a multiple of stride.
     stride: tokens that are joined.
@@ -167,8 +169,8 @@ def xattention(block: int = 128, stride: int = 16, mass: float = 0.9, first: boo
 
 @pattern("region_topk(block=64, top=4)", "the best regions by mean q . mean k over all heads, shared by all")
 def region_topk(block: int = 64, top: int = 4) -> Mask:
-    """Each region keeps the `top` regions with the largest mean q . mean k / sqrt(head_dim), the mean over all heads, which
-    share the choice.
+    """Each region keeps the `top` regions with the largest mean q . mean k / sqrt(head_dim), the mean over all heads,
+    which share the choice.
 
     block: tokens of a region: a tile under `order=fs.tiled(...)`.
     top: regions of keys for each region of queries.
@@ -183,8 +185,8 @@ def region_topk(block: int = 64, top: int = 4) -> Mask:
 
 @pattern("quest(page=16, top=8)", "pages by the most that q . k can be inside their bounds")
 def quest(page: int = 16, top: int = 64) -> Mask:
-    """Causal; each query keeps its own page and the pages with the largest sum over channels of max(q * min k, q * max k),
-    which no key of the page exceeds.
+    """Causal; each query keeps its own page and the pages with the largest sum over channels of
+    max(q * min k, q * max k), which no key of the page exceeds.
 
     page: tokens of a page.
     top: pages of a query, its own counted.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -31,11 +29,11 @@ def _ranked(rule: Rule, scores: Tensor, candidates: Tensor, first: Tensor) -> Te
     """As `chosen`, over the last dim."""
     least = torch.finfo(scores.dtype).min
     key = scores.clamp(min=least).masked_fill(~candidates, -torch.inf).masked_fill(first, torch.inf)
+    if rule.kind == "top_k":
+        return _largest(key, int(rule.amount)) & candidates | first
     place = key.argsort(dim=-1, descending=True, stable=True)
     rank = torch.arange(scores.shape[-1], device=scores.device)
-    if rule.kind == "top_k":
-        taken = (rank < rule.amount).expand(place.shape)
-    elif rule.kind == "share":
+    if rule.kind == "share":
         count = (candidates | first).sum(-1, keepdim=True)
         taken = rank < torch.ceil(count.double() * rule.amount - 1e-9)
     else:
@@ -46,10 +44,9 @@ def _ranked(rule: Rule, scores: Tensor, candidates: Tensor, first: Tensor) -> Te
     return torch.zeros_like(candidates).scatter_(-1, place, taken) & candidates | first
 
 
-def most(rule: Rule, blocks: int) -> int | None:
-    """The most blocks of a row that a rule chooses of so many; None where the scores decide."""
-    if rule.kind == "top_k":
-        return min(int(rule.amount), blocks)
-    if rule.kind == "share" and rule.over == "row":
-        return math.ceil(blocks * rule.amount - 1e-9)
-    return None
+def _largest(key: Tensor, k: int) -> Tensor:
+    """Which are the k largest of a row, of equal ones the first; a sort of whole rows would take much longer."""
+    k = min(k, key.shape[-1])
+    least = key.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, equal = key > least, key == least
+    return above | equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True))

@@ -81,7 +81,9 @@ def value_of(code: str) -> Any:
 
 def block_map(mask: fs.Mask, order: str) -> fs.BlockMap:
     values = {"q": walk(0), "k": walk(1)} if mask.selections else {}
-    return fs.block_map(mask, LENGTH, heads=2, block_size=BLOCK, order=value_of(order) if order else None, **values)
+    values |= {each.given: walk(2)[:, :, None, :, 0] for each in mask.selections.values() if each.given}
+    laid = value_of(order) if order else None
+    return fs.block_map(mask, LENGTH, heads=2, block_size=BLOCK, order=laid, **values)
 
 
 def walk(seed: int) -> torch.Tensor:

@@ -37,7 +37,7 @@ def select(
     """The blocks of keys with the best scores for each block of queries, chosen at each call from its q and k.
 
     block: tokens, one number or (query, key); `(1, 64)` gives each query a choice of its own. Blocks are of memory: a
-        cube under a tiled order, a cluster under `fs.by_label`.
+        cube under a tiled order, a cluster under `fs.orders.by_label`.
     rule: `fs.top_k(8)`, `fs.top_p(0.9)`, `fs.threshold(0.01)` or `fs.share(0.1)`.
     summary: of a block: "mean" or "max" of its tokens; "min_max": the mean query, and the bounds of the keys channel by
         channel; "antidiagonal": each `stride` tokens as one vector, queries backwards, summed over a pair of blocks.

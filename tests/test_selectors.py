@@ -238,6 +238,35 @@ def test_quest(q_len):
         assert torch.equal(with_offset, fs.quest(8, 3)(offset=36).dense(1, 37, q=q, k=k))
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_tokens_of_a_router(first):
+    q, k, v = qkv(33)
+    router = torch.randn(BATCH, HEADS, 33, generator=torch.Generator().manual_seed(2))
+    wanted = torch.zeros(BATCH, HEADS, 33, 33, dtype=torch.bool)
+    keys = torch.zeros(BATCH, HEADS, 33, 33, dtype=torch.bool)
+    for b in range(BATCH):
+        for h in range(HEADS):
+            scores = router[b, h].tolist()
+            chosen = top(scores, range(33), 7, first=[0] if first else [])
+            for i in range(33):
+                for j in range(i + 1):
+                    wanted[b, h, i, j] = i in chosen and j in chosen
+                    keys[b, h, i, j] = j in top(scores, range(33), 7)
+    mask = fs.expert_choice(top=7, first=first)
+    for given_ in (router, router.unsqueeze(2)):
+        assert torch.equal(mask.dense(33, router=given_), wanted)
+        assert torch.equal(mask.dense(33, router=given_, q=q, k=k), wanted)
+    assert torch.equal(fs.value_mask(keep=7).dense(33, key_scores=router), keys)
+    out = fs.compile(mask, backend="blocks")(q, k, v, router=router)
+    assert (out[~wanted.any(-1)] == 0).all()
+    with pytest.raises(fs.FlexSpecError, match="FS020"):
+        mask.dense(33)
+    with pytest.raises(fs.FlexSpecError, match="FS023"):
+        mask.dense(33, router=router.long())
+    with pytest.raises(fs.FlexSpecError, match="FS022"):
+        mask.dense(33, router=router[..., :32])
+
+
 def ranked(rule, scores, candidates, forced):
     """A rule on one row, by sorting in Python; forced ones are counted."""
     usable = [j for j, ok in enumerate(candidates) if ok and not math.isnan(scores[j])]

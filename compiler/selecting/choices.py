@@ -26,6 +26,9 @@ from ..map_cache import MapCache
 from .choose import Around, choose, fitted
 from .scores import Side
 
+KEPT_KINDS = 1 << 24
+"""Most kinds of blocks of a map that are kept as a table; of larger ones it is made at each call."""
+
 
 class Choices:
     """Makes what the selections of a mask read, at each call.
@@ -62,11 +65,23 @@ class Choices:
             table = given[selection.given] if selection.given is not None else None
             if name in self.mask.tensors or selection.given is not None and table is None:
                 continue  # binding says what is missing
+            if selection.rule is not None and table is not None:
+                check_scores(str(selection.given), table)
             if selection.rule is None and selection.function is None:
                 made[name] = as_table(name, table, _blocks(sizes, self.order, selection.block))
             elif q is not None and k is not None:
                 made[name] = self._made(selection, q, k, sizes, values, table)
+            elif table is not None:  # scores of the call: of q and k nothing but their sizes is asked
+                made[name] = self._made(selection, *self._blank(table, sizes), sizes, values, table)
         return self.beside(values) | made
+
+    def _blank(self, table: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+        """Zeros as q and k, which take no memory."""
+        heads = sizes.heads or (table.shape[1] if table.dim() > 1 else 1)
+        lengths = _blocks(sizes, self.order, (1, 1))
+        blank = table.new_zeros(1, dtype=torch.float32)
+        q, k = (blank.expand(sizes.batch or table.shape[0], heads, n, 1) for n in lengths)
+        return q, k
 
     def beside(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values without those that the selections alone read."""
@@ -130,7 +145,9 @@ class Choices:
         read = {name: value for name, value in values.items() if name in names}
         _, lowered = self._caches[key].of(sizes, read, device)
         assert isinstance(lowered.block_map, BlockMap)
-        return lowered.block_map.derive(kinds_table, device)
+        block_map = lowered.block_map
+        few = block_map.index.size * block_map.q_blocks * block_map.kv_blocks <= KEPT_KINDS
+        return block_map.derive(kinds_table, device) if few else kinds_table(block_map, device)
 
 
 def resolved(
@@ -181,6 +198,14 @@ def only_adds(expr: Expr, tables: Any) -> bool:
     if isinstance(expr, Load) and expr.input.name in tables or not expr.names & set(tables):
         return True
     return isinstance(expr, Apply) and expr.op in ("and", "or") and all(only_adds(x, tables) for x in expr.args)
+
+
+def check_scores(name: str, table: Any) -> None:
+    """FS023 where the scores of a call are no floats."""
+    if not isinstance(table, Tensor) or not table.is_floating_point() or table.dim() not in (3, 4):
+        seen = f"{table.dtype} {list(table.shape)}" if isinstance(table, Tensor) else type(table).__name__
+        fix = "give floats [batch | 1, heads | 1, q_blocks, kv_blocks]"
+        raise FlexSpecError("FS023", f"`{name}` is {seen}", fix=fix, where=user_caret())
 
 
 def as_table(name: str, given: Any, blocks: tuple[int, int]) -> Tensor:

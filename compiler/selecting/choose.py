@@ -84,7 +84,11 @@ def _scores(
 
 
 def fitted(table: Tensor, sizes: tuple[int, ...], kv_heads: int) -> Tensor:
-    """A table [batch | 1, heads | kv_heads | 1, q_blocks, kv_blocks] as [batch, heads, q_blocks, kv_blocks]. FS022."""
+    """A table [batch | 1, heads | kv_heads | 1, q_blocks, kv_blocks] as [batch, heads, q_blocks, kv_blocks]. FS022.
+
+    Where all queries are one block, it may come without that dim.
+    """
+    table = table.unsqueeze(2) if table.dim() == 3 and sizes[2] == 1 else table
     shape = tuple(table.shape)
     fits = len(shape) == 4 and shape[0] in (1, sizes[0]) and shape[1] in (1, kv_heads, sizes[1])
     if not fits or shape[2:] != sizes[2:]:

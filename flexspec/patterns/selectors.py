@@ -8,18 +8,25 @@ Blocks are of memory: cubes under a tiled order, clusters under `fs.by_label`. E
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import FlexSpecError
+from ..inputs import Input
 from ..mask import Mask, mask
 from ..selecting import select
 from ..selection import share, top_k, top_p
+from ..traced import Traced
 from ..user_line import user_caret
 from .about import pattern
 from .checks import whole
 from .sequence import causal
 
-__all__: list[str] = ["moba", "nsa", "vsa", "nabla", "draft", "sparge", "xattention", "region_topk", "quest"]
+__all__: list[str] = [
+    "moba", "nsa", "vsa", "nabla", "draft", "sparge", "xattention", "region_topk", "quest", "expert_choice", "value_mask",
+]  # fmt: skip
+
+ALL = 1 << 24
+"""A block of all queries: the most tokens that a block may have."""
 
 
 @mask
@@ -201,3 +208,51 @@ def quest(page: int = 16, top: int = 64) -> Mask:
         (1, page), summary="min_max", scale=1.0, softmax=False, rule=top_k(top), forced=_own(back=0), counted=True
     )
     return (causal() & chosen).named("quest", page=page, top=top)
+
+
+@pattern("", "tokens that a head's router chose see each other", picture="fs.expert_choice(top=96)")
+def expert_choice(scores: Any = None, top: int = 1024, first: bool = False) -> Mask:
+    """Causal among the `top` tokens of each head with the largest router scores: a pair whose query and key are chosen.
+
+    scores: an `fs.Input` of floats [batch | 1, heads | kv_heads | 1, 1, tokens]. Default: the input `router`; a call
+        may give it without the third dim.
+    top: tokens of a head.
+    first: choose the first token in any case, as one of them.
+
+    Tokens that are not chosen keep nothing: their output is 0. Source: MoSA. Raises FS023 (scores), FS025.
+
+    >>> expert_choice(top=1024)
+    expert_choice(scores=<router>, top=1024)
+    """
+    chosen = _of_tokens(scores, "router", top, _first() if first else None)
+    shown = {"scores": chosen.scores, "top": top} | ({"first": True} if first else {})
+    return (causal() & chosen.mask & chosen.mask.T).named("expert_choice", **shown)
+
+
+@pattern("", "the keys of a head with the largest scores", picture="fs.value_mask(keep=96)")
+def value_mask(scores: Any = None, keep: int = 1024) -> Mask:
+    """Causal over the `keep` keys of each head with the largest scores.
+
+    scores: an `fs.Input` of floats [batch | 1, heads | kv_heads | 1, 1, tokens]. Default: the input `key_scores`; a
+        call may give it without the third dim.
+    keep: keys of a head.
+
+    Source: DMA (trainable dynamic mask attention). Raises FS023 (scores), FS025.
+
+    >>> value_mask(keep=1024)
+    value_mask(scores=<key_scores>, keep=1024)
+    """
+    chosen = _of_tokens(scores, "key_scores", keep, None)
+    return (causal() & chosen.mask).named("value_mask", scores=chosen.scores, keep=keep)
+
+
+class _OfTokens(NamedTuple):
+    mask: Mask
+    scores: Any
+
+
+def _of_tokens(scores: Any, name: str, top: int, forced: Mask | None) -> _OfTokens:
+    """The keys of a head with the largest scores, for all queries."""
+    scores = Input(name, ("batch", "heads", "_1", "sequence"), float) if scores is None else scores
+    mask = select((ALL, 1), rule=top_k(top), scores=scores, forced=forced, counted=True)
+    return _OfTokens(mask, Traced(scores.source))

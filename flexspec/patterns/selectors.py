@@ -22,7 +22,8 @@ from .checks import whole
 from .sequence import causal
 
 __all__: list[str] = [
-    "moba", "nsa", "vsa", "nabla", "draft", "sparge", "xattention", "region_topk", "quest", "expert_choice", "value_mask",
+    "moba", "nsa", "vsa", "nabla", "draft", "sparge", "xattention", "region_topk", "quest", "expert_choice",
+    "value_mask",
 ]  # fmt: skip
 
 ALL = 1 << 24

@@ -12,7 +12,8 @@ import torch
 
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
-from flexspec.inputs import Sizes, make_sizes
+from flexspec.expr import Expr
+from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.order import Order, OrderLike, Table, as_order
 from flexspec.positions import GIVEN, check_heads, given_positions
 from flexspec.user_line import user_caret, user_level
@@ -24,6 +25,7 @@ from .backends.registry import BACKENDS, check_precision, check_tuning, chosen, 
 from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
+from .pipeline import Lowered, by_row
 
 OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len", *GIVEN.values()}
 """Names of a call's own arguments."""
@@ -167,7 +169,7 @@ class Attending:
         check_weight(self.spec, sizes, return_lse, aligned)
         check_heads(values, q.shape[1], seen_k.shape[1])
         bound, lowered = self._cache.of(sizes, values, q.device)
-        beside = (lowered.score, *self._beside[1:]) if bound.rows else self._beside
+        beside = (lowered.derive(_score_by_row, bound=bound), *self._beside[1:]) if bound.rows else self._beside
         check_scores(lowered, beside, bound, read=self.exact)
         order = self._order_of("kv")
         if isinstance(order, Table) and order.heads is not None and order.heads != seen_k.shape[1]:
@@ -249,6 +251,10 @@ class Attending:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, FlexSpecWarning, stacklevel=user_level())
+
+
+def _score_by_row(lowered: Lowered, bound: Bound) -> Expr:
+    return by_row(lowered.attention.parts.score, bound)
 
 
 def check_names(open_names: frozenset[str]) -> None:

@@ -21,6 +21,7 @@ import torch
 
 from flexspec.attention import Attention
 from flexspec.expr import Expr
+from flexspec.formula import Formula
 from flexspec.inputs import Bound, make_sizes
 from flexspec.mask import Mask, from_mask_mod
 from flexspec.order import Order, OrderLike, Rows, as_order, in_memory, relocate
@@ -141,7 +142,7 @@ def map_of(
         ranges = ranges or ranges_of(bound)
         check_positions(mask.expr, bound, ranges.tensors)
         check_range(expr, ranges.tensors)
-        check_defined([expr if bound.rows else mask.flat], bound, ranges)
+        check_defined([by_row(mask, bound)], bound, ranges)
         exprs = specialise_each(expr, bound, ranges.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
@@ -173,7 +174,7 @@ def map_on_device(
     """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
     grid = make_grid(bound.sizes, block_size, order)
     expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
-    check_defined([expr if bound.rows else mask.flat], bound, None)
+    check_defined([by_row(mask, bound)], bound, None)
     return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
 
 
@@ -201,6 +202,11 @@ def lower(
     exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     values = {**bound.all_numbers(), **bound.tensors}
     return Lowered(attention, order, *exprs, attention.parts.weight, block_map, values)
+
+
+def by_row(formula: Formula, bound: Bound) -> Expr:
+    """A formula over a call's rows as they stand, in no order: where it is asked whether it has a value everywhere."""
+    return relocate(formula.expr, None, formula.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
 
 
 def expressions(

@@ -165,8 +165,7 @@ class Attending:
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
         q_len, kv_len = (self._tokens(x.shape[2], inputs, side) for x, side in ((q, "q"), (seen_k, "kv")))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
-        aligned = not given_positions(values) and self._order_of("q") == self._order_of("kv")
-        check_weight(self.spec, sizes, return_lse, aligned)
+        check_weight(self.spec, sizes, return_lse, placed=bool(given_positions(values)))
         check_heads(values, q.shape[1], seen_k.shape[1])
         bound, lowered = self._cache.of(sizes, values, q.device)
         beside = (lowered.derive(_score_by_row, bound=bound), *self._beside[1:]) if bound.rows else self._beside

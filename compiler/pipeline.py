@@ -140,7 +140,7 @@ def map_of(
         expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     with stages.timed("SIMPLIFIED"):
         ranges = ranges or ranges_of(bound)
-        check_positions(mask.expr, bound, ranges.tensors)
+        check_positions([mask.expr], bound, ranges.tensors)
         check_range(expr, ranges.tensors)
         check_defined([by_row(mask, bound)], bound, ranges)
         exprs = specialise_each(expr, bound, ranges.tensors)
@@ -196,6 +196,8 @@ def lower(
     mask = attention.parts.mask
     block_map: BlockMap | DeviceMap
     if exact:
+        ranges = ranges or ranges_of(bound)
+        check_positions(attention.parts.own_token, bound, ranges.tensors)
         block_map = map_of(mask, bound, block_size, order, device, stages, ranges=ranges)
     else:
         block_map = map_on_device(mask, bound, block_size, order, device)

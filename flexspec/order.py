@@ -50,6 +50,7 @@ __all__ = [
     "morton",
     "relocate",
     "row_major",
+    "standing",
     "striped",
     "tiled",
     "zigzag",
@@ -86,10 +87,21 @@ def _places(order: Order | None, q_len: int, kv_len: int, rows: Rows) -> dict[st
         place = None if own is None else _own_place(own, side, length, _table_name(order, side))
         if side in rows:
             row = rows[side] if place is None else substitute(rows[side], {side: place.logical})
-            there, ordered = apply("ge", row, const(0)), place and place.valid
-            place = Place(apply("max", row, const(0)), {}, there if ordered is None else apply("and", ordered, there))
+            there = apply("ge", row, const(0))
+            if place is not None and place.valid is not None:
+                there = apply("and", place.valid, there)
+            place = Place(apply("max", row, const(0)), {}, there)
         if place is not None:
             found[side] = place
+    return found
+
+
+def standing(order: Order | None, q_len: int, kv_len: int, rows: Rows | None = None) -> dict[str, Expr]:
+    """The true position of what lies at a memory position, by side; negative where nothing does (see `in_memory`)."""
+    found: dict[str, Expr] = {"q": var("q"), "kv": var("kv")}
+    for side, place in _places(order, q_len, kv_len, rows or {}).items():
+        there = place.valid
+        found[side] = place.logical if there is None else apply("where", there, place.logical, const(-1))
     return found
 
 

@@ -22,8 +22,8 @@ from flexspec.positions import NAMES
 from flexspec.user_line import user_level
 
 from ..blocks.block_map import BlockMap
-from ..blocks.grid import Grid
 from ..blocks.flex_lists import contiguous_lists, to_flex
+from ..blocks.grid import Grid
 from ..blocks.integer_range import needs_64_bits
 from ..pipeline import Lowered
 from ..printers.python import function_of, run_source, source_of

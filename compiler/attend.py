@@ -170,14 +170,25 @@ class Attending:
         bound, lowered = self._cache.of(sizes, values, q.device)
         beside = (lowered.derive(_score_by_row, bound=bound), *self._beside[1:]) if bound.rows else self._beside
         check_scores(lowered, beside, bound, read=self.exact)
-        order = self._order_of("kv")
-        if isinstance(order, Table) and order.heads is not None and order.heads != seen_k.shape[1]:
-            order.moves_of_keys(seen_k.shape[1], q.device)  # refuses query heads of a key head in different orders
+        copies = self.copies_of_keys(q.shape[1], seen_k.shape[1], inputs, q.device)
         if self.order is not None and inputs == "logical":
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
+            k, v = (x.repeat_interleave(copies, 1) if copies > 1 else x for x in (k, v))
             q, k, v = (self.moved(x, inputs, side=side) for x, side in ((q, "q"), (k, "kv"), (v, "kv")))
         return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *self.options())
+
+    def copies_of_keys(self, heads: int, kv_heads: int, inputs: str, device: torch.device) -> int:
+        """How often a key head lies in memory: once, or for each of its query heads if their orders differ.
+
+        FS033 where keys lie in memory already, and only once.
+        """
+        order = self._order_of("kv")
+        if not isinstance(order, Table) or order.shared(kv_heads, device):
+            return 1
+        if inputs == "ordered":
+            order.moves_of_keys(kv_heads, device)  # says so
+        return heads // kv_heads
 
     def options(self) -> tuple[Any, ...]:
         """The end of a `Call`. Whether gradients are deterministic: asked of `fs.compile`, or of torch, or None."""

@@ -232,11 +232,33 @@ def test_the_map_of_each_head_is_in_its_own_order():
 def test_query_heads_of_a_key_head_share_its_order():
     paired = [ORDERS[1], ORDERS[1], ORDERS[2], ORDERS[2]]
     same(video_mask(), paired, qkv(VIDEO.size, VIDEO.size, kv_heads=2), video_kept())
-    attend = fs.compile(video_mask(), order=ORDERS, backend="blocks")
-    for inputs in ("logical", "ordered"):
-        with pytest.raises(FlexSpecError, match="in different orders") as found:
-            attend(*qkv(VIDEO.size, VIDEO.size, kv_heads=2), inputs=inputs)
-        assert found.value.code == "FS033"
+
+
+@pytest.mark.parametrize("name", ["axes", "padded tiles", "labels", "queries by head"])
+def test_keys_lie_once_for_each_query_head_where_their_orders_differ(name):
+    backends = BACKENDS if name == "padded tiles" else ("blocks", "triton")
+    tensors = qkv(VIDEO.size, VIDEO.size, kv_heads=2)
+    same(video_mask(), BY_HEAD[name], tensors, video_kept(), backends, ("blocks", "triton", "reference"))
+    q, k, _ = (x.detach() for x in tensors)
+    each = [fs.measure(video_mask(), q, k, order=order, block_size=16) for order in (BY_HEAD[name], None)]
+    torch.testing.assert_close(*(found.column_sums for found in each))
+
+
+def test_repeated_keys_in_a_compiled_model_in_pages_and_where_they_lie_already():
+    tensors = qkv(VIDEO.size, VIDEO.size, kv_heads=2)
+    attend = fs.compile(video_mask(), order=ORDERS, backend="triton", block_size=16)
+    model = torch.compile(lambda *qkv: attend(*qkv).sin(), backend="aot_eager", fullgraph=True)
+    mine, theirs = model(*tensors), attend(*tensors).sin()
+    torch.testing.assert_close(mine, theirs)
+    for a, b in zip(*(torch.autograd.grad(out.sum(), tensors) for out in (mine, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
+    q, k, v = (x.detach()[:1] for x in tensors)
+    pages = (x[0].transpose(0, 1).reshape(15, 8, 2, DIM) for x in (k, v))
+    paged = attend(q, *pages, page_table=torch.arange(15, dtype=torch.int32)[None], kv_len=VIDEO.size)
+    torch.testing.assert_close(paged, attend(q, k, v))
+    with pytest.raises(FlexSpecError, match="in different orders") as found:
+        attend(*tensors, inputs="ordered")
+    assert found.value.code == "FS033"
 
 
 def test_orders_move_tensors_there_and_back():

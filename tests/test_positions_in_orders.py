@@ -32,10 +32,9 @@ KEPT = (Q >= K) & (same_documents() | ((Q - K).abs() <= 20))
 def test_an_order_of_the_rows_changes_no_result(backend, name):
     spec = fs.Attention(fs.causal() & (fs.document() | fs.sliding_window(20)), [fs.alibi()])
     slopes = torch.tensor([2.0 ** (-8 * (head + 1) / HEADS) for head in range(HEADS)]).view(1, -1, 1, 1)
-    few = HEADS if "head" in name else 2
-    at = scattered(ROWS, 2, seed=1), scattered(KEYS, 2, few, seed=2)
+    at = scattered(ROWS, 2, seed=1), scattered(KEYS, 2, 2, seed=2)
     attend = fs.compile(spec, order=ORDERS[name], backend=backend, block_size=16)
-    same(attend, whole_qkv(kv_heads=few), *at, KEPT, -(Q - K).abs() * slopes, document_id=IDS)
+    same(attend, whole_qkv(), *at, KEPT, -(Q - K).abs() * slopes, document_id=IDS)
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .canvas import Canvas
+from .canvas import placed
 from .errors import FlexSpecError
 from .expr import Expr, Load, input_, inputs_of, load, params_of, transform
 from .formula import Formula
@@ -62,8 +62,7 @@ def together(first: Formula, *others: Formula) -> tuple[list[Expr], dict[str, An
         canvas = canvas or other.on
         group.append(other)
     tensors = {name: tensor for each in group for name, tensor in each.tensors.items()}
-    on = {"canvas": canvas} if isinstance(canvas, Canvas) else {"canvases": canvas}
-    return [each.expr for each in group], {"tensors": tensors, "parameters": parameters, **on}
+    return [each.expr for each in group], {"tensors": tensors, "parameters": parameters, **placed(canvas)}
 
 
 def _same_inputs(group: Sequence[Formula], other: Formula) -> None:

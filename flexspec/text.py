@@ -272,7 +272,9 @@ class _Reading:
             raise self.unknown(part)
         turned = self.as_formula(part, self.value(part))
         if not isinstance(turned, Mask):
-            raise text_error(self.text, node.at, f"`.T` exchanges the sides of a mask; this is {turned.noun}", code="FS010")
+            raise text_error(
+                self.text, node.at, f"`.T` exchanges the sides of a mask; this is {turned.noun}", code="FS010"
+            )
         return turned.T
 
     def binary(self, node: Node) -> Any:

@@ -293,7 +293,6 @@ def test_what_does_not_fit():
     refused("FS033", lambda: fs.compile(video_mask(), order=ORDERS[:3])(*qkv(120, 120)), "of 3 heads, the call has 4")
     refused("FS022", lambda: fs.compile(video_mask(), order=BY_HEAD["labels"])(*qkv(120, 120, batch=3)))
     refused("FS033", lambda: fs.concatenated(3, BY_HEAD["labels"]))
-    refused("FS033", lambda: fs.plan(frame_over_frames(), IMAGE.size, VIDEO.size, orders=[as_order(pair)]))
     refused("FS033", lambda: as_order(pair).permutation(30))
     refused("FS032", lambda: fs.compile(frame_over_frames())(*qkv(IMAGE.size, 90)), "the kv side")
     refused("FS032", lambda: fs.compile(video_mask())(*both), "q_canvas")

@@ -70,8 +70,7 @@ SAME |= {
     SIDES + "abs(q.h - kv.h) <= 1": NEAR,
     SIDES + "(abs(q.h - kv.h) <= 1).T": NEAR.T,
     "q: canvas(t=2, h=4, w=6); kv: canvas(h=4, w=6); abs(kv.h - q.h) <= 1": NEAR.T,
-    SIDES + "n: int; causal & (q.w < n)": causal
-    & fs.mask(q_canvas=IMAGE, kv_canvas=CLIP)(lambda q, kv, *, n: q.w < n),
+    SIDES + "n: int; causal & (q.w < n)": causal & fs.mask(q_canvas=IMAGE, kv_canvas=CLIP)(lambda q, kv, *, n: q.w < n),
     "kv: canvas(h=4, w=6); q // 4 == kv.h": fs.mask(kv_canvas=IMAGE)(lambda q, kv: q // 4 == kv.h),
     "q: canvas(h=4, w=6); kv: canvas(h=4, w=6); q.h == kv.h": fs.mask(canvas=IMAGE)(lambda q, kv: q.h == kv.h),
     SIDES + "score - 0.5 * kv.t": fs.score(q_canvas=IMAGE, kv_canvas=CLIP)(lambda score, kv: score - 0.5 * kv.t),

@@ -75,12 +75,12 @@ def check_blocks(count: int, fix: str) -> None:
         raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
 
 
-def check_orders(given: object, name: str = "orders") -> list[Order | None]:
-    """A list of orders, a pair for one of each side, None for tokens as they are. FS033."""
+def check_orders(given: object, name: str = "orders", *, by_side: bool = False) -> list[Order | None]:
+    """A list of orders, None for tokens as they are. FS033. by_side: a pair is an order for each side."""
     if isinstance(given, (Order, str)) or not isinstance(given, Iterable):
         fix = f"give a list: {name}=[fs.tiled(...), fs.hilbert(...)]"
         raise FlexSpecError("FS033", f"{name} is {given!r}", fix=fix, where=user_caret())
-    orders = [as_order(order) if isinstance(order, tuple) else order for order in given]
+    orders = [as_order(order) if by_side and isinstance(order, tuple) else order for order in given]
     for order in orders:
         if order is not None and not isinstance(order, Order):
             fix = "give fs.tiled(...), fs.hilbert(...), fs.striped(...) or another order"

@@ -54,8 +54,7 @@ def plan(
     batch, heads, kv_heads, head_dim: of the call; one batch entry and one head where nothing says it.
     block_sizes: tokens, each one number or (query, key); default: all pairs of 64, 128 and 256.
     orders: those to choose from; default: row-major, all orders of the axes, morton, hilbert, residue classes where the
-        mask is dilated, tiles whose blocks are boxes, and more_orders. Of a mask with a canvas for each side, these for
-        both sides alike, or for one of them.
+        mask is dilated, tiles whose blocks are boxes, and more_orders; of two canvases, for both or for one of them.
     more_orders: tried beside the default ones, or beside `orders`.
     moved: False where tokens lie in the order already (a model moves them once, at its entrance), so that no plan pays.
     check: so many of the first plans are counted again by their block maps.
@@ -82,11 +81,10 @@ def plan(
     ('tiled(h=8, w=2)', 480, 8.533333333333333)
     """
     attention = as_attention(spec)
-    own = attention.parts.mask.on
-    canvas = q_len if isinstance(q_len, Canvas) and not isinstance(own, CanvasPair) else own
+    canvas = _canvas(q_len, attention.parts.mask)
     sizes = _block_sizes(block_sizes)
     bound = _bound(attention, make_sizes(*_lengths(q_len, kv_len, canvas), batch, heads), inputs)
-    tried = _candidates(attention.parts.mask, bound, canvas, sizes, orders, check_orders(more_orders, "more_orders"))
+    tried = _candidates(attention.parts.mask, bound, canvas, sizes, orders, more_orders)
     shape = _shape(bound, kv_heads, head_dim)
     ranking = Ranking(Counter.of(attention.parts.mask, bound), shape, hardware_of(hardware), moved, attention.label)
     return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
@@ -105,17 +103,23 @@ def _candidates(
     canvas: AnyCanvas | None,
     block_sizes: tuple[Block, ...],
     orders: Iterable[OrderLike] | None,
-    more: list[Order | None],
+    more_orders: Iterable[OrderLike],
 ) -> list[Candidate]:
     """What is tried, at least one. FS033."""
+    more = check_orders(more_orders, "more_orders", by_side=True)
     if orders is None:
         return candidates(
             canvas, block_sizes, _orders(bound, more), steps_of(mask.expr, canvas.side("q") if canvas else None)
         )
-    tried = [Candidate(order, block_sizes) for order in _orders(bound, check_orders(orders) + more)]
+    tried = [Candidate(order, block_sizes) for order in _orders(bound, check_orders(orders, by_side=True) + more)]
     if not tried:
         raise FlexSpecError("FS033", "no order is given", fix="leave `orders` out for all", where=user_caret())
     return tried
+
+
+def _canvas(q_len: object, mask: Mask) -> AnyCanvas | None:
+    """What is ordered: the call's canvas, unless the mask has one for each side."""
+    return q_len if isinstance(q_len, Canvas) and mask.canvases is None else mask.on
 
 
 def _lengths(q_len: object, kv_len: int | None, canvas: AnyCanvas | None) -> tuple[int, int | None]:

@@ -12,7 +12,8 @@ import torch
 
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
-from flexspec.inputs import Sizes, make_sizes
+from flexspec.expr import Expr
+from flexspec.inputs import Bound, Sizes, make_sizes
 from flexspec.order import Order, OrderLike, Table, as_order
 from flexspec.positions import GIVEN, check_heads, given_positions
 from flexspec.user_line import user_caret, user_level
@@ -24,6 +25,7 @@ from .backends.registry import BACKENDS, check_precision, check_tuning, chosen, 
 from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
+from .pipeline import Lowered, by_row
 from .selecting.choices import Choices
 
 OWN = {"self", "q", "k", "v", "return_lse", "inputs", "page_table", "kv_len", *GIVEN.values()}
@@ -166,24 +168,33 @@ class Attending:
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
         q_len, kv_len = (self._tokens(x.shape[2], inputs, side) for x, side in ((q, "q"), (seen_k, "kv")))
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
-        aligned = not given_positions(values) and self._order_of("q") == self._order_of("kv")
-        check_weight(self.spec, sizes, return_lse, aligned)
+        check_weight(self.spec, sizes, return_lse, placed=bool(given_positions(values)))
         check_heads(values, q.shape[1], seen_k.shape[1])
-        if self._choices:
-            keys = k if page_table is None else gathered(k, page_table, seen_k.shape[2])
-            moved_q, moved_k = self.moved(q, inputs), self.moved(keys, inputs, side="kv")
-            values = self._choices.values(moved_q, moved_k, sizes, values)
-        bound, lowered = self._cache.of(sizes, values, q.device)
-        beside = (lowered.score, *self._beside[1:]) if bound.rows else self._beside
-        check_scores(lowered, beside, bound, read=self.exact)
-        order = self._order_of("kv")
-        if isinstance(order, Table) and order.heads is not None and order.heads != seen_k.shape[1]:
-            order.moves_of_keys(seen_k.shape[1], q.device)  # refuses query heads of a key head in different orders
+        copies = self.copies_of_keys(q.shape[1], seen_k.shape[1], inputs, q.device)
         if self.order is not None and inputs == "logical":
             if page_table is not None:
                 k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
+            k, v = (x.repeat_interleave(copies, 1) if copies > 1 else x for x in (k, v))
             q, k, v = (self.moved(x, inputs, side=side) for x, side in ((q, "q"), (k, "kv"), (v, "kv")))
+        if self._choices:
+            keys = k if page_table is None else gathered(k, page_table, seen_k.shape[2])
+            values = self._choices.values(q, keys, sizes, values)
+        bound, lowered = self._cache.of(sizes, values, q.device)
+        beside = (lowered.derive(_score_by_row, bound=bound), *self._beside[1:]) if bound.rows else self._beside
+        check_scores(lowered, beside, bound, read=self.exact)
         return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *self.options())
+
+    def copies_of_keys(self, heads: int, kv_heads: int, inputs: str, device: torch.device) -> int:
+        """How often a key head lies in memory: once, or for each of its query heads if their orders differ.
+
+        FS033 where keys lie in memory already, and only once.
+        """
+        order = self._order_of("kv")
+        if not isinstance(order, Table) or order.shared(kv_heads, device):
+            return 1
+        if inputs == "ordered":
+            order.moves_of_keys(kv_heads, device)  # says so
+        return heads // kv_heads
 
     def options(self) -> tuple[Any, ...]:
         """The end of a `Call`. Whether gradients are deterministic: asked of `fs.compile`, or of torch, or None."""
@@ -256,6 +267,10 @@ class Attending:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, FlexSpecWarning, stacklevel=user_level())
+
+
+def _score_by_row(lowered: Lowered, bound: Bound) -> Expr:
+    return by_row(lowered.attention.parts.score, bound)
 
 
 def check_names(open_names: frozenset[str]) -> None:

@@ -140,6 +140,7 @@ class CompiledAttention(Attending):
             kv_len = kv_canvas.size if kv_canvas and kv_len is None else kv_len
         bound, lowered = self._cache.of(make_sizes(q_len, kv_len, batch, heads), values, CPU)
         grid, few = lowered.grid, check_length("kv_heads", heads if kv_heads is None else kv_heads)
+        few *= 1 if heads % few else self.copies_of_keys(heads, few, "logical", CPU)
         width = check_length("head_dim", head_dim)
         v_width = width if v_head_dim is None else check_length("v_head_dim", v_head_dim)
         elements = batch * max(heads, few) * max(grid.q_len, grid.kv_len) * max(width, v_width)

@@ -174,7 +174,7 @@ def _backward(
     with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False), torch.no_grad():
         gradients = attention.backward(call, out, lse, dout, dlse, read)
     back = [
-        attention.moved_back(gradient, inputs, like.shape[2], side=side).contiguous()
+        _summed(attention.moved_back(gradient, inputs, like.shape[2], side=side), like.shape[1]).contiguous()
         for gradient, like, side in zip(gradients[:3], (q, k, v), ("q", "kv", "kv"), strict=True)
     ]
     sums = dict(zip(read, gradients[3:], strict=True))
@@ -182,6 +182,11 @@ def _backward(
         *back,
         *(sums[name].sum_to_size(x.shape) if name in sums else torch.zeros_like(x) for name, x in asked.items()),
     ]
+
+
+def _summed(gradient: Tensor, heads: int) -> Tensor:
+    """The gradient of key heads that lay in memory once for each of their query heads."""
+    return gradient if gradient.shape[1] == heads else gradient.unflatten(1, (heads, -1)).sum(2)
 
 
 def _backward_shapes(

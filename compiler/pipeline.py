@@ -21,6 +21,7 @@ import torch
 
 from flexspec.attention import Attention
 from flexspec.expr import Expr
+from flexspec.formula import Formula
 from flexspec.inputs import Bound
 from flexspec.mask import Mask
 from flexspec.order import Order, Rows, in_memory, relocate
@@ -95,9 +96,9 @@ def map_of(
         expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     with stages.timed("SIMPLIFIED"):
         ranges = ranges or ranges_of(bound)
-        check_positions(mask.expr, bound, ranges.tensors)
+        check_positions([mask.expr], bound, ranges.tensors)
         check_range(expr, ranges.tensors)
-        check_defined([expr if bound.rows else mask.flat], bound, ranges)
+        check_defined([by_row(mask, bound)], bound, ranges)
         exprs = specialise_each(expr, bound, ranges.tensors)
     with stages.timed("BLOCKS"):
         trail = Trail()
@@ -129,7 +130,7 @@ def map_on_device(
     """As `map_of` without waiting for the device: what bounds leave open is PARTIAL. FS024, FS030, FS033."""
     grid = make_grid(bound.sizes, block_size, order)
     expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
-    check_defined([expr if bound.rows else mask.flat], bound, None)
+    check_defined([by_row(mask, bound)], bound, None)
     return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
 
 
@@ -151,12 +152,19 @@ def lower(
     mask = attention.parts.mask
     block_map: BlockMap | DeviceMap
     if exact:
+        ranges = ranges or ranges_of(bound)
+        check_positions(attention.parts.own_token, bound, ranges.tensors)
         block_map = map_of(mask, bound, block_size, order, device, stages, ranges=ranges)
     else:
         block_map = map_on_device(mask, bound, block_size, order, device)
     exprs = expressions(attention, order, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     values = {**bound.all_numbers(), **bound.tensors}
     return Lowered(attention, order, *exprs, attention.parts.weight, block_map, values)
+
+
+def by_row(formula: Formula, bound: Bound) -> Expr:
+    """A formula over a call's rows as they stand, in no order: where it is asked whether it has a value everywhere."""
+    return relocate(formula.expr, None, formula.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
 
 
 def expressions(

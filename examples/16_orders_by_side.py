@@ -26,6 +26,9 @@ for name, order in (("as they are", None), ("queries and keys by columns", order
     print(f"{name}: density {density:.1%}, largest difference from the reference {error:.0e}")
     assert error < 1e-5
 
+best = fs.plan(columns, block_sizes=[16], moved=False).best
+print(f"the planner's choice for each side: {best.order}, density {best.density:.1%}")
+
 # Each head attends along one axis; in an order of its own its keys are side by side.
 video = fs.Canvas(t=8, h=8, w=8)
 pairs = [("t", "h"), ("t", "w"), ("h", "w"), ("h", "t"), ("w", "t"), ("w", "h")]

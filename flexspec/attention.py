@@ -21,7 +21,7 @@ from .mask import Mask, from_mask_mod
 from .predicate import Parameter
 from .score import ScoreMod, from_score_mod
 from .user_line import user_caret
-from .weight import Weight
+from .weight import OWN_TOKEN, Weight
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Parts:
     def exprs(self) -> tuple[Expr, ...]:
         """The expressions of the parts that there are: mask, score, and the weight's number."""
         return tuple(part.expr for part in (self.mask, self.score, self.weight) if part is not None)
+
+    @property
+    def own_token(self) -> tuple[Expr, ...]:
+        """Which key is a query's own, where the weight takes its value."""
+        return (OWN_TOKEN,) if self.weight is not None and self.weight.kind == "identity_mix" else ()
 
     @property
     def tensors(self) -> Mapping[str, torch.Tensor]:

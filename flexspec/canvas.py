@@ -136,6 +136,12 @@ class CanvasPair:
 AnyCanvas = Canvas | CanvasPair
 
 
+def placed(on: AnyCanvas | None) -> dict[str, Any]:
+    """`canvas` and `canvases` as a `Formula` takes them."""
+    pair = isinstance(on, CanvasPair)
+    return {"canvas": None if pair else on, "canvases": on if pair else None}
+
+
 def canvas_or_pair(canvas: Any, q_canvas: Any, kv_canvas: Any) -> AnyCanvas | None:
     """The canvas that a definition is given, for both sides or for each. FS032."""
     for name, given in (("canvas", canvas), ("q_canvas", q_canvas), ("kv_canvas", kv_canvas)):

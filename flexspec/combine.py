@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .canvas import Canvas
+from .canvas import placed
 from .errors import FlexSpecError
 from .expr import Expr, inputs_of, params_of, renamed_inputs
 from .formula import Formula
@@ -62,10 +62,9 @@ def together(first: Formula, *others: Formula) -> tuple[list[Expr], dict[str, An
         canvas = canvas or other.on
         group.append(other)
     tensors = {name: tensor for each in group for name, tensor in each.tensors.items()}
-    on = {"canvas": canvas} if isinstance(canvas, Canvas) else {"canvases": canvas}
     selections = {name: each for formula in group for name, each in formula.selections.items()}
     held = {"tensors": tensors, "parameters": parameters, "selections": selections}
-    return [each.expr for each in group], {**held, **on}
+    return [each.expr for each in group], {**held, **placed(canvas)}
 
 
 def _same_inputs(group: Sequence[Formula], other: Formula) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from .canvas import AnyCanvas, Canvas, CanvasPair
+from .canvas import AnyCanvas, Canvas, CanvasPair, placed
 from .errors import FlexSpecError, choices
 from .expr import (
     Expr,
@@ -270,9 +270,7 @@ class Formula:
         left |= {name: Parameter() for name in params_of(expr).keys() - left.keys()}
         shown = ", ".join(f"{name}={_show(value)}" for name, value in predicate.bound.items())
         label = f"{predicate.name}({shown})"
-        pair = canvas if isinstance(canvas, CanvasPair) else None
-        one = canvas if isinstance(canvas, Canvas) else None
-        return cls(cls.check_result(expr, predicate.fn), label, tensors, left, one, predicate, pair)
+        return cls(cls.check_result(expr, predicate.fn), label, tensors, left, predicate=predicate, **placed(canvas))
 
     @staticmethod
     def check_result(expr: Expr, fn: object) -> Expr:

@@ -1,7 +1,7 @@
 """The text grammar that expressions and patterns share: characters to a tree of `Node`s, never to code.
 
-text    : { name ":" type [ "[" dims "]" ] ";" } expr
-expr    : Python's operators with Python's precedence, calls, dicts `{t: 2}`, indexing and `q.t`
+text    : { name ":" type [ "[" dims "]" ] ";" | side ":" call ";" } expr
+expr    : Python's operators with Python's precedence, calls, dicts `{t: 2}`, indexing, `q.t` and `mask.T`
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BY_AXIS = "write a value for each axis in braces: {t: 18, h: 24, w: 24}"
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A piece of text understood. `kind` is number, string, name, call, index, unary, binary or dict.
+    """A piece of text understood. `kind` is number, string, name, call, index, unary, binary, dict, tuple or transpose.
 
     value: the number, the (dotted) name, or the operator's name in `ops`.
     at: the character at which it starts.
@@ -51,12 +51,13 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """`name: type[dims]`, from character `at` on; no dims: a parameter."""
+    """`name: type[dims]`, from character `at` on; no dims: a parameter. made: the call in `q: canvas(h=4, w=6)`."""
 
     name: str
     type: str
     dims: tuple[str, ...] | None
     at: int
+    made: Node | None = None
 
 
 @dataclass(slots=True)
@@ -99,11 +100,11 @@ class Reader:
             at = self.here[2]
             name = self.name()
             self.expect(":")
-            kind, dims = self.name(), None
-            if self.take("["):
-                dims = tuple(self.names("]"))
+            where, kind = self.here[2], self.name()
+            dims = tuple(self.names("]")) if self.take("[") else None
+            made = self.call(Node("name", kind, where)) if dims is None and self.take("(") else None
             self.expect(";")
-            declared.append(Declaration(name, kind, dims, at))
+            declared.append(Declaration(name, kind, dims, at, made))
         return declared
 
     def names(self, end: str) -> list[str]:
@@ -132,9 +133,7 @@ class Reader:
                 raise self.fail("a chained comparison", at, "write `(a < b) & (b < c)`", "FS005")
             self.position += 1
             right = self.expression(op.precedence + 1)
-            left = Node("binary", op.name, at, (left, right))
-            if left.depth > MAX_DEPTH:
-                raise self.fail(f"the text nests deeper than {MAX_DEPTH}", at, code="FS053")
+            left = self.shallow(Node("binary", op.name, at, (left, right)))
             compared = op.precedence == COMPARE
         self.depth -= 1
         return left
@@ -171,10 +170,11 @@ class Reader:
             return Node("name", self.name(), at)
         if self.take("("):
             inside = self.expression()
-            if self.here[1] == ",":
-                raise self.fail("a tuple is not read here", at, BY_AXIS)
+            parts = [inside]
+            while self.take(","):
+                parts.append(self.expression())
             self.expect(")")
-            return inside
+            return inside if len(parts) == 1 else Node("tuple", "", at, tuple(parts))
         if self.take("{"):
             return Node("dict", "", at, (), self.pairs("}", ":"))
         raise self.fail(f"expected an expression, found {'the end' if kind == 'end' else f'`{seen}`'}", at)
@@ -183,9 +183,13 @@ class Reader:
         while True:
             at = self.here[2]
             if self.take("."):
-                if node.kind != "name":
+                name = self.name()
+                if name == "T" and node.value not in ("q", "kv"):
+                    node = self.shallow(Node("transpose", "T", at, (node,)))
+                elif node.kind != "name":
                     raise self.fail("only a position has axes", at)
-                node = Node("name", f"{node.value}.{self.name()}", node.at)
+                else:
+                    node = Node("name", f"{node.value}.{name}", node.at)
             elif self.take("("):
                 if node.kind != "name":
                     raise self.fail("this cannot be called", at)
@@ -197,11 +201,15 @@ class Reader:
                     if not self.take(","):
                         self.expect("]")
                         break
-                node = Node("index", "", node.at, (node, *parts))
-                if node.depth > MAX_DEPTH:
-                    raise self.fail(f"the text nests deeper than {MAX_DEPTH}", at, code="FS053")
+                node = self.shallow(Node("index", "", node.at, (node, *parts)))
             else:
                 return node
+
+    def shallow(self, node: Node) -> Node:
+        """The node, unless it nests too deep."""
+        if node.depth > MAX_DEPTH:
+            raise self.fail(f"the text nests deeper than {MAX_DEPTH}", node.at, code="FS053")
+        return node
 
     def call(self, node: Node) -> Node:
         parts: list[Node] = []

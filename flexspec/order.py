@@ -50,6 +50,7 @@ __all__ = [
     "morton",
     "relocate",
     "row_major",
+    "standing",
     "striped",
     "tiled",
     "zigzag",
@@ -85,14 +86,33 @@ def _places(order: Order | None, q_len: int, kv_len: int, rows: Rows) -> dict[st
     found = {}
     for side, length in (("q", q_len), ("kv", kv_len)):
         own = None if order is None else order.side(side)
+        place = None if own is None else _own_place(own, side, length, _table_name(order, side))
         if side in rows:
-            found[side] = Place(apply("max", rows[side], const(0)), {}, apply("ge", rows[side], const(0)))
-        elif own is not None:
-            place, name = own.place(var(side), length), _table_name(order, side)
-            logical = _loading(place.logical, name)
-            valid = None if place.valid is None else _loading(place.valid, name)
-            found[side] = Place(logical, {axis: _loading(x, name) for axis, x in place.coordinates.items()}, valid)
+            row = rows[side] if place is None else substitute(rows[side], {side: place.logical})
+            there = apply("ge", row, const(0))
+            if place is not None and place.valid is not None:
+                there = apply("and", place.valid, there)
+            place = Place(apply("max", row, const(0)), {}, there)
+        if place is not None:
+            found[side] = place
     return found
+
+
+def standing(order: Order | None, q_len: int, kv_len: int, rows: Rows | None = None) -> dict[str, Expr]:
+    """The true position of what lies at a memory position, by side; negative where nothing does (see `in_memory`)."""
+    found: dict[str, Expr] = {"q": var("q"), "kv": var("kv")}
+    for side, place in _places(order, q_len, kv_len, rows or {}).items():
+        there = place.valid
+        found[side] = place.logical if there is None else apply("where", there, place.logical, const(-1))
+    return found
+
+
+def _own_place(order: Order, side: str, length: int, name: str) -> Place:
+    """What an order says of the positions of a side, its table under `name`."""
+    place = order.place(var(side), length)
+    coordinates = {axis: _loading(x, name) for axis, x in place.coordinates.items()}
+    valid = None if place.valid is None else _loading(place.valid, name)
+    return Place(_loading(place.logical, name), coordinates, valid)
 
 
 def _table_name(order: Order | None, side: str) -> str:

@@ -62,10 +62,7 @@ def bind_rows(parts: Parts, sizes: Sizes, values: Mapping[str, Any]) -> Bound:
 def bind_call(
     parts: Parts, sizes: Sizes, values: Mapping[str, Any], order: Order | None, device: torch.device | str
 ) -> Bound:
-    """The values of a call in memory: with positions or the tables of its order (see `bind_rows`). FS033: both."""
-    if order is not None and given_positions(values):
-        message = f"positions say where rows stand, and so does {order}"
-        raise FlexSpecError("FS033", message, fix="leave one of them out", where=user_caret())
+    """The values of a call in memory: with positions (see `bind_rows`) and the tables of its order."""
     return bound_in_memory(bind_rows(parts, sizes, values), order, device)
 
 

@@ -59,8 +59,9 @@ def declared_names(text: str, declared: list[Declaration]) -> dict[str, Expr]:
 
 
 def _declared(text: str, item: Declaration) -> Expr:
-    if item.type not in TYPES:
-        raise text_error(text, item.at, f"`{item.type}` is no type: {choices(TYPES)}")
+    if item.type not in TYPES or item.made is not None:
+        shown = f"{item.type}(...)" if item.made else item.type
+        raise text_error(text, item.at, f"`{shown}` is no type: {choices(TYPES)}")
     if leaf(item.name):
         raise text_error(text, item.at, f"`{item.name}` already has a meaning", "take another name")
     kind = TYPES[item.type]

@@ -1,7 +1,8 @@
 """Patterns and orders as text: `causal & (causal_window(1024) | sink(4))`. Text is read, never run.
 
 A name is a declared value, a pattern of the catalog, a position, or an integer parameter, in this order. Raw
-predicates mix in: `causal & (q - kv < 100)`.
+predicates mix in: `causal & (q - kv < 100)`. They are on the canvases that the text declares for its sides:
+`q: canvas(h=4, w=6); kv: canvas(t=2, h=4, w=6); q.h == kv.h`. `causal.T` has queries and keys exchanged.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from . import order as orders
-from .canvas import Canvas
+from .canvas import AnyCanvas, Canvas, canvas_or_pair, placed
 from .errors import FlexSpecError, choices
 from .expr import Const, Expr, Input, Load, apply, const, infix_text, load, param, params_of
 from .formula import Formula
-from .grammar import BY_AXIS, Node, read, text_error
+from .grammar import BY_AXIS, Declaration, Node, read, text_error
 from .mask import Mask
 from .ops import OPS, Type
 from .order import Order
@@ -48,21 +49,23 @@ def parse_pattern(text: str, catalog: Mapping[str, Any] = CATALOG) -> Mask | Sco
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     """
     declared, node = read(text)
-    reading = _Reading(text, declared_names(text, declared), catalog)
+    canvases = [item for item in declared if item.made is not None]
+    reading = _Reading(text, declared_names(text, [item for item in declared if item.made is None]), catalog)
     try:
-        return reading.whole(node)
+        return replace(reading, on=_canvases(reading, canvases)).whole(node)
     except RecursionError:
         raise FlexSpecError("FS053", "the text nests too deep") from None
 
 
-def parse_order(text: str, canvas: Canvas | None = None) -> Order:
+def parse_order(text: str, canvas: AnyCanvas | None = None) -> Order:
     """The order that `text` writes, as in Python without the canvas: `axes(h, w, t)`, `tiled(t=6, h=8, w=8)`.
 
-    Tiles of tiles are `tiled({t: 6, h: 8, w: 8}, {h: 4, w: 4})`, segments `concatenated(77, tiled(h=8, w=8))`.
+    Tiles of tiles are `tiled({t: 6, h: 8, w: 8}, {h: 4, w: 4})`, segments `concatenated(77, tiled(h=8, w=8))`, orders
+    for each side `(hilbert, None)`.
 
     text: the order.
-    canvas: what it orders where the text names none, as `hilbert(canvas(h=48, w=80))` does; orders over ranks need
-        none.
+    canvas: what it orders where the text names none, as `hilbert(canvas(h=48, w=80))` does, or a canvas for each side;
+        orders over ranks need none.
 
     Raises FS011, FS033 (what the order does not take), FS020, FS021, FS023 (its values), FS050 (no syntax), FS051 (an
     unknown order), FS053 (too long or too deep).
@@ -73,8 +76,18 @@ def parse_order(text: str, canvas: Canvas | None = None) -> Order:
     declared, node = read(text)
     if declared:
         raise text_error(text, declared[0].at, "an order declares nothing")
+    reading = _Reading(text, {}, {})
     try:
-        return _order(_Reading(text, {}, {}), node, canvas)
+        if node.kind != "tuple":
+            return _order(reading, node, canvas if isinstance(canvas, Canvas) else None)
+        if len(node.parts) != 2:
+            raise text_error(text, node.at, "an order for each side is a pair", "write (hilbert, None)", "FS033")
+        sides = zip(node.parts, ("q", "kv"), strict=True)
+        pair = [_side_order(reading, part, canvas.side(side) if canvas else None) for part, side in sides]
+        order = orders.as_order(tuple(pair))
+        if order is None:
+            raise text_error(text, node.at, "neither side has an order", code="FS033")
+        return order
     except RecursionError:
         raise FlexSpecError("FS053", "the text nests too deep") from None
 
@@ -115,6 +128,24 @@ def _order(reading: _Reading, node: Node, canvas: Canvas | None) -> Order:
     return order
 
 
+def _side_order(reading: _Reading, node: Node, canvas: Canvas | None) -> Order | None:
+    return None if node.kind == "name" and node.value == "None" else _order(reading, node, canvas)
+
+
+def _canvases(reading: _Reading, declared: Iterable[Declaration]) -> AnyCanvas | None:
+    """The canvases that a text declares for its sides."""
+    sides: dict[str, Canvas] = {}
+    for item in declared:
+        assert item.made is not None
+        if item.name not in ("q", "kv") or item.made.value != "canvas":
+            fix = "write `q: canvas(h=48, w=80);` or `kv: ...`"
+            raise text_error(reading.text, item.at, f"`{item.name}` is declared as a call", fix)
+        if item.name in sides:
+            raise text_error(reading.text, item.at, f"`{item.name}` is declared twice")
+        sides[item.name] = reading.value(item.made)
+    return canvas_or_pair(None, sides.get("q"), sides.get("kv"))
+
+
 def _unknown(text: str, node: Node, what: str, known: Iterable[str], otherwise: str) -> FlexSpecError:
     shown = f"`{node.value}`" if node.kind in ("name", "call") else f"a {node.kind}"
     near = difflib.get_close_matches(str(node.value), list(known), 1)
@@ -129,6 +160,7 @@ class _Reading:
     text: str
     names: Mapping[str, Expr]
     catalog: Mapping[str, Any]
+    on: AnyCanvas | None = None
 
     def whole(self, node: Node) -> Mask | ScoreMod:
         """The value of the whole text, which must be a pattern."""
@@ -140,6 +172,8 @@ class _Reading:
         if not isinstance(value, (Mask, ScoreMod)):
             message = f"the text is a {_kind(value)}, not a pattern"
             raise text_error(self.text, node.at, message, "write a mask, a comparison or a score mod", "FS007")
+        if value.on is None:
+            value = replace(value, **placed(self.on))
         for name in sorted(value.expr.names):
             head, dot, axis = name.partition(".")
             on = value.on.side(head) if value.on else None
@@ -165,6 +199,10 @@ class _Reading:
             return self.index(node)
         if node.kind == "call":
             return self.call(node, str(node.value))
+        if node.kind == "tuple":
+            raise text_error(self.text, node.at, "a tuple is not read here", BY_AXIS)
+        if node.kind == "transpose":
+            return self.transpose(node)
         return self.unary(node) if node.kind == "unary" else self.binary(node)
 
     def name(self, node: Node, name: str) -> Any:
@@ -228,6 +266,17 @@ class _Reading:
             return -value
         return self.located(node, apply, str(node.value), self.expr(part, value))
 
+    def transpose(self, node: Node) -> Mask:
+        part = node.parts[0]
+        if self.is_unknown(part):
+            raise self.unknown(part)
+        turned = self.as_formula(part, self.value(part))
+        if not isinstance(turned, Mask):
+            raise text_error(
+                self.text, node.at, f"`.T` exchanges the sides of a mask; this is {turned.noun}", code="FS010"
+            )
+        return turned.T
+
     def binary(self, node: Node) -> Any:
         op = str(node.value)
         sides = [self.value(part) for part in node.parts]
@@ -271,7 +320,7 @@ class _Reading:
             fix = "write a comparison; a number named like a pattern is declared in front: `sink: int; ...`"
             raise text_error(self.text, node.at, message, fix, "FS007")
         parameters = {name: Parameter() for name in params_of(expr)}
-        raw: Formula = self.located(node, kind, expr, infix_text(expr), parameters=parameters)
+        raw: Formula = self.located(node, kind, expr, infix_text(expr), parameters=parameters, **placed(self.on))
         return raw
 
     def expr(self, node: Node, value: Any) -> Expr:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .errors import FlexSpecError
-from .expr import Expr, apply, infix_text
+from .expr import Expr, apply, infix_text, var
 from .formula import Formula
 from .ops import Type
 from .user_line import function_place
@@ -23,6 +23,9 @@ KINDS = {
 """The weights that there are, for people. The reference has their definitions, the backends their identities."""
 UNNORMALISED = ("sigmoid", "relu", "squared_relu")
 """Those that are not divided by their sum, and so have no lse."""
+
+OWN_TOKEN = apply("eq", var("q"), var("kv"))
+"""Is a key the query's own token? What an identity mix mixes in is the value of that key."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

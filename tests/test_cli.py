@@ -120,6 +120,21 @@ def test_a_canvas_gives_the_length_and_orders_are_text():
     assert tiled["density"] != plain["density"]
 
 
+def test_canvases_of_sides_give_both_lengths_and_orders():
+    sides, near = "q: canvas(h=4, w=6); kv: canvas(t=2, h=4, w=6);", "abs(q.w - kv.w) <= 1"
+    q_canvas, kv_canvas = fs.Canvas(h=4, w=6), fs.Canvas(t=2, h=4, w=6)
+    mask = fs.mask(q_canvas=q_canvas, kv_canvas=kv_canvas)(lambda q, kv: abs(q.w - kv.w) <= 1)
+    save(mask, "sides.yaml")
+    orders = fs.axes(q_canvas, "w", "h"), fs.axes(kv_canvas, "w", "t", "h")
+    wanted = fs.block_map(mask, 24, 48, order=orders, block_size=4).counts()
+    for pattern in (f"{sides} {near}", "sides.yaml"):
+        shown = json.loads(run(f"show '{pattern}' --block-size 4 --order '(axes(w, h), axes(w, t, h))' --json"))
+        assert (shown["q_len"], shown["kv_len"]) == (24, 48)
+        assert shown["blocks"] == {kind.name.lower(): count for kind, count in wanted.items()}
+    turned = json.loads(run(f"show '{sides} ({near}).T' --json"))
+    assert (turned["q_len"], turned["kv_len"]) == (48, 24)
+
+
 def test_patterns_come_from_files():
     assert json.loads(run("show mine.py:near --length 50 --json"))["pattern"] == "near()"
     assert json.loads(run("show mine.py:mask_mod --length 8 --json"))["pattern"] == "mask_mod"

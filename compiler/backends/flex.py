@@ -23,6 +23,7 @@ from flexspec.user_line import user_level
 
 from ..blocks.block_map import BlockMap
 from ..blocks.flex_lists import contiguous_lists, to_flex
+from ..blocks.grid import Grid
 from ..blocks.integer_range import needs_64_bits
 from ..pipeline import Lowered
 from ..printers.python import function_of, run_source, source_of
@@ -141,7 +142,7 @@ def _kernel(
         options = () if listed is None else tuple(contiguous_lists(listed).items())
     lists = (block_map.batch > 1, block_map.heads > 1)
     blocks = (block_map.grid.q_blocks == 1, block_map.grid.kv_blocks == 1)
-    own = _fixed(lowered.mask, lowered.derive(_mask_values))
+    own = _fixed(lowered.mask, lowered.derive(_mask_values), lowered.grid)
     return Kernel(
         mask_text, score_text, options, lowered.attention.scale, lse, dtype, device.type, group, head_dims, lists,
         one_query, layout + blocks, own + fixed,
@@ -167,7 +168,7 @@ def _score_mod(call: Call, device: torch.device, one_query: bool) -> tuple[Any, 
     if not call.bound.tensors.keys() & score.names:
         return lowered.derive(_own_score_mod, score, device, one_query), ()
     tensors = _unexpanded(call.bound.tensors)
-    return _printed_score(lowered, score, device, one_query, tensors), _fixed(score, tensors)
+    return _printed_score(lowered, score, device, one_query, tensors), _fixed(score, tensors, lowered.grid)
 
 
 def _own_score_mod(lowered: Lowered, score: Expr, device: torch.device, one_query: bool) -> Any:
@@ -213,17 +214,19 @@ def _dense_bytes(lowered: Lowered) -> int:
     return 16 * block_map.batch * block_map.heads * grid.q_blocks * grid.kv_blocks
 
 
-def _fixed(expr: Expr, values: Any) -> tuple[tuple[int, ...], ...]:
+def _fixed(expr: Expr, values: Any, grid: Grid) -> tuple[tuple[int, ...], ...]:
     """Tell dynamo which dims of the captured tensors are no lengths, and return their sizes.
 
     torch's CPU kernels do not compile for a captured tensor with a dynamic size that is not one of the lengths. Where
-    rows have positions, the pattern's own tensors are as long as the whole sequence.
+    rows have positions, the pattern's own tensors are as long as the whole sequence; an order may pad the lengths.
     """
     sizes = []
     placed = any(name in values for name in NAMES.values())
     for name, node in inputs_of(expr).items():
         lengths = () if placed and name not in NAMES.values() else ("q_len", "kv_len", "sequence")
-        fixed = [axis for axis, dim in enumerate(node.dims) if dim not in lengths]
+        sides = (grid.q_len, grid.kv_len)
+        of_call = [dim in lengths and size in sides for dim, size in zip(node.dims, values[name].shape, strict=True)]
+        fixed = [axis for axis, dynamic in enumerate(of_call) if not dynamic]
         for axis in fixed:
             torch._dynamo.mark_static(values[name], axis)
         sizes.append(tuple(values[name].shape[axis] for axis in fixed))

@@ -12,8 +12,9 @@ from flexspec.attention import as_attention
 from flexspec.evaluate import evaluate
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, make_sizes
+from flexspec.order import Order, in_memory
 from flexspec.positions import bind_rows, check_heads, given_positions
-from flexspec.weight import Weight
+from flexspec.weight import OWN_TOKEN, Weight
 
 from ..blocks.positions import check_positions
 from ..blocks.tensor_ranges import arrays_of
@@ -50,11 +51,11 @@ def reference_attention(
     check_qkv(q, k, v)
     sizes = make_sizes(q.shape[2], k.shape[2], q.shape[0], q.shape[1])
     parts = attention.parts
-    check_weight(attention, sizes, return_lse, aligned=not given_positions(inputs))
+    check_weight(attention, sizes, return_lse, placed=bool(given_positions(inputs)))
     check_heads(inputs, q.shape[1], k.shape[1])
     bound = bind_rows(parts, sizes, inputs)
     if bound.rows:
-        check_positions(parts.mask.expr, bound, arrays_of(bound.tensors))
+        check_positions([parts.mask.expr, *parts.own_token], bound, arrays_of(bound.tensors))
     mask, score = expressions(attention, None, sizes.q_len, sizes.kv_len, bound.rows)
     out, lse = by_rows(mask, score, attention.scale, bound, q, k, v, parts.weight)
     return (out, lse) if return_lse else out
@@ -70,11 +71,12 @@ def by_rows(
     v: torch.Tensor,
     weight: Weight | None = None,
     precision: str | None = None,
+    order: Order | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output float64 [batch, heads, q_len, v_head_dim] and lse float64 [batch, heads, q_len], some rows at a time.
 
     lse: the log of the sum of the weights' sizes, also where the output is not divided by it. precision: in which the
-    softmax's weights are rounded; q, k and v are as they shall be.
+    softmax's weights are rounded; q, k and v are as they shall be. order: in which they lie.
     """
     count = max(1, CHUNK // (q.shape[0] * q.shape[1] * k.shape[2]))
     tensors = {name: tensor.to(q.device) for name, tensor in bound.tensors.items()}
@@ -85,6 +87,7 @@ def by_rows(
     }
     factor = q.shape[3] ** -0.5 if scale is None else scale
     k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    same_token = in_memory(OWN_TOKEN, order, None, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
 
     def chunk(start: int, rows: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *held: torch.Tensor) -> Any:
         """Output and lse of the queries from `start` on."""
@@ -95,7 +98,7 @@ def by_rows(
         scored = evaluate(score, {**values, "score": logits}, precise=True).double().expand_as(logits)
         if weight is None:
             return _softmax(scored, kept, v, precision)
-        own = v[:, :, start : start + rows.shape[2]]
+        own = evaluate(same_token, values).expand_as(logits).double() @ v
         number = evaluate(weight.expr, values, precise=True).double()
         return _weighed(weight, number, scored, kept, v, own, precision)
 
@@ -173,7 +176,7 @@ def _weighed(
     own: torch.Tensor,
     precision: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Another weight by its definition; own: the values at the queries' positions. precision: of a sink logit."""
+    """Another weight by its definition; own: the values of the queries' own tokens. precision: of a sink logit."""
     if weight.kind == "identity_mix":
         out, lse = _softmax(scores, kept, v)
         return torch.where((lse > -torch.inf)[..., None], (1 - number) * out + number * own, 0.0), lse
@@ -215,7 +218,9 @@ def run(call: Call) -> Result:
     if call.precision is not None:
         scale = q.shape[3] ** -0.5 if scale is None else scale
         q, k, v = restored(quantised(q, k, v, call.precision), q.shape[2], k.shape[2])
-    out, lse = by_rows(lowered.mask, lowered.score, scale, call.bound, q, k, v, lowered.weight, call.precision)
+    out, lse = by_rows(
+        lowered.mask, lowered.score, scale, call.bound, q, k, v, lowered.weight, call.precision, lowered.order
+    )
     return out.to(call.q.dtype), lse.to(accurate(call.q.dtype)) if call.return_lse else None
 
 

@@ -14,6 +14,7 @@ import torch
 
 from flexspec.evaluate import evaluate
 from flexspec.expr import Expr, substitute, var
+from flexspec.order import standing
 from flexspec.syntax import parse
 from flexspec.weight import Weight
 
@@ -100,7 +101,27 @@ def _with_sink(out: torch.Tensor, lse: torch.Tensor, logit: torch.Tensor) -> tup
 def _mixed(out: torch.Tensor, lse: torch.Tensor, call: Call) -> torch.Tensor:
     share = number_of(call)[..., None]
     own = call.v.to(out.dtype).repeat_interleave(call.q.shape[1] // call.v.shape[1], 1)
+    order = call.lowered.order
+    if call.bound.rows or (order is not None and order.side("q") != order.side("kv")):
+        key, found = _own_keys(call)
+        own = torch.take_along_dim(own, key[..., None], 2) * found[..., None]
     return torch.where((lse > -torch.inf)[..., None], (1 - share) * out + share * own, 0.0)
+
+
+def _own_keys(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+    """The key at each query's own position, int64 [batch, heads, q_len], and whether there is one. It is searched."""
+    sizes, grid, device = call.bound.sizes, call.lowered.grid, call.q.device
+    values = {**call.bound.all_numbers(), **{name: x.to(device) for name, x in call.bound.tensors.items()}}
+    lengths = {"b": call.q.shape[0], "h": call.q.shape[1], "q": grid.q_len, "kv": grid.kv_len}
+    for axis, (name, length) in zip((0, 1, 2, 2), lengths.items(), strict=True):
+        shape = [1, 1, 1]
+        shape[axis] = length
+        values[name] = torch.arange(length, device=device).view(shape)
+    at = standing(call.lowered.order, sizes.q_len, sizes.kv_len, call.bound.rows)
+    q_at, kv_at = (evaluate(at[side], values).expand(*call.q.shape[:2], -1) for side in ("q", "kv"))
+    ordered, index = kv_at.sort(-1)
+    place = torch.searchsorted(ordered, q_at.contiguous()).clamp(max=grid.kv_len - 1)
+    return index.gather(-1, place), ordered.gather(-1, place) == q_at
 
 
 def _finite(lse: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from flexspec.canvas import MOST_TOKENS
 from flexspec.errors import FlexSpecError
 from flexspec.inputs import Sizes, check_length
 from flexspec.orders.base import Order
+from flexspec.orders.sides import as_order
 from flexspec.user_line import user_caret
 
 
@@ -74,12 +75,12 @@ def check_blocks(count: int, fix: str) -> None:
         raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
 
 
-def check_orders(given: object, name: str = "orders") -> list[Order | None]:
-    """A list of orders, None for tokens as they are. FS033."""
+def check_orders(given: object, name: str = "orders", *, by_side: bool = False) -> list[Order | None]:
+    """A list of orders, None for tokens as they are. FS033. by_side: a pair is an order for each side."""
     if isinstance(given, (Order, str)) or not isinstance(given, Iterable):
         fix = f"give a list: {name}=[fs.tiled(...), fs.hilbert(...)]"
         raise FlexSpecError("FS033", f"{name} is {given!r}", fix=fix, where=user_caret())
-    orders = list(given)
+    orders = [as_order(order) if by_side and isinstance(order, tuple) else order for order in given]
     for order in orders:
         if order is not None and not isinstance(order, Order):
             fix = "give fs.tiled(...), fs.hilbert(...), fs.striped(...) or another order"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from flexspec.user_line import user_caret
 from ..evaluation.points import Array
 
 
-def check_positions(mask: Expr, bound: Bound, tensors: Mapping[str, Array]) -> None:
-    """Positions are inside the whole sequence, and a mask that compares keys' positions finds no two keys at one.
+def check_positions(exprs: Iterable[Expr], bound: Bound, tensors: Mapping[str, Array]) -> None:
+    """Positions are inside the whole sequence, and what compares keys' positions finds no two keys at one.
 
-    mask: over logical positions. bound: of the call. tensors: what it holds, by name.
+    exprs: the mask, or what else tells keys apart, over logical positions. bound: of the call. tensors: what it holds,
+        by name.
 
     Raises FS024 (past the end of what a tensor or the canvas says), FS036 (2**31 and more, two keys at one position).
     """
@@ -32,7 +33,7 @@ def check_positions(mask: Expr, bound: Bound, tensors: Mapping[str, Array]) -> N
         if most >= MOST:
             message = f"{GIVEN[side]} reach {most:,}; positions are below 2**31"
             raise FlexSpecError("FS036", message, fix="count from a later start", where=user_caret())
-    if "kv" in bound.rows and compares(mask, "kv"):
+    if "kv" in bound.rows and any(compares(expr, "kv") for expr in exprs):
         _check_distinct(tensors[NAMES["kv"]])
 
 
@@ -41,6 +42,6 @@ def _check_distinct(held: Array) -> None:
     twice = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)
     if twice.any():
         at = int(ordered[..., 1:][twice][0])
-        message = f"two keys stand at position {at:,} in {GIVEN['kv']}, and the mask compares positions"
+        message = f"two keys stand at position {at:,} in {GIVEN['kv']}, and the pattern compares positions"
         fix = "give -1 to the slot that is out of date, or to summary keys positions of their own"
         raise FlexSpecError("FS036", message, fix=fix, where=user_caret())

@@ -53,6 +53,8 @@ flexspec show my_masks.py:pattern --length 100000 -o mask.png
 
 flexspec show 'neighborhood(canvas(t=4, h=8, w=8), window=5)' --query t=2,h=3,w=5
 
+flexspec show 'q: canvas(h=8, w=8); kv: canvas(t=4, h=8, w=8); abs(q.w - kv.w) <= 1' --order '(axes(w, h), None)'
+
 flexspec show 'document()' --length 8 --block-size 2 -p document_id=0,0,0,1,1,2,2,2"""
 EXPLAIN_EXAMPLES = """[bold]Examples[/bold]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import flexspec as fs
 from flexspec.attention import as_attention
+from flexspec.canvas import AnyCanvas, CanvasPair
 from flexspec.errors import FlexSpecError, choices
 from flexspec.expr import inputs_of
 from flexspec.formula import Formula
@@ -94,15 +95,18 @@ def _line_of(error: BaseException, path: Path) -> str | None:
 
 
 def lengths(length: int | None, kv_length: int | None, *attentions: fs.Attention) -> tuple[int, int | None]:
-    """Query and key lengths; those of the canvas where none is given. FS020."""
-    canvas = _canvas(*attentions)
-    if length is None and canvas is None:
+    """Query and key lengths; those of the canvas, or of each side's, where none is given. FS020."""
+    on = _on(*attentions)
+    q_canvas = on.side("q") if on else None
+    if length is None and q_canvas is None:
         raise FlexSpecError("FS020", "the length is not given", fix="add --length 4096")
-    return (length if length is not None else canvas.size if canvas else 0), kv_length
+    if kv_length is None and isinstance(on, CanvasPair) and on.kv is not None:
+        kv_length = on.kv.size
+    return (length if length is not None else q_canvas.size if q_canvas else 0), kv_length
 
 
-def _canvas(*attentions: fs.Attention) -> fs.Canvas | None:
-    every = (each.canvas for attention in attentions for each in formulas(attention))
+def _on(*attentions: fs.Attention) -> AnyCanvas | None:
+    every = (each.on for attention in attentions for each in formulas(attention))
     return next((canvas for canvas in every if canvas is not None), None)
 
 
@@ -125,8 +129,8 @@ def dtype(text: str) -> Any:
 
 
 def order(text: str | None, attention: fs.Attention) -> Order | None:
-    """The order that the text says of the pattern's canvas. FS033, FS050, FS051."""
-    return None if text is None else parse_order(text, _canvas(attention))
+    """The order that the text says of the pattern's canvases. FS033, FS050, FS051."""
+    return None if text is None else parse_order(text, _on(attention))
 
 
 def region(text: str) -> tuple[int, int, int, int]:

@@ -102,8 +102,14 @@ def boxes(place: Array, canvas: Canvas, block: int) -> Boxes | None:
 
 
 def is_arithmetic(order: Order | None, length: int) -> bool:
-    """Is the order's formula one of memory positions alone, with no table to load from?"""
-    return order is None or order.place(var("m"), length).logical.names <= {"m"}
+    """Are the order's formulas those of memory positions alone, with no table to load from?"""
+    return all(each.place(var("m"), length).logical.names <= {"m"} for each in orders_of(order))
+
+
+def orders_of(order: Order | None) -> list[Order]:
+    """An order, or those of its sides."""
+    sides = [] if order is None else [order.side("q"), order.side("kv")]
+    return list(dict.fromkeys(side for side in sides if side is not None))
 
 
 def permutation(order: Order | None, length: int) -> Array:

@@ -5,7 +5,7 @@ The counts are exact; the seconds are not measured. They order plans, and say no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,11 +36,18 @@ class Shape:
     kv_heads: int
     head_dim: int
 
+    def length(self, side: str) -> int:
+        return self.q_len if side == "q" else self.kv_len
+
     @property
     def bytes(self) -> int:
         """Of q, k, v and the output together."""
-        tokens = 2 * self.heads * self.q_len + 2 * self.kv_heads * self.kv_len
-        return self.batch * tokens * self.head_dim * BYTES
+        return self.bytes_of("q") + self.bytes_of("kv")
+
+    def bytes_of(self, side: str) -> int:
+        """Of q and the output, or of k and v."""
+        heads = self.heads if side == "q" else self.kv_heads
+        return self.batch * 2 * heads * self.length(side) * self.head_dim * BYTES
 
 
 def attention_seconds(
@@ -67,6 +74,6 @@ def attention_seconds(
     return max(running, shape.bytes / hardware.bandwidth)
 
 
-def permutation_seconds(shape: Shape, hardware: Hardware) -> float:
+def permutation_seconds(shape: Shape, hardware: Hardware, sides: Iterable[str] = ("q", "kv")) -> float:
     """Moving q, k, v into an order and the output out of it: each is read once and written once."""
-    return 2 * shape.bytes / hardware.bandwidth
+    return 2 * sum(shape.bytes_of(side) for side in sides) / hardware.bandwidth

@@ -110,12 +110,17 @@ class Counter:
     def _from_boxes(self, candidate: Candidate) -> dict[Block, list[BlockCounts]]:
         """The block sizes of a candidate that make boxes of the canvas."""
         assert self.mask.canvas is not None
-        place = permutation(candidate.order, self.mask.canvas.size)
-        sides = {side for block in candidate.block_sizes for side in block}
-        by_side = {side: boxes(place, self.mask.canvas, side) for side in sides}
+        canvas, order = self.mask.canvas, candidate.order
+        orders = [None if order is None else order.side(side) for side in ("q", "kv")]
+        places = {each: permutation(each, canvas.size) for each in orders}
+        made = {
+            (each, size): boxes(places[each], canvas, size)
+            for side, each in enumerate(orders)
+            for size in {block[side] for block in candidate.block_sizes}
+        }
         counts = {}
         for block in candidate.block_sizes:
-            q, kv = by_side[block[0]], by_side[block[1]]
+            q, kv = (made[each, size] for each, size in zip(orders, block, strict=True))
             if q is not None and kv is not None:
                 counts[block] = [count_blocks(by_axis, q, kv) for by_axis in self.relations if by_axis is not None]
         return counts

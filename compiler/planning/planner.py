@@ -7,15 +7,16 @@ from itertools import product
 from typing import Any
 
 from flexspec.attention import Attention, as_attention
-from flexspec.canvas import Canvas
+from flexspec.canvas import AnyCanvas, Canvas, CanvasPair
 from flexspec.errors import FlexSpecError
 from flexspec.expr import var
 from flexspec.inputs import Bound, Sizes, check_length, make_sizes
 from flexspec.mask import Mask
-from flexspec.order import Order
+from flexspec.order import Order, OrderLike
 from flexspec.user_line import user_caret
 
 from ..blocks.grid import BlockSize, check_orders, make_grid
+from .boxes import orders_of
 from .candidates import Candidate, candidates, steps_of
 from .cost import Shape
 from .counting import Block, Counter
@@ -38,8 +39,8 @@ def plan(
     kv_heads: int | None = None,
     head_dim: int = 128,
     block_sizes: Iterable[BlockSize] | None = None,
-    orders: Iterable[Order | None] | None = None,
-    more_orders: Iterable[Order] = (),
+    orders: Iterable[OrderLike] | None = None,
+    more_orders: Iterable[OrderLike] = (),
     moved: bool = True,
     check: int = 5,
     progress: Callable[[int, int], None] | None = None,
@@ -53,7 +54,7 @@ def plan(
     batch, heads, kv_heads, head_dim: of the call; one batch entry and one head where nothing says it.
     block_sizes: tokens, each one number or (query, key); default: all pairs of 64, 128 and 256.
     orders: those to choose from; default: row-major, all orders of the axes, morton, hilbert, residue classes where the
-        mask is dilated, tiles whose blocks are boxes, and more_orders.
+        mask is dilated, tiles whose blocks are boxes, and more_orders; of two canvases, for both or for one of them.
     more_orders: tried beside the default ones, or beside `orders`.
     moved: False where tokens lie in the order already (a model moves them once, at its entrance), so that no plan pays.
     check: so many of the first plans are counted again by their block maps.
@@ -80,10 +81,10 @@ def plan(
     ('tiled(h=8, w=2)', 480, 8.533333333333333)
     """
     attention = as_attention(spec)
-    canvas = q_len if isinstance(q_len, Canvas) else attention.parts.mask.canvas
+    canvas = _canvas(q_len, attention.parts.mask)
     sizes = _block_sizes(block_sizes)
-    bound = _bound(attention, make_sizes(_length(q_len, canvas), kv_len, batch, heads), inputs)
-    tried = _candidates(attention.parts.mask, bound, canvas, sizes, orders, check_orders(more_orders, "more_orders"))
+    bound = _bound(attention, make_sizes(*_lengths(q_len, kv_len, canvas), batch, heads), inputs)
+    tried = _candidates(attention.parts.mask, bound, canvas, sizes, orders, more_orders)
     shape = _shape(bound, kv_heads, head_dim)
     ranking = Ranking(Counter.of(attention.parts.mask, bound), shape, hardware_of(hardware), moved, attention.label)
     return ranking.plans(tried, check_length("check", check, 0), progress or (lambda done, total: None))
@@ -99,28 +100,39 @@ def _bound(attention: Attention, sizes: Sizes, given: Mapping[str, Any]) -> Boun
 def _candidates(
     mask: Mask,
     bound: Bound,
-    canvas: Canvas | None,
+    canvas: AnyCanvas | None,
     block_sizes: tuple[Block, ...],
-    orders: Iterable[Order | None] | None,
-    more: list[Order | None],
+    orders: Iterable[OrderLike] | None,
+    more_orders: Iterable[OrderLike],
 ) -> list[Candidate]:
     """What is tried, at least one. FS033."""
+    more = check_orders(more_orders, "more_orders", by_side=True)
     if orders is None:
-        return candidates(canvas, block_sizes, _orders(bound, more), steps_of(mask.expr, canvas))
-    tried = [Candidate(order, block_sizes) for order in _orders(bound, check_orders(orders) + more)]
+        return candidates(
+            canvas, block_sizes, _orders(bound, more), steps_of(mask.expr, canvas.side("q") if canvas else None)
+        )
+    tried = [Candidate(order, block_sizes) for order in _orders(bound, check_orders(orders, by_side=True) + more)]
     if not tried:
         raise FlexSpecError("FS033", "no order is given", fix="leave `orders` out for all", where=user_caret())
     return tried
 
 
-def _length(q_len: object, canvas: Canvas | None) -> int:
-    """Queries in tokens. FS030."""
+def _canvas(q_len: object, mask: Mask) -> AnyCanvas | None:
+    """What is ordered: the call's canvas, unless the mask has one for each side."""
+    return q_len if isinstance(q_len, Canvas) and mask.canvases is None else mask.on
+
+
+def _lengths(q_len: object, kv_len: int | None, canvas: AnyCanvas | None) -> tuple[int, int | None]:
+    """Queries and keys in tokens. FS030."""
+    q_canvas = canvas.side("q") if canvas else None
+    if isinstance(canvas, CanvasPair) and kv_len is None and canvas.kv is not None:
+        kv_len = canvas.kv.size
     if isinstance(q_len, int):
-        return q_len
-    if canvas is None or q_len not in (None, canvas):
+        return q_len, kv_len
+    if q_canvas is None or q_len not in (None, q_canvas):
         message, fix = f"q_len is {q_len!r}", "give it in tokens, or a Canvas"
         raise FlexSpecError("FS030", message, fix=fix, where=user_caret())
-    return canvas.size
+    return q_canvas.size, kv_len
 
 
 def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:
@@ -128,7 +140,7 @@ def _orders(bound: Bound, given: Iterable[Order | None]) -> list[Order | None]:
     orders = list(dict.fromkeys(given))
     for order in orders:
         make_grid(bound.sizes, 128, order)
-        if order is not None and {"b", "h"} & order.place(var("m"), bound.sizes.q_len).logical.names:
+        if any({"b", "h"} & each.place(var("m"), bound.sizes.q_len).logical.names for each in orders_of(order)):
             message = f"{order} differs by batch entry or head"
             raise FlexSpecError("FS033", message, fix="plan for one sequence and one head", where=user_caret())
     return orders

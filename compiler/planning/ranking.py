@@ -15,7 +15,7 @@ from flexspec.order import Order, Table
 from ..blocks.runs import BlockKind
 from ..evaluation.points import Array
 from .block_counts import BlockCounts, Totals
-from .boxes import is_arithmetic
+from .boxes import is_arithmetic, orders_of
 from .candidates import Candidate
 from .cost import Shape, attention_seconds, permutation_seconds
 from .counting import Block, Counter
@@ -99,10 +99,11 @@ class Ranking:
         return attention_seconds(counts, repeat, block, self.shape, self.hardware) + self._moving(order, self.shape)
 
     def _moving(self, order: Order | None, shape: Shape) -> float:
-        """Seconds to move tokens in and out, where the order moves any."""
-        if not self.moved or not moves(order, shape.q_len):
+        """Seconds to move tokens in and out, of the sides where the order moves any."""
+        if not self.moved:
             return 0.0
-        return permutation_seconds(shape, self.hardware)
+        sides = [side for side in ("q", "kv") if moves(None if order is None else order.side(side), shape.length(side))]
+        return permutation_seconds(shape, self.hardware, sides)
 
     def _ranked(self, counted: Sequence[Counted], index: Array, shape: Shape, check: int) -> Plans:
         """Plans for the (batch, head) of `index`, the first of them counted again by their block maps."""
@@ -137,8 +138,9 @@ class Ranking:
 
 def _rank(plan: Plan) -> tuple[object, ...]:
     """Quickest first; of equal ones those that compute less, in fewer blocks, move nothing, or need no table."""
+    loads = any(isinstance(each, Table) for each in orders_of(plan.order))
     size = plan.computed_pairs, plan.blocks, plan.partial
-    return plan.seconds, *size, not plan.stays, isinstance(plan.order, Table), str(plan.order), plan.block_size
+    return plan.seconds, *size, not plan.stays, loads, str(plan.order), plan.block_size
 
 
 def heads_by_mask(index: Array) -> list[tuple[int, ...]]:
@@ -151,7 +153,5 @@ def heads_by_mask(index: Array) -> list[tuple[int, ...]]:
 
 def moves(order: Order | None, length: int) -> bool:
     """Does the order put any token elsewhere?"""
-    if order is None:
-        return False
-    place = order.place(var("m"), length)
-    return place.logical is not var("m") or place.valid is not None
+    places = [each.place(var("m"), length) for each in orders_of(order)]
+    return any(place.logical is not var("m") or place.valid is not None for place in places)

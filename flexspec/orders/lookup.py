@@ -71,19 +71,30 @@ class Table(Order):
             return self.moves(length, x.device)
         return self.moves_of_keys(x.size(1), x.device)
 
+    def shared(self, kv_heads: int, device: torch.device) -> bool:
+        """Are the query heads of each of `kv_heads` key heads in one order? The first time, it waits for the device."""
+        if self.heads is None or self.heads == kv_heads:
+            return True
+        assert self.tokens is not None
+        moves, key = self.moves(self.tokens, device), ("shared", kv_heads, device)
+        if key not in self._kept:
+            each = moves.token_at.unflatten(1, (kv_heads, -1))
+            self._kept[key] = torch.equal(each, each[:, :, :1].expand_as(each))
+        shared: bool = self._kept[key]
+        return shared
+
     def moves_of_keys(self, kv_heads: int, device: torch.device) -> Moves:
         """The index tensors of key heads that serve several query heads each. FS033 where those are not in one order.
 
         The first time, it waits for the device.
         """
         assert self.tokens is not None and self.heads is not None
+        if not self.shared(kv_heads, device):
+            message = f"query heads of one of the {kv_heads} key heads are in different orders: {self}"
+            fix = "repeat k and v for each query head, or give the heads of a key head one order"
+            raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
         moves, key = self.moves(self.tokens, device), ("keys", kv_heads, device)
         if key not in self._kept:
-            each = moves.token_at.unflatten(1, (kv_heads, -1))
-            if not torch.equal(each, each[:, :, :1].expand_as(each)):
-                message = f"query heads of one of the {kv_heads} key heads are in different orders: {self}"
-                fix = "repeat k and v for each query head, or give the heads of a key head one order"
-                raise FlexSpecError("FS033", message, fix=fix, where=user_caret())
             step = self.heads // kv_heads
             empty = None if moves.empty is None else moves.empty[:, ::step]
             self._kept[key] = Moves(moves.token_at[:, ::step], moves.place_of[:, ::step], empty)

@@ -47,7 +47,7 @@ class BySide(Order):
         raise FlexSpecError("FS033", message, fix="give the order of one side", where=user_caret())
 
     def __str__(self) -> str:
-        return f"({self.q or 'as is'}, {self.kv or 'as is'})"
+        return f"({self.q}, {self.kv})"
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +74,7 @@ class ByHead(Table):
         return torch.stack(padded)[None]
 
     def __str__(self) -> str:
-        return f"[{', '.join(str(order or 'as is') for order in self.orders)}]"
+        return f"[{', '.join(map(str, self.orders))}]"
 
 
 OrderLike = Order | tuple[Order | None, Order | None] | Sequence[Order | None] | None

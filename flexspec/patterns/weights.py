@@ -115,12 +115,14 @@ def sink_logit(logit: Any = 0.0) -> Weight:
 
 @pattern("", "the softmax mixed with the query's own value")
 def identity_mix(u: Any) -> Weight:
-    """`(1 - u) * out + u * v`: the softmax mixed with the value at the query's own position.
+    """`(1 - u) * out + u * v`: the softmax mixed with the value `v` at the query's own position.
 
     u: the identity's share, a number, float [heads], a float `fs.Param`, or a float `fs.Input` with the dim heads.
 
+    Where a call has positions, `v` is 0 if no key is at the query's.
+
     lse: the softmax's. Source: HeadHunter, SoftPAG. Raises FS022 (another shape), FS023 (no number); FS040 where it
-    runs with q_len other than kv_len.
+    runs with q_len other than kv_len and no positions say which key is a query's own.
 
     >>> identity_mix(0.25)
     identity_mix(u=0.25)

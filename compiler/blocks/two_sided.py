@@ -160,12 +160,17 @@ def _along(function: np.ufunc, table: Array, entries: Entries, axis: int) -> Arr
     in_turn = entries.in_turn(table.shape[axis])
     if entries.most == 1:
         return table if in_turn else table.take(entries.at, axis)
-    if axis:
+    several = range(entries.most)
+    if in_turn and entries.work == len(entries.at):
+        every = [slice(start, None, entries.most) for start in several]
+        parts = (table[:, each] if axis else table[each] for each in every)
+    elif axis:
         return function.reduceat(table if in_turn else table.take(entries.at, 1), entries.begin, 1)
-    ids = entries.ids
-    result: Array = table[ids[:, 0]]
-    for row in ids.T[1:]:  # reduceat along rows takes fifty times as long
-        function(result, table[row], out=result)
+    else:  # reduceat along rows takes fifty times as long
+        parts = (table[each] for each in entries.ids.T)
+    result = next(parts).copy()
+    for part in parts:
+        function(result, part, out=result)
     return result
 
 

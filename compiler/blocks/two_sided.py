@@ -123,7 +123,7 @@ class TwoSided:
         return min(_work(q, kv, columns), _work(kv, q, rows)) <= WORK * self.table.size + FEW
 
     def over(self, level: int, q_box: Array, kv_box: Array) -> Interval:
-        """The interval on pairs of boxes, in the shape that the two broadcast to. One array twice where it is a value."""
+        """The interval on pairs of boxes, as they broadcast. One array twice where each is one value."""
         while len(self.levels) <= level:
             self.levels.append(self._next())
         least, greatest, q, kv = self.levels[level]

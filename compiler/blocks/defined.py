@@ -92,8 +92,8 @@ def check_defined(exprs: Iterable[Expr], bound: Bound, tables: TensorRanges | No
 
     exprs: over logical positions, coordinates written as arithmetic on them. bound: with the tensors, whose shapes
     count. tables: what they hold; None where nothing may be read from a device. Then an index that is computed from a
-    tensor must be bounded by its arithmetic alone. One of one side need not be if it is `looked_up`: then a block map is
-    made of its values, and the device has a check of its own.
+    tensor must be bounded by its arithmetic alone; but one of one side need not be if it is `looked_up`, as a block map
+    is made of its values, and the device has a check of its own.
     """
     for demand in dict.fromkeys(demand for expr in exprs for demand in demands_of(expr)):
         if not _surely_met(demand, bound, tables):

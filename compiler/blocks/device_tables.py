@@ -86,14 +86,15 @@ def _of_blocks(ends: Interval, read: Read | None, dim: int) -> Interval:
     if read is None:
         return _reduced(ends, dim, keepdim=True)
     if read.ids is not None:
-        ends = _each(ends, partial(_taken, ids=read.ids, dim=dim))
+        ends = each(ends, partial(_taken, ids=read.ids, dim=dim))
     if read.most > 1:
-        ends = _each(ends, lambda end: end.unflatten(dim, (read.groups, read.most)))
+        ends = each(ends, lambda end: end.unflatten(dim, (read.groups, read.most)))
         ends = _reduced(ends, dim)
-    return ends if read.group is None else _each(ends, lambda end: end.index_select(dim, read.group))
+    return ends if read.group is None else each(ends, lambda end: end.index_select(dim, read.group))
 
 
-def _each(ends: Interval, do: Callable[[torch.Tensor], torch.Tensor]) -> Interval:
+def each(ends: Interval, do: Callable[[torch.Tensor], torch.Tensor]) -> Interval:
+    """Both ends done; one tensor twice stays one."""
     low = do(ends[0])
     return low, low if ends[1] is ends[0] else do(ends[1])
 

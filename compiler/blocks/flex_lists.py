@@ -93,12 +93,12 @@ def dense_lists(
         kinds[..., -1].clamp_(max=int(BlockKind.PARTIAL))
     decided &= not (grid.q_len % grid.block_q or grid.kv_len % grid.block_kv)
     kinds = kinds.expand(batch or kinds.shape[0], heads or kinds.shape[1], -1, -1)
-    partial, full = kinds == BlockKind.PARTIAL, kinds == BlockKind.FULL
-    if separate_full_blocks:
-        of_partial = _no_lists if decided else _lists
-        return [*of_partial(partial), *_lists(full), *of_partial(partial.mT), *_lists(full.mT)]
-    some = partial | full
-    return [*_lists(some), None, None, *_lists(some.mT), None, None]
+    if not separate_full_blocks:
+        some = kinds != BlockKind.EMPTY
+        return [*_lists(some), None, None, *_lists(some.mT), None, None]
+    full, of_partial = kinds == BlockKind.FULL, _no_lists if decided else _lists
+    partial = full if decided else kinds == BlockKind.PARTIAL
+    return [*of_partial(partial), *_lists(full), *of_partial(partial.mT), *_lists(full.mT)]
 
 
 def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,9 +118,9 @@ def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _no_lists(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_lists` of no chosen column."""
+    """As `_lists` of no chosen column; all rows are one in memory."""
     columns = torch.arange(like.shape[-1], dtype=torch.int32, device=like.device)
-    return columns.new_zeros(like.shape[:-1]), columns.expand(like.shape).contiguous()
+    return columns.new_zeros(like.shape[:-1]), columns.expand(like.shape)
 
 
 class KindRuns(NamedTuple):

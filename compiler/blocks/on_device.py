@@ -27,7 +27,7 @@ from ..simplify.specialise import specialise, specialise_each
 from .block_map import BlockMap
 from .classify import classify
 from .derived import Derives
-from .device_tables import Read, entries_by_arithmetic, extremes, read_of
+from .device_tables import Read, each, entries_by_arithmetic, extremes, read_of
 from .flex_lists import Lists, dense_lists
 from .grid import Grid
 from .intervals import LEAST, MOST, Interval, as_interval, as_type, bound
@@ -238,8 +238,7 @@ class _Blocks:
         pick = partial(self._of_heads, [index[axis] for axis in apart], [self._entries(node, axis) for axis in apart])
         if any(read.by_head for read in reads.values()):
             return as_interval(extremes(pick(table), reads), node.type)
-        low, high = extremes(table, reads)
-        return as_interval((pick(low), pick(high)), node.type)
+        return as_interval(each(extremes(table, reads), pick), node.type)
 
     def _of_heads(self, parts: list[Expr], index: list[torch.Tensor], table: torch.Tensor) -> torch.Tensor:
         """Entries [..., m, n] at an index for each leading dim: [batch | 1, heads | 1, m, n]."""

@@ -118,9 +118,10 @@ def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _no_lists(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `_lists` of no chosen column; all rows are one in memory."""
+    """As `_lists` of no chosen column; on a CPU all rows are one in memory."""
     columns = torch.arange(like.shape[-1], dtype=torch.int32, device=like.device)
-    return columns.new_zeros(like.shape[:-1]), columns.expand(like.shape)
+    indices = columns.expand(like.shape)
+    return columns.new_zeros(like.shape[:-1]), indices if like.device.type == "cpu" else indices.contiguous()
 
 
 class KindRuns(NamedTuple):

@@ -306,6 +306,7 @@ def test_a_table_that_is_too_small_is_refused(exact):
         lambda b, h, q, kv: CHOSEN[b, h, q // 16, kv // 32 - 15],
         lambda b, h, q, kv: CHOSEN[b, h, at[q] // 16 + 1, kv // 32],
         lambda b, h, q, kv: CHOSEN[b, h, q // 16, at[kv % 144] // 16 - 9],
+        lambda b, h, q, kv: CHOSEN[:1][LINE[h + 1], h, q // 16, kv // 32],
         lambda b, h, q, kv: LINE[WHICH[q // 80, kv // 120]] == 0,
     ):
         with pytest.raises(fs.FlexSpecError) as caught:

@@ -226,16 +226,17 @@ class _Blocks:
         axes, table = axes_by_side(node), _sent(self.bound.tensors[node.input.name], self.device)
         assert axes is not None
         reads = {side: self._read(node, axes[side], side) for side in ("q", "kv")}
-        index = {axis: specialise(node.index[axis], self.bound.all_numbers(), {}) for axis in axes[""]}
-        for axis, part in index.items():
-            if isinstance(part, Const) or not table.stride(axis):  # where it was expanded, it's the same throughout
+        parts = {axis: specialise(node.index[axis], self.bound.all_numbers(), {}) for axis in axes[""]}
+        index = {axis: self._entries(node, axis) for axis, part in parts.items() if not isinstance(part, Const)}
+        for axis, part in parts.items():
+            if isinstance(part, Const) or not table.stride(axis):  # where it was expanded, it is the same throughout
                 table = table.narrow(axis, part.value % table.shape[axis] if isinstance(part, Const) else 0, 1)
         apart = [axis for axis in axes[""] if table.shape[axis] > 1]
         ones = [axis for axis in axes[""] if axis not in apart]
         sizes = [math.prod(table.shape[axis] for axis in axes[side]) for side in ("q", "kv")]
         table = table.permute(*apart, *ones, *axes["q"], *axes["kv"])
         table = table.reshape(*table.shape[: len(apart)], *sizes)
-        pick = partial(self._of_heads, [index[axis] for axis in apart], [self._entries(node, axis) for axis in apart])
+        pick = partial(self._of_heads, [parts[axis] for axis in apart], [index[axis] for axis in apart])
         if any(read.by_head for read in reads.values()):
             return as_interval(extremes(pick(table), reads), node.type)
         return as_interval(each(extremes(table, reads), pick), node.type)

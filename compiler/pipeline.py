@@ -131,7 +131,8 @@ def map_on_device(
     grid = make_grid(bound.sizes, block_size, order)
     expr = in_memory(mask.expr, order, mask.on, bound.sizes.q_len, bound.sizes.kv_len, bound.rows)
     check_defined([by_row(mask, bound)], bound, None)
-    return DeviceMap(grid, kinds_on_device(expr, grid, bound, device), mask_mod_of(expr, bound, device))
+    kinds, decided = kinds_on_device(expr, grid, bound, device)
+    return DeviceMap(grid, kinds, mask_mod_of(expr, bound, device), decided)
 
 
 def lower(

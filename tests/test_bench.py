@@ -67,6 +67,13 @@ def test_decode_steps_at_true_positions_in_a_dry_run(tmp_path):
     assert all(0 < each["maps kept"] <= 32 and each["last"] > 0 for each in records)
 
 
+def test_tables_chosen_at_run_time_in_a_dry_run(tmp_path):
+    status, text = run("bench/selections.py", folder=tmp_path)
+    assert status == 0, text
+    records = json.loads((tmp_path / "selections.json").read_text())["data"]
+    assert len(records) == 3 and all(min(each[step] for step in ("exact", "bounded", "lists")) > 0 for each in records)
+
+
 def test_a_step_that_fails_is_a_row_and_the_next_one_runs(bench, tmp_path, monkeypatch):
     gpu = bench("gpu")
     python = sys.executable

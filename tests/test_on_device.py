@@ -163,8 +163,8 @@ CHOSEN = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [1, 0, 1, 1]]).
 
 
 def test_a_report_says_what_a_call_computes():
-    """A load that depends on both sides is bounded by nothing: all of its blocks are computed."""
-    fn = lambda b, h, q, kv: CHOSEN[q // 16, kv // 16]  # noqa: E731
+    """An index that depends on both sides at once is bounded by nothing: all of its blocks are computed."""
+    fn = lambda b, h, q, kv: CHOSEN[q // 16 + kv // 16 - kv // 16, kv // 16]  # noqa: E731
     mask = fs.from_mask_mod(fn)
     bounded, exact = device_map(mask, 64, 64, 16), fs.block_map(mask, 64, block_size=16)
     assert bounded.counts() == {0: 0, 1: 16, 2: 0} and bounded.density == 1.0
@@ -180,7 +180,7 @@ def test_a_report_says_what_a_call_computes():
     assert packed.counts() == {kind: int((packed.kinds() == kind).sum()) for kind in fs.BlockKind}
     assert sum(packed.counts().values()) == 2 * 9 and packed.density == 1 - packed.counts()[0] / 18
     by_batch = torch.stack([CHOSEN, ~CHOSEN])
-    mask = fs.from_mask_mod(lambda b, h, q, kv: by_batch[b, q // 16, kv // 16])
+    mask = fs.from_mask_mod(lambda b, h, q, kv: by_batch[b, q // 16 + kv - kv, kv // 16])
     bounded, exact = device_map(mask, 64, 64, 16, batch=2), fs.block_map(mask, 64, batch=2, block_size=16)
     assert (bounded.batch, exact.batch) == (1, 2)  # the counts of both are of two all the same
     assert [line.partition(": ")[2] for line in report_lines(bounded, exact)] == [
@@ -223,10 +223,10 @@ def test_no_synchronisation_on_the_device():
 
 
 def test_reports_tell_what_runs():
-    """A table that depends on both sides is not bounded on the device: every block runs, and every report says so."""
+    """A table whose index depends on both sides is not bounded on the device: all runs, and every report says so."""
     chosen = torch.zeros(8, 8, dtype=torch.bool)
     chosen[torch.arange(8), torch.arange(8)] = True
-    spec = fs.mask(lambda q, kv: chosen[q // 16, kv // 16])
+    spec = fs.mask(lambda q, kv: chosen[q // 16 + kv - kv, kv // 16])
     exact, bounded = (fs.compile(spec, exact=value, block_size=16, backend="flex") for value in (True, False))
     assert exact.block_map(128).density == 1 / 8
     assert bounded.block_map(128).density == 1.0 and bounded.block_map(128).kept_pairs == 8 * 16 * 16

@@ -15,12 +15,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from flexspec.errors import FlexSpecError
 from flexspec.evaluate import divided_by_zero, leaves_its_tensor
 from flexspec.expr import Apply, Const, Expr, Load, Param, Var, apply, const, walk
 from flexspec.inputs import Bound
 from flexspec.ops import Type
+from flexspec.positions import NAMES
 
 from ..evaluation.points import Array, as_array, evaluate_at
 from ..simplify.rules import simplify
@@ -85,16 +87,17 @@ def demands_of(expr: Expr) -> tuple[Demand, ...]:
     return tuple(found)
 
 
-def check_defined(exprs: Iterable[Expr], bound: Bound, tables: TensorRanges | None) -> None:
+def check_defined(exprs: Iterable[Expr], bound: Bound, tables: TensorRanges | None, *, looked_up: bool = True) -> None:
     """FS024 where an index leaves its tensor for any pair of a call, FS035 where an integer is divided by 0.
 
     exprs: over logical positions, coordinates written as arithmetic on them. bound: with the tensors, whose shapes
-    count. tables: what they hold; None where nothing may be read from a device. Then an operand that is computed from
-    a tensor is only checked as far as its arithmetic alone bounds it: the device's own check is left for the others.
+    count. tables: what they hold; None where nothing may be read from a device. Then an index that is computed from a
+    tensor must be bounded by its arithmetic alone; but one of one side need not be if it is `looked_up`, as a block map
+    is made of its values, and the device has a check of its own.
     """
     for demand in dict.fromkeys(demand for expr in exprs for demand in demands_of(expr)):
         if not _surely_met(demand, bound, tables):
-            _check(demand, bound, tables)
+            _check(demand, bound, tables, looked_up)
 
 
 def check_scores(block_map: Derives, exprs: tuple[Expr, ...], bound: Bound, *, read: bool = True) -> None:
@@ -123,7 +126,7 @@ def _asked(exprs: tuple[Expr, ...]) -> tuple[list[Demand], frozenset[str]]:
 def _checked(_: Derives, exprs: tuple[Expr, ...], *key: Any, read: bool, bound: Bound, inner: Mapping[str, Any]) -> Any:
     """The tensors that were read: while they live, no other has their identity."""
     tables = TensorRanges({name: as_array(tensor) for name, tensor in inner.items()}) if read else None
-    check_defined(exprs, bound, tables)
+    check_defined(exprs, bound, tables, looked_up=False)
     return inner
 
 
@@ -141,7 +144,8 @@ def _surely_met(demand: Demand, bound: Bound, tables: TensorRanges | None) -> bo
     }
 
     def load(node: Load, _: list[Interval]) -> Interval:
-        return _anything(node.type) if tables is None else _extremes(tables.tensors[node.input.name], node.type)
+        name = node.input.name
+        return _anything(bound.tensors[name], name) if tables is None else _extremes(tables.tensors[name], node.type)
 
     try:
         least, most = spread(nodes, known, load)[demand.expr]
@@ -154,18 +158,25 @@ def _extremes(tensor: Array, kind: Type) -> Interval:
     return tensor.min().astype(kind.numpy).reshape(1), tensor.max().astype(kind.numpy).reshape(1)
 
 
-def _anything(kind: Type) -> Interval:
-    ends = {Type.BOOL: (False, True), Type.INT: (-FAR, FAR)}.get(kind, (np.nan, np.nan))
+def _anything(tensor: torch.Tensor, name: str) -> Interval:
+    """What a tensor may hold that is not read. Positions are below 2**31 (see `check_positions`)."""
+    kind = Type.of_dtype(tensor.dtype)
+    ends: tuple[Any, Any] = (False, True) if kind is Type.BOOL else (np.nan, np.nan)
+    if kind is Type.INT:
+        held = torch.iinfo(torch.int32 if name in NAMES.values() else tensor.dtype)
+        ends = max(held.min, -FAR), min(held.max, FAR)
     return np.array([ends[0]], kind.numpy), np.array([ends[1]], kind.numpy)
 
 
-def _check(demand: Demand, bound: Bound, tables: TensorRanges | None) -> None:
+def _check(demand: Demand, bound: Bound, tables: TensorRanges | None, looked_up: bool) -> None:
     """Exactly, for each (batch, head): the pairs at which a demand is not met are a mask, and it must be empty."""
     expr, sizes = demand.expr, bound.sizes
     if "score" in expr.names:
         raise demand.error("is computed from the score and bounded by nothing", bound)
     if tables is None:
         if expr.names & bound.tensors.keys():
+            if isinstance(demand.node, Load) and not (looked_up and len(expr.names & {"q", "kv"}) < 2):
+                raise demand.error("is computed from a tensor that is not read back, and bounded by nothing", bound)
             return
         tables = TensorRanges({})
     seen: set[Expr] = set()

@@ -17,6 +17,7 @@ from flexspec.user_line import user_caret
 
 from ..evaluation.points import Array
 from .grid import Grid
+from .leaves import chunks
 from .runs import BlockKind, Runs
 
 Lists = list[torch.Tensor | None]
@@ -77,28 +78,50 @@ def to_flex(
 
 
 def dense_lists(
-    kinds: torch.Tensor, grid: Grid, batch: int | None, heads: int | None, separate_full_blocks: bool
+    kinds: torch.Tensor,
+    grid: Grid,
+    batch: int | None,
+    heads: int | None,
+    separate_full_blocks: bool,
+    *,
+    decided: bool = False,
 ) -> Lists:
-    """The lists of kinds uint8 [batch, heads, q_blocks, kv_blocks], which are overwritten."""
+    """The lists of kinds uint8 [batch, heads, q_blocks, kv_blocks], which are overwritten. decided: none is PARTIAL."""
     if grid.q_len % grid.block_q:
         kinds[:, :, -1].clamp_(max=int(BlockKind.PARTIAL))
     if grid.kv_len % grid.block_kv:
         kinds[..., -1].clamp_(max=int(BlockKind.PARTIAL))
+    decided &= not (grid.q_len % grid.block_q or grid.kv_len % grid.block_kv)
     kinds = kinds.expand(batch or kinds.shape[0], heads or kinds.shape[1], -1, -1)
-    partial, full = kinds == BlockKind.PARTIAL, kinds == BlockKind.FULL
-    if separate_full_blocks:
-        return [*_lists(partial), *_lists(full), *_lists(partial.mT), *_lists(full.mT)]
-    some = partial | full
-    return [*_lists(some), None, None, *_lists(some.mT), None, None]
+    if not separate_full_blocks:
+        some = kinds != BlockKind.EMPTY
+        return [*_lists(some), None, None, *_lists(some.mT), None, None]
+    full, of_partial = kinds == BlockKind.FULL, _no_lists if decided else _lists
+    partial = full if decided else kinds == BlockKind.PARTIAL
+    return [*of_partial(partial), *_lists(full), *of_partial(partial.mT), *_lists(full.mT)]
 
 
 def _lists(chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts per row, and columns: the chosen ones ascending, then the others ascending. int32, contiguous."""
-    count = chosen.sum(-1, keepdim=True)
-    place = torch.where(chosen, chosen.cumsum(-1), count + (~chosen).cumsum(-1)) - 1
-    columns = torch.arange(chosen.shape[-1], dtype=torch.int32, device=chosen.device).expand_as(place)
-    indices = torch.empty(place.shape, dtype=torch.int32, device=chosen.device).scatter_(-1, place, columns)
-    return count.squeeze(-1).to(torch.int32), indices
+    """Counts per row, and columns: the chosen ones ascending, then the others ascending. int32, contiguous.
+
+    All rows of all heads at once on a device; on a CPU as many as its cache holds.
+    """
+    columns = torch.arange(chosen.shape[-1], dtype=torch.int32, device=chosen.device)
+    count, indices = columns.new_empty(chosen.shape[:-1]), columns.new_empty(chosen.shape)
+    rows, counts, places = chosen.flatten(0, -2), count.view(-1, 1), indices.view(-1, len(columns))
+    for part in chunks(len(rows), len(columns)) if rows.device.type == "cpu" else [slice(None)]:
+        before = rows[part].cumsum(-1, dtype=torch.int32)
+        counts[part] = before[:, -1:]
+        place = torch.where(rows[part], before - 1, columns + before[:, -1:] - before)
+        places[part].scatter_(-1, place.long(), columns.expand_as(place))
+    return count, indices
+
+
+def _no_lists(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_lists` of no chosen column; on a CPU all rows are one in memory."""
+    columns = torch.arange(like.shape[-1], dtype=torch.int32, device=like.device)
+    indices = columns.expand(like.shape)
+    return columns.new_zeros(like.shape[:-1]), indices if like.device.type == "cpu" else indices.contiguous()
 
 
 class KindRuns(NamedTuple):

@@ -46,6 +46,12 @@ def as_type(ends: Ends, kind: Type) -> Ends:
     return ends.to(kind.torch) if isinstance(ends, torch.Tensor) else ends.astype(kind.numpy, copy=False)
 
 
+def as_interval(x: Interval, kind: Type) -> Interval:
+    """Ends of a narrower type as a type's own. One array twice stays one."""
+    lo = as_type(x[0], kind)
+    return lo, lo if x[1] is x[0] else as_type(x[1], kind)
+
+
 def _is(x: Interval, kind: Type) -> bool:
     return bool(x[0].dtype == (kind.torch if isinstance(x[0], torch.Tensor) else kind.numpy))
 

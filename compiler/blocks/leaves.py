@@ -64,7 +64,9 @@ class Leaves:
         q_block, kv_block = self.bounds.starts["q"][q_cell], self.bounds.starts["kv"][kv_cell]
         seen = Settled(*np.zeros((2, len(q_block)), bool))
         columns = self._known_columns(len(q_block))
-        left = np.arange(len(q_block))
+        for chunk in chunks(len(q_block), 1) if self.bounds.tabulated else ():
+            seen.kept[chunk], seen.dropped[chunk] = self.bounds.shown(q_cell[chunk], kv_cell[chunk])
+        left = np.flatnonzero(seen.open())
         for places in _witnesses():
             for chunk in chunks(len(left), places.shape[1]):
                 some = left[chunk]

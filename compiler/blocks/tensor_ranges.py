@@ -7,6 +7,7 @@ what two of them compute at once is equal, and an entry is whole when it is ther
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +19,13 @@ from flexspec.expr import Expr, Load, substitute, var
 from flexspec.inputs import Bound
 
 from ..evaluation.points import Array, along, as_array
-from .intervals import Interval
+from .intervals import Interval, as_interval
 
 KEPT = 64
 """TensorRanges by block that are kept; parameters that change inside an index make a new one each."""
+
+_ENTRIES = 4
+"""Boxes are looked through where they hold at most one in so many of a tensor's entries."""
 
 
 @dataclass(slots=True)
@@ -50,19 +54,20 @@ class TensorRanges:
         return lo, hi
 
     def over(self, node: Load, index: list[Interval]) -> Interval:
-        """Minimum and maximum of a tensor over boxes of indices, from a pyramid of its aligned cells.
+        """Minimum and maximum of a tensor over boxes of indices: entry by entry where they hold few of a large tensor,
+        else from a pyramid of its aligned cells.
 
         Level `l` of the pyramid holds the extremes of cells of `2**l` entries along every axis, at multiples of that.
         A range of at most `2**l` indices touches one such cell or two neighbours: the cells of its two ends. So the
         2 ** axes cells at the corners of a box of indices cover the box, and their extremes enclose what it holds. They
-        may cover more, which makes the answer wider and never wrong. Of a single index the entry itself is taken.
+        may cover more, which makes the answer wider and never wrong.
         """
         tensor = self.tensors[node.input.name]
         ends = [_within(part, size) for part, size in zip(index, tensor.shape, strict=True)]
-        if all(np.array_equal(lo, hi) for lo, hi in ends):
-            value = tensor[tuple(lo for lo, _ in ends)].astype(node.type.numpy, copy=False)
-            return value, value
         shape = np.broadcast_shapes(*(end.shape for pair in ends for end in pair))
+        sides = [int((hi - lo).max(initial=0)) + 1 for lo, hi in ends]
+        if math.prod(sides) == 1 or math.prod(sides) * math.prod(shape) <= tensor.size // _ENTRIES:
+            return as_interval(_every(tensor, ends, sides), node.type)
         widest = np.max([np.broadcast_to(hi - lo, shape) for lo, hi in ends], axis=0)
         top = max(size - 1 for size in tensor.shape).bit_length()
         level_of = np.minimum(np.ceil(np.log2(widest + 1)).astype(np.int64), top)
@@ -94,6 +99,19 @@ def pairs(function: np.ufunc, values: Array, axis: int = 0) -> Array:
     before = (slice(None),) * axis
     result: Array = function(values[(*before, slice(0, size - 1, 2))], values[(*before, slice(1, None, 2))])
     return result if size % 2 == 0 else np.concatenate([result, values[(*before, slice(size - 1, None))]], axis)
+
+
+def _every(tensor: Array, ends: list[Interval], sides: list[int]) -> Interval:
+    """Minimum and maximum of all entries in boxes of at most `sides` entries."""
+    steps = np.ix_(*map(np.arange, sides))
+    inside = tuple(
+        np.minimum(lo[..., *[None] * len(sides)] + step, hi[..., *[None] * len(sides)])
+        for (lo, hi), step in zip(ends, steps, strict=True)
+    )
+    entries = tensor[inside]
+    axes = tuple(range(-len(sides), 0))
+    least = entries.min(axes)
+    return (least, least) if entries.size == least.size else (least, entries.max(axes))
 
 
 def _within(index: Interval, size: int) -> Interval:

@@ -132,8 +132,9 @@ def needed(root: Expr, tabulated: Collection[Expr]) -> list[Expr]:
 
 
 def as_array(value: object) -> Array:
-    """A bound tensor as a numpy array of its type (bfloat16 becomes float32)."""
+    """A bound tensor as a numpy array of its type (bfloat16 becomes float32); integers keep their own width."""
     import torch
 
     assert isinstance(value, torch.Tensor)
-    return np.asarray(value.detach().to("cpu", Type.of_dtype(value.dtype).torch).numpy())
+    kind = Type.of_dtype(value.dtype)
+    return np.asarray(value.detach().to("cpu", None if kind is Type.INT else kind.torch).numpy())

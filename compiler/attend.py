@@ -57,7 +57,7 @@ class Attending:
         check_names(parts.names - parts.tensors.keys() - parts.defaults.keys())
         self._beside = (parts.score.flat, *([parts.weight.flat] if parts.weight else []))
         self.held = {name: tensor for name, tensor in parts.tensors.items() if name in parts.inputs}
-        self._number = operator.enroll(self) if self.backward else None
+        self._number = operator.enroll(self) if self.backward or precision else None
 
     def __repr__(self) -> str:
         order = f", order={self.order}" if self.order else ""
@@ -71,7 +71,9 @@ class Attending:
 
     @cached_property
     def backward(self) -> Callable[..., list[torch.Tensor]] | None:
-        """The gradients of the one backend, if there is but one: with them this is one operator in `torch.compile`."""
+        """The gradients of the one backend, if there is but one. With them, or with a precision, which has none, this is
+        one operator in `torch.compile`.
+        """
         return self.backends[0].backward if len(self.backends) == 1 and self.precision is None else None
 
     def __call__(
@@ -119,14 +121,18 @@ class Attending:
         given = {"q": q_positions, "kv": kv_positions}
         values |= {GIVEN[side]: tensor for side, tensor in given.items() if tensor is not None}
         compiling = torch.compiler.is_compiling()
-        if compiling and self._number is not None and self._fits_operator(page_table, kv_len, values):
+        if compiling and self._number is not None and self._fits_operator((q, k, v), page_table, kv_len, values):
             out, lse = operator.operate(self._number, self.held, q, k, v, inputs, values)
             return (out, lse) if return_lse else out
         call = self._apart if compiling or "torch._dynamo" in sys.modules else self._called  # which is slow to import
         return call(q, k, v, return_lse, inputs, values, page_table, kv_len)
 
-    def _fits_operator(self, page_table: Any, kv_len: Any, values: dict[str, Any]) -> bool:
-        return page_table is None and kv_len is None and self.spec.weight is None and operator.fits(values)
+    def _fits_operator(self, qkv: Any, page_table: Any, kv_len: Any, values: dict[str, Any]) -> bool:
+        if self.backward is None:
+            plain = not operator.wants_gradients((*qkv, *self.held.values(), *values.values()))
+        else:
+            plain = self.spec.weight is None
+        return page_table is None and kv_len is None and plain and operator.fits(values)
 
     @property
     def mapped(self) -> tuple[str, ...]:

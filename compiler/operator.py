@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -56,6 +56,10 @@ def enroll(attention: Enrolled) -> int:
 def fits(values: Mapping[str, Any]) -> bool:
     """Can the operator take these values? It takes tensors, integers and floats."""
     return all(isinstance(x, (Tensor, int, float)) and not isinstance(x, bool) for x in values.values())
+
+
+def wants_gradients(values: Iterable[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)
 
 
 def operate(number: int, held: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, inputs: str, values: Any) -> Any:

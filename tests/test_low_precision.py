@@ -277,3 +277,27 @@ def test_reasons_against(monkeypatch):
         fs.compile(fs.Attention(weight=fs.sigmoid_weight()), precision="int8")
     with torch.no_grad():
         fs.compile(fs.causal(), precision="int8", backend="triton", block_size=32)(q.clone().requires_grad_(), k, v)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference", "auto"])
+def test_inside_torch_compile_there_is_no_graph_break(backend):
+    """Captured and given tensors, an order, a sink, an lse; then other values of all of them."""
+    sink, slopes = torch.tensor([0.5, -1.0], device=DEVICE), torch.rand(2, device=DEVICE)
+    spec = fs.Attention(fs.causal() & fs.document(), [fs.alibi(slopes)], weight=fs.sink_logit(sink))
+    options = {"order": fs.striped(2), "block_size": 32, "backend": backend}
+    attend = fs.compile(spec, precision="int8", **options)
+    model = torch.compile(
+        lambda q, *x, **ids: attend(2 * q, *x, return_lse=True, **ids), backend="aot_eager", fullgraph=True
+    )
+    for step in range(2):
+        q, k, v = qkv(45, batch=1, seed=step)
+        ids = (torch.arange(45, device=DEVICE)[None] + 20 * step) // 32
+        found = model(q, k, v, document_id=ids)
+        torch.testing.assert_close(found, attend(2 * q, k, v, return_lse=True, document_id=ids), atol=0, rtol=0)
+        changed = fs.Attention(spec.mask, [fs.alibi(slopes.clone())], weight=fs.sink_logit(sink.clone()))
+        wanted = fs.compile(changed, precision="int8", **options)(2 * q, k, v, return_lse=True, document_id=ids)
+        torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+        sink += 1.0
+        slopes *= 2.0
+    with pytest.raises(fs.FlexSpecError, match="FS042.*has no gradients"):
+        torch.compile(attend, backend="aot_eager")(q.requires_grad_(), k, v, document_id=ids)

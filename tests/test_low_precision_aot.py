@@ -16,7 +16,7 @@ TYPES = {  # of the products of q and k, and of weights and values
     ("sm_100", "fp8"): ("UTCQMMA", "UTCQMMA"),
 }
 PROGRAM = """
-import json, sys, torch, flexspec as fs
+import json, re, sys, torch, flexspec as fs
 image = fs.Canvas(h=32, w=64)
 tiles = fs.sliding_tile(image, {"h": 12, "w": 24}, {"h": 4, "w": 8})
 scored = fs.Attention(mask=fs.causal(), scores=[fs.softcap(20.0)], weight=fs.sink_logit(torch.zeros(4)))
@@ -29,6 +29,10 @@ for target, precision in json.loads(sys.argv[1]):
             attend = fs.compile(spec, order=order, precision=precision, **options)
             report = attend.aot(target, head_dim=head_dim, **given)
             print(json.dumps([target, precision, name, head_dim, report.facts()["kernels"], str(report)]))
+    step = fs.compile(fs.causal(8191), backend="triton", precision=precision)
+    report = step.aot(target, head_dim=128, heads=32, kv_heads=8, q_len=1, kv_len=8192)
+    loaded = sorted(set(re.findall(r"async_copy_global_to_local .*x(\\w+),", report.kernels[0].files["ttgir"])))
+    print(json.dumps([target, precision, "step", 128, report.facts()["kernels"], loaded]))
 """
 
 
@@ -54,6 +58,16 @@ def test_the_tensor_core_multiplies_8_bits(compiled, target, precision):
         for loop in kernel["loops"].values():
             assert loop["products"] == 1.0 and loop["wait_depth"] >= 2
         assert kernel["loops"]["full"]["local"] == 0
+
+
+@pytest.mark.parametrize(("target", "precision"), TYPES)
+def test_a_step_reads_keys_and_values_in_8_bits(compiled, target, precision):
+    """The cache of `fs.quantise`; what is multiplied has 16 bits, as its bytes are what costs time."""
+    (decode, merge), loaded = compiled[target, precision, "step", 128]
+    assert {"int8": "i8", "fp8": "f8E4M3FN"}[precision] in loaded and not {"bf16", "f16"} & set(loaded)
+    assert (decode["name"], merge["name"]) == ("decode", "merge") and decode["flaws"] == []
+    assert set(decode["tensor_cores"]) == {"HMMA"} and min(decode["resident"].values()) >= 1
+    assert all(loop["products"] == 1.0 and loop["wait_depth"] >= 2 for loop in decode["loops"].values())
 
 
 def test_products_of_8_bits_count_half(compiled):

@@ -59,8 +59,8 @@ def quantised(
         k = k - mean
         offset = (q.unflatten(1, (k.shape[1], -1)) * mean[:, :, None]).sum(-1).flatten(1, 2)  # no matter if TF32 is on
     q, k = widened(q, tokens[0]), widened(k, tokens[1], KEYS)
-    q8, q_scale = _in_blocks(q, 1, precision)
-    k8, k_scale = _in_blocks(k, KEYS, precision)
+    q8, q_scale = in_blocks(q, 1, precision)
+    k8, k_scale = in_blocks(k, KEYS, precision)
     v8, v_scale = _by_channel(widened(v, k.shape[2]), precision)
     offset = pad(offset, (0, q.shape[2] - offset.shape[2]))
     return Quantised(q8, k8, v8, q_scale, k_scale, v_scale[..., :v_dim], offset)
@@ -72,7 +72,7 @@ def widened(x: Tensor, tokens: int, block: int = 1) -> Tensor:
     return pad(x, (0, -x.shape[3] % ALIGNED, 0, tokens - x.shape[2]))
 
 
-def _in_blocks(x: Tensor, block: int, precision: str) -> tuple[Tensor, Tensor]:
+def in_blocks(x: Tensor, block: int, precision: str) -> tuple[Tensor, Tensor]:
     """Numbers, rounded to nearest, and the scale of each block of tokens."""
     blocks = x.unflatten(2, (-1, block))
     most = INT8 if precision == "int8" else E4M3

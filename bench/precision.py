@@ -72,7 +72,7 @@ def binaries(tokens: int) -> list[list[str]]:
                 if (target, precision) == ("sm_80", "fp8"):
                     continue
                 attend = fs.compile(fs.causal(), backend="triton", precision=precision)
-                kernel = attend.aot(target, head_dim=head_dim, q_len=tokens, backward=False).kernels[0]
+                kernel = attend.aot(target, head_dim=head_dim, q_len=tokens, backward=False).kernels[-1]
                 full, config = kernel.loops[0], kernel.config
                 rows.append(
                     [

@@ -8,6 +8,8 @@ import torch
 from flexspec.compiler.backends import quantised
 from flexspec.compiler.backends.registry import LOW_PRECISION
 from flexspec.compiler.backends.triton import able
+from flexspec.compiler.backends.triton.launch import launch_of
+from flexspec.compiler.backends.triton.precision import quantised_by_kernels
 from test_triton import DEVICE, IDS, SCORES, qkv
 
 import flexspec as fs
@@ -301,3 +303,24 @@ def test_inside_torch_compile_there_is_no_graph_break(backend):
         slopes *= 2.0
     with pytest.raises(fs.FlexSpecError, match="FS042.*has no gradients"):
         torch.compile(attend, backend="aot_eager")(q.requires_grad_(), k, v, document_id=ids)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_quantise_to_the_same_numbers(precision, dtype):
+    """Ties, zeros, numbers of all sizes, other strides; zeros up to whole blocks and 16 channels."""
+    q, k, v = qkv(70, 133, heads=4, kv_heads=2, head_dim=24, v_dim=41, dtype=dtype)
+    k, v = outliers(q, k, v)[1] * 3, (v * torch.logspace(-8, 0, 41, device=DEVICE)).to(dtype)
+    most = 127.0 if precision == "int8" else 448.0
+    q[:, :, 7] = torch.linspace(-most, most, 24, device=DEVICE).round() / 2
+    q[:, :, 7, 0], q[:, :, 8], v[..., 5], k[1] = most, 0.0, 0.0, 0.0
+    k = k.transpose(1, 2).contiguous().transpose(1, 2)
+    call = fs.compile(fs.causal(40), block_size=32).call_of(q, k, v, False, "logical", {})
+    found = quantised_by_kernels(launch_of(call), q, k, v, precision, (96, 160))
+    wanted = quantised.quantised(q, k, v, precision, (96, 160))
+    for name, one, other in zip(wanted._fields, found, wanted, strict=True):
+        assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride()), name
+        if name == "offset":
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        else:
+            assert one.double().equal(other.double()), name

@@ -46,7 +46,9 @@ def compiled():
 @pytest.mark.parametrize(("target", "precision"), TYPES)
 def test_the_tensor_core_multiplies_8_bits(compiled, target, precision):
     for name, head_dim in (("causal", 64), ("causal", 128), ("tiles", 64), ("scored", 64), ("skip", 64)):
-        (kernel,), text = compiled[target, precision, name, head_dim]
+        (*others, kernel), text = compiled[target, precision, name, head_dim]
+        assert [each["name"] for each in others] == ["quantise_queries", "quantise_keys"]
+        assert all(each["spills"] == 0 and each["flaws"] == [] for each in others)
         used = Counter(kernel["tensor_cores"])
         assert set(used) == set(TYPES[target, precision]) and used.total() == kernel["tensor_core_instructions"]
         assert kernel["name"] == "low_precision" and f"{used[TYPES[target, precision][0]]} " in text.splitlines()[-1]
@@ -73,7 +75,7 @@ def test_a_step_reads_keys_and_values_in_8_bits(compiled, target, precision):
 def test_products_of_8_bits_count_half(compiled):
     """At 64 channels a block of 128 x 128 needs 1024 cycles of an sm_90 in 16 bits."""
     cycles = {
-        precision: compiled["sm_90", precision, "causal", 64][0][0]["loops"]["full"]["cycles"]["products"]
+        precision: compiled["sm_90", precision, "causal", 64][0][-1]["loops"]["full"]["cycles"]["products"]
         for precision in ("int8", "fp8")
     }
     assert cycles == {"int8": 768, "fp8": 512}
@@ -89,5 +91,5 @@ def test_a_gpu_without_fp8_is_told():
 def test_flexspec_build_takes_a_precision():
     words = ["build", "causal()", "--target", "sm_90", "--precision", "int8", "--length", "512", "--json"]
     facts = json.loads(output(started("-m", "flexspec.compiler.cli", *words)))
-    assert [each["name"] for each in facts["kernels"]] == ["low_precision"]
-    assert facts["kernels"][0]["tensor_cores"].keys() == {"IGMMA", "HGMMA"}
+    assert [each["name"] for each in facts["kernels"]] == ["quantise_queries", "quantise_keys", "low_precision"]
+    assert facts["kernels"][-1]["tensor_cores"].keys() == {"IGMMA", "HGMMA"}

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 from flexspec.compiler.backends.triton import decoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_masks import make_mask, masks, tables, truth
 from test_low_precision import PRECISIONS, nearest
 from test_triton import DEVICE, TOLERANCE, qkv
 from test_triton_decode import KEYS, LOGIT, MASKS, last, paged, window
@@ -89,6 +92,24 @@ def test_masks(name, precision):
     for backend in ("triton", "reference"):
         attend = fs.compile(MASKS[name], backend=backend, block_size=(16, 32))
         same(attend(q, *stored, return_lse=True), wanted)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    masks,
+    st.integers(1, 4),
+    st.integers(65, 140),
+    st.integers(0, 99),
+    st.sampled_from([16, 32]),
+    st.sampled_from(PRECISIONS),
+)
+def test_random_masks(written, q_len, kv_len, seed, block_kv, precision):
+    held = tables(kv_len, 2, 2, seed)
+    q, k, v = qkv(q_len, kv_len, heads=2, kv_heads=1, head_dim=9, v_dim=33, seed=seed)
+    stored, exact = stored_and_exact(k, v, precision)
+    wanted = dense(truth(written, held, (2, 2, q_len, kv_len)).to(DEVICE), q, *exact)
+    attend = fs.compile(make_mask(written, held), backend="triton", block_size=(16, block_kv))
+    same(attend(q, *stored, return_lse=True), wanted)
 
 
 @pytest.mark.usefixtures("read")

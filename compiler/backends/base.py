@@ -16,7 +16,7 @@ from flexspec.user_line import user_caret
 
 from ..pipeline import Lowered
 from .pages import gathered
-from .stored import Stored, plain
+from .stored import Stored, as_floats
 
 Result = tuple[torch.Tensor, torch.Tensor | None]
 """The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] in `accurate(q.dtype)`
@@ -63,7 +63,7 @@ class Call:
         """
         kv_len = self.lowered.grid.kv_len if kv_len is None else kv_len
         if self.stored is not None:
-            k, v = plain(self.stored, dtype or self.q.dtype, self.page_table, kv_len)
+            k, v = as_floats(self.stored, dtype or self.q.dtype, self.page_table, kv_len)
         elif self.page_table is not None:
             k, v = (gathered(pages, self.page_table, kv_len) for pages in (self.k, self.v))
         else:

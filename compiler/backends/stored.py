@@ -146,10 +146,13 @@ def together(k: Tensor, v: Tensor, values: Mapping[str, Any]) -> tuple[Any, Any,
     return *stored, others
 
 
-def plain(stored: Stored, dtype: torch.dtype, page_table: Tensor | None, kv_len: int) -> tuple[Tensor, Tensor]:
+def as_floats(stored: Stored, dtype: torch.dtype, page_table: Tensor | None, kv_len: int) -> tuple[Tensor, Tensor]:
     """[batch, kv_heads, kv_len, channels] as floats, copied out of pages if they are in pages."""
-    if page_table is not None:
-        k, v = (x._replace(numbers=gathered(x.numbers, page_table, kv_len)) for x in stored)
-        stored = tuple(x._replace(scale=gathered(x.scale, page_table, kv_len)) for x in (k, v))  # type: ignore
-    k, v = (x.restored(dtype) for x in stored)
-    return k, v
+
+    def floats(x: QuantisedTensor) -> Tensor:
+        if page_table is not None:
+            numbers, scale = (gathered(each, page_table, kv_len) for each in (x.numbers, x.scale))
+            x = x._replace(numbers=numbers, scale=scale)
+        return x.restored(dtype)
+
+    return floats(stored[0]), floats(stored[1])

@@ -22,6 +22,9 @@ MISSION = ("causal", "window 1024", "sink + window", "documents", "sliding tile"
 """The patterns of the goals."""
 LINES = ["dense", "causal", "window 1024", "window 4096", "sink + window", "documents", "dilated window"]
 LINES += ["alibi", "softcap"]
+IN_8_BITS = ("causal", "documents", "sliding tile", "causal, new tokens")
+"""The patterns that are timed in 8 bits too, not backward and not at all lengths."""
+PRECISIONS = ("int8", "fp8")
 MOST_PAIRS = 1 << 28
 """Of a dense mask for SDPA: bytes."""
 Run = Callable[[], torch.Tensor]
@@ -135,6 +138,14 @@ class Runs:
         attend = fs.compile(self.spec, backend=backend, order=self.order, **options)
         return lambda: attend(*self.leaves, inputs="ordered")
 
+    def in_8_bits(self, precision: str) -> Run:
+        """A forward that quantises q, k and v; a step of decoding that reads a cache in 8 bits."""
+        if self.case.what == "forward":
+            return self.by("triton", precision=precision)
+        q, *keys = self.leaves
+        stored = fs.quantise(*keys, precision)
+        return lambda: self.attend(q, *stored, inputs="ordered")
+
     def flex(self, mode: str | None) -> Run:
         """FlexAttention by torch's own lists; eager in a dry run, whose compiler would take minutes."""
         torch._dynamo.reset()  # the ninth mask function of a process would run in eager
@@ -191,6 +202,9 @@ class Runs:
             ways["sdpa masked"] = lambda: self.sdpa(masked, masked=True)
         if self.case.pattern in ("dense", "causal", "window 1024", "window 4096", "causal, new tokens"):
             ways["flash_attn"] = self.flash_attn
+        usual = self.case.what == "decode" or self.case.tokens == 16_384 or self.order is not None or self.dry
+        if self.case.pattern in IN_8_BITS and self.case.what != "backward" and usual:
+            ways |= {each: lambda each=each: self.in_8_bits(each) for each in PRECISIONS}
         return ways
 
     def tuned_ways(self) -> dict[str, Callable[[], Run]]:

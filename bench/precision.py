@@ -1,9 +1,10 @@
 """Errors of attention in 8 bits against float64, and what its binaries say: `python bench/precision.py`.
 
 q, k and v are bfloat16, and so is each output, as in a model. int8 and fp8 are computed by the reference, on the CPU;
-tests/test_low_precision.py compares the kernel with it. Inputs: normal numbers; k with an offset that all tokens share
-in some channels and q large in some of them, as SageAttention (arXiv 2410.02367, figure 4) shows of models; and some
-keys that are large themselves. Options: --tokens 2048, --heads 4, --seed 0.
+tests/test_low_precision.py compares the kernel with it. "kept": k and v alone, by `fs.quantise`, with the mean of the
+first eighth of the tokens, as a prompt that long would give it. Inputs: normal numbers; k with an offset that all
+tokens share in some channels and q large in some of them, as SageAttention (arXiv 2410.02367, figure 4) shows of
+models; and some keys that are large themselves. Options: --tokens 2048, --heads 4, --seed 0.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ def ways(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Iterator[tuple[st
     for precision in PRECISIONS:
         yield precision, low(q, k, v, precision, centred=True)
         yield f"{precision}, mean left in", low(q, k, v, precision, centred=False)
+        prompt = k[:, :, : k.shape[2] // 8].mean(2, keepdim=True, dtype=torch.float32)
+        stored = fs.quantise(k, v, precision, mean=prompt)
+        restored = (x.restored(torch.float64) for x in stored)
+        yield f"{precision}, kept", fs.reference_attention(fs.causal(), q.double(), *restored).to(q.dtype)
 
 
 def errors(found: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
@@ -72,7 +77,7 @@ def binaries(tokens: int) -> list[list[str]]:
                 if (target, precision) == ("sm_80", "fp8"):
                     continue
                 attend = fs.compile(fs.causal(), backend="triton", precision=precision)
-                kernel = attend.aot(target, head_dim=head_dim, q_len=tokens, backward=False).kernels[0]
+                kernel = attend.aot(target, head_dim=head_dim, q_len=tokens, backward=False).kernels[-1]
                 full, config = kernel.loops[0], kernel.config
                 rows.append(
                     [
@@ -80,6 +85,30 @@ def binaries(tokens: int) -> list[list[str]]:
                         *(", ".join(kernel.tensor_cores), f"{config.block_m}x{config.block_n}, {config.warps}"),
                         *(f"{full.products:.2f}", f"{full.per_block:,}", str(full.wait_depth), str(full.local)),
                         *(f"{full.cycles[name]:,}" for name in ("products", "issue", "exponentials", "shared memory")),
+                    ]
+                )
+    return rows
+
+
+def steps(tokens: int) -> list[list[str]]:
+    """The decode kernel: one query of each of 8 heads in a tile of 16 rows, against 64 keys."""
+    rows = []
+    for target in TARGETS:
+        for head_dim in HEAD_DIMS:
+            for precision in (None, *PRECISIONS):
+                if (target, precision) == ("sm_80", "fp8"):
+                    continue
+                attend = fs.compile(fs.causal(tokens - 1), backend="triton", precision=precision)
+                sizes = {"heads": 32, "kv_heads": 4, "q_len": 1, "kv_len": tokens}
+                kernel = attend.aot(target, head_dim=head_dim, **sizes).kernels[0]
+                full = kernel.loops[0]
+                needed = 64 * 2 * (head_dim * 2 if precision is None else head_dim + 4)
+                issue = full.cycles["issue"] * 16 * 64 // 128**2
+                rows.append(
+                    [
+                        *(target, str(head_dim), precision or "bfloat16", ", ".join(kernel.tensor_cores)),
+                        *(str(kernel.config.block_n), str(kernel.registers), str(full.wait_depth), str(full.local)),
+                        *(f"{needed:,}", f"{issue:,}", f"{needed / issue:.1f}"),
                     ]
                 )
     return rows
@@ -107,10 +136,16 @@ def main() -> None:
     titles += [f"cycles: {name}" for name in ("products", "issue", "exponentials", "shared memory")]
     made: Any = binaries(given.tokens)
     notes = ["The full loops of the kernels, causal, for 128 x 128 pairs (columns as in `attend.aot`):", ""]
+    kept: Any = steps(given.tokens)
+    decode = ["target", "head_dim", "k and v", "tensor core", "keys of a tile", "registers", "wait", "local"]
+    decode += ["bytes", "cycles: issue", "bytes a cycle"]
+    said = "The full loop of the decode kernel for 8 query heads and 64 keys: bytes that it reads, cycles to issue it:"
+    more = [said, "", *table(decode, kept)]
     command = " ".join(["python bench/precision.py", *sys.argv[1:]])
     columns = ["inputs", "head_dim", "way", "relative L2 error", "largest error", "cosine"]
     data = {"errors": data, "binaries": [dict(zip(titles, row, strict=True)) for row in made]}
-    report("precision", command, columns, rows, data, notes="\n".join([*notes, *table(titles, made)]))
+    data["steps"] = [dict(zip(decode, row, strict=True)) for row in kept]
+    report("precision", command, columns, rows, data, notes="\n".join([*notes, *table(titles, made), "", *more]))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from cases import DTYPE, MISSION, Runs
+from cases import DTYPE, MISSION, PRECISIONS, Runs
 from flexspec.compiler.backends.triton.loops import CHANNELS
 from flexspec.compiler.planning.block_counts import of_runs
 from flexspec.compiler.planning.cost import ATTAINED, PARTIAL_COST, Shape, attention_seconds
@@ -19,10 +19,11 @@ from flexspec.compiler.planning.hardware import Hardware
 Record = dict[str, Any]
 COLUMNS = ["case", "tokens", "head_dim", "heads", "blocks", "ours", "TFLOP/s", "MFU", "flex / ours", "FLASH / ours"]
 COLUMNS += ["both tuned", "cudnn causal / ours", "flash2 causal / ours", "flash_attn / ours", "dense mask / ours"]
+COLUMNS += ["int8 / ours", "fp8 / ours"]
 COLUMNS += ["efficiency", "failed"]
 LEGEND = """MFU: FLOP/s of the blocks that are computed, over the data sheet's peak. efficiency: time of the fastest
 dense kernel x block density / ours. flash2: SDPA's flash kernel. flash_attn: Dao's own package, FA3 where there is
-one."""
+one. int8, fp8: our kernels in 8 bits, a forward with the time to quantise, a step of decoding over `fs.quantise`'s."""
 GOALS = {"forward": (1.2, 1.0), "backward": (1.1, 0.0), "decode": (1.3, 0.0)}
 """FlexAttention's time over ours: in geometric mean over the mission's patterns, and of every case."""
 EFFICIENCY = 0.8
@@ -44,7 +45,7 @@ def row(record: Record, peak: float) -> list[str]:
     return [
         *(*head, f"{record['density']:.1%}", f"{record['ours'] * 1e3:.3f} ms", f"{rate / 1e12:.3g}"),
         *(f"{rate / peak:.1%}", ratio("flex"), ratio("flash"), ratio("flex tuned", "tuned")),
-        *map(ratio, ("cudnn causal", "flash2 causal", "flash_attn", "sdpa masked")),
+        *map(ratio, ("cudnn causal", "flash2 causal", "flash_attn", "sdpa masked", *PRECISIONS)),
         *(f"{efficiency(record):.2f}" if dense(record) else "-", failed),
     ]
 

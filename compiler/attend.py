@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,7 @@ from . import operator
 from .backends.base import Backend, BackendFailed, Call, Result, able, check_qkv, check_weight
 from .backends.pages import as_seen, check_pages, gathered
 from .backends.registry import BACKENDS, check_precision, check_tuning, chosen, ranked
+from .backends.stored import QuantisedTensor, apart, as_floats, check_mean, stored_of
 from .blocks.defined import check_scores
 from .blocks.grid import BlockSize, make_grid
 from .map_cache import MapCache
@@ -62,7 +64,7 @@ class Attending:
         check_names((parts.names | chosen_by) - parts.tensors.keys() - parts.defaults.keys())
         self._beside = (parts.score.flat, *([parts.weight.flat] if parts.weight else []))
         self.held = {name: tensor for name, tensor in parts.tensors.items() if name in parts.inputs}
-        self._number = operator.enroll(self) if self.backward else None
+        self._number = operator.enroll(self) if self.backward or precision else None
 
     def __repr__(self) -> str:
         order = f", order={self.order}" if self.order else ""
@@ -76,14 +78,16 @@ class Attending:
 
     @cached_property
     def backward(self) -> Callable[..., list[torch.Tensor]] | None:
-        """The gradients of the one backend, if there is but one: with them this is one operator in `torch.compile`."""
+        """The gradients of the one backend, if there is but one. With them, or with a precision, which has none,
+        this is one operator in `torch.compile`.
+        """
         return self.backends[0].backward if len(self.backends) == 1 and self.precision is None else None
 
     def __call__(
         self,
         q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        k: torch.Tensor | QuantisedTensor,
+        v: torch.Tensor | QuantisedTensor,
         *,
         return_lse: bool = False,
         inputs: str = "logical",
@@ -97,7 +101,7 @@ class Attending:
 
         q: [batch, heads, q_len, head_dim].
         k, v: [batch, kv_heads, kv_len, head_dim], kv_heads dividing heads. Values of masked keys are multiplied by 0:
-            they must be finite.
+            they must be finite. Or both in 8 bits, as `fs.quantise` makes them: no precision rounds them again.
         return_lse: also the log-sum-exp in nats, float32 (of float64 inputs float64) [batch, heads, q_len], -inf where
             a query keeps nothing; of another weight, the log of the sum that it is divided by (FS042 where there is
             none).
@@ -124,14 +128,19 @@ class Attending:
         given = {"q": q_positions, "kv": kv_positions}
         values |= {GIVEN[side]: tensor for side, tensor in given.items() if tensor is not None}
         compiling = torch.compiler.is_compiling()
-        if compiling and self._number is not None and self._fits_operator(page_table, kv_len, values):
-            out, lse = operator.operate(self._number, self.held, q, k, v, inputs, values)
+        if compiling and self._number is not None and self._fits_operator(q, k, v, page_table, kv_len, values):
+            k, v, beside = apart(k, v)
+            out, lse = operator.operate(self._number, self.held, q, k, v, inputs, {**values, **beside})
             return (out, lse) if return_lse else out
         call = self._apart if compiling or "torch._dynamo" in sys.modules else self._called  # which is slow to import
         return call(q, k, v, return_lse, inputs, values, page_table, kv_len)
 
-    def _fits_operator(self, page_table: Any, kv_len: Any, values: dict[str, Any]) -> bool:
-        return page_table is None and kv_len is None and self.spec.weight is None and operator.fits(values)
+    def _fits_operator(self, q: Any, k: Any, v: Any, page_table: Any, kv_len: Any, values: dict[str, Any]) -> bool:
+        if self.backward is None or isinstance(k, QuantisedTensor):
+            plain = not operator.wants_gradients((q, k, v, *self.held.values(), *values.values()))
+        else:
+            plain = self.spec.weight is None
+        return page_table is None and kv_len is None and plain and operator.fits(values)
 
     @property
     def mapped(self) -> tuple[str, ...]:
@@ -161,8 +170,13 @@ class Attending:
         kv_len: int | None = None,
     ) -> Call:
         """The call in memory order, checked, with what it shares with calls alike."""
-        seen_k, seen_v = self._seen(k, v, page_table, kv_len)
+        stored = stored_of(k, v)
+        seen_k, seen_v = (k, v) if stored is None else (x.seen(q.dtype) for x in stored)
+        seen_k, seen_v = self._seen(seen_k, seen_v, page_table, kv_len)
         check_qkv(q, seen_k, seen_v)
+        if stored is not None:
+            check_mean(stored[0], q.shape[0], seen_k.shape[1], q.shape[3])
+            k, v = (x.numbers for x in stored)
         if inputs not in ("logical", "ordered"):
             fix = "choose logical or ordered"
             raise FlexSpecError("FS021", f"inputs is {inputs!r}", fix=fix, where=user_caret())
@@ -171,18 +185,20 @@ class Attending:
         check_weight(self.spec, sizes, return_lse, placed=bool(given_positions(values)))
         check_heads(values, q.shape[1], seen_k.shape[1])
         copies = self.copies_of_keys(q.shape[1], seen_k.shape[1], inputs, q.device)
+        eight, tokens = stored is not None, seen_k.shape[2]
         if self.order is not None and inputs == "logical":
-            if page_table is not None:
-                k, v, page_table = *(gathered(pages, page_table, seen_k.shape[2]) for pages in (k, v)), None
+            k, v = _in_floats(k, v, stored, q.dtype, page_table, tokens)
+            stored = page_table = None
             k, v = (x.repeat_interleave(copies, 1) if copies > 1 else x for x in (k, v))
             q, k, v = (self.moved(x, inputs, side=side) for x, side in ((q, "q"), (k, "kv"), (v, "kv")))
         if self._choices:
-            keys = k if page_table is None else gathered(k, page_table, seen_k.shape[2])
+            keys, _ = _in_floats(k, v, stored, q.dtype, page_table, tokens)
             values = self._choices.values(q, keys, sizes, values)
         bound, lowered = self._cache.of(sizes, values, q.device)
         beside = (lowered.derive(_score_by_row, bound=bound), *self._beside[1:]) if bound.rows else self._beside
         check_scores(lowered, beside, bound, read=self.exact)
-        return Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *self.options())
+        call = Call(lowered, lowered.score, bound, q, k, v, return_lse, page_table, *self.options())
+        return replace(call, stored=stored, precision=None, skip=None) if eight else call
 
     def copies_of_keys(self, heads: int, kv_heads: int, inputs: str, device: torch.device) -> int:
         """How often a key head lies in memory: once, or for each of its query heads if their orders differ.
@@ -249,13 +265,13 @@ class Attending:
             fix = "call it under torch.no_grad(), or compile without precision"
             raise FlexSpecError("FS042", message, fix=fix, where=user_caret())
         against: list[str] = []
-        for backend in ranked(self.backends, call):
+        for backend in ranked(self.backends, call.seen):
             reasons = backend.against(call)
             if not reasons:
                 if against:
                     self._warn(f"{backend.name} runs this, because {'; '.join(against)}")
                 try:
-                    return backend.run(call if backend.paged else call.unpaged())
+                    return backend.run(call if backend.paged else call.plain())
                 except BackendFailed as failed:
                     reasons = [str(failed)]
             against += reasons
@@ -271,6 +287,17 @@ class Attending:
 
 def _score_by_row(lowered: Lowered, bound: Bound) -> Expr:
     return by_row(lowered.attention.parts.score, bound)
+
+
+def _in_floats(
+    k: Any, v: Any, stored: Any, dtype: torch.dtype, page_table: torch.Tensor | None, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values out of their pages, and out of 8 bits."""
+    if stored is not None:
+        k, v = as_floats(stored, dtype, page_table, tokens)
+    elif page_table is not None:
+        k, v = (gathered(pages, page_table, tokens) for pages in (k, v))
+    return k, v
 
 
 def check_names(open_names: frozenset[str]) -> None:

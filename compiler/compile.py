@@ -42,7 +42,7 @@ def compile(  # noqa: A001 - the field's word, as in torch.compile
     precision: "int8" or "fp8", without gradients: products of q and k in 8 bits, each query and each 64 keys with a
         scale, after the mean of the keys is taken out; weights and values in float16 (of "fp8" in e4m3); sums in
         float32. By Triton on a GPU, and by the reference, which rounds alike. Each call quantises all of q, k and v: it
-        is meant for many queries.
+        is meant for many queries, as `fs.quantise` is for few.
     skip: with a precision, nats: a kernel may leave out a tile of keys whose scores all lie more than this below the
         maximum so far of their row. What it leaves out of a row has at most `d = keys * exp(-skip)` of its weight, so
         the output is off by at most `2 * d * max(abs(v))` and the lse by `-log(1 - d)`.

@@ -120,7 +120,8 @@ class CompiledAttention(Attending):
         """Compile the kernels of a call with these sizes for a GPU, with none at hand, and report on them.
 
         target: sm_80, sm_90, sm_100, gfx942, ...
-        q_len: tokens; a canvas' own size, or 4096, where left out; 16 queries or fewer take the decode kernels.
+        q_len: tokens; a canvas' own size, or 4096, where left out; 16 queries or fewer take the decode kernels, with
+            a precision over keys and values as `fs.quantise` keeps them.
         kv_len, batch, heads, kv_heads, dtype, head_dim, v_head_dim: of the call.
         backward: its kernels too, unless the call decodes.
         folder: also write the report, the generated source and each kernel's PTX and binary there.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.expr import inputs_of
 
 from .backends.base import Call, accurate
+from .backends.stored import together
 
 
 class Enrolled(Protocol):
@@ -35,7 +36,7 @@ class Enrolled(Protocol):
     def mapped(self) -> tuple[str, ...]: ...
     @property
     def backward(self) -> Callable[..., list[Tensor]] | None: ...
-    def call_of(self, q: Tensor, k: Tensor, v: Tensor, return_lse: bool, inputs: str, values: Any) -> Call: ...
+    def call_of(self, q: Tensor, k: Any, v: Any, return_lse: bool, inputs: str, values: Any) -> Call: ...
     def run(self, call: Call, q_len: int, inputs: str) -> tuple[Any, Any]: ...
     def moved(self, tensor: Tensor, inputs: str, dim: int = -2, side: str = "q") -> Tensor: ...
     def moved_back(self, tensor: Tensor, inputs: str, length: int, dim: int = -2, side: str = "q") -> Tensor: ...
@@ -56,6 +57,10 @@ def enroll(attention: Enrolled) -> int:
 def fits(values: Mapping[str, Any]) -> bool:
     """Can the operator take these values? It takes tensors, integers and floats."""
     return all(isinstance(x, (Tensor, int, float)) and not isinstance(x, bool) for x in values.values())
+
+
+def wants_gradients(values: Iterable[Any]) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)
 
 
 def operate(number: int, held: Mapping[str, Tensor], q: Tensor, k: Tensor, v: Tensor, inputs: str, values: Any) -> Any:
@@ -89,7 +94,8 @@ def _call(
         if _differ(held[name], attention.held[name]):
             message = f"the compiled model changes `{name}`, which the pattern captured"
             raise FlexSpecError("FS042", message, fix=f"make it an fs.Input, and give {name}= at the call")
-    call = attention.call_of(q, k, v, True, inputs, given)
+    keys, values, given = together(k, v, given)
+    call = attention.call_of(q, keys, values, True, inputs, given)
     bound = call.bound.tensors
     fitted = {name: x.expand(bound[name].shape) for name, x in held.items() if name not in attention.mapped}
     return attention, replace(call, bound=replace(call.bound, tensors={**bound, **fitted}))

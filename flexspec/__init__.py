@@ -39,6 +39,7 @@ _TOP = {
     "compiler.compile": "compile",
     "compiler.compiled": "CompiledAttention",
     "compiler.backends.reference": "reference_attention",
+    "compiler.backends.stored": "QuantisedTensor quantise",
     "compiler.blocks.block_map": "BlockMap",
     "compiler.blocks.runs": "BlockKind",
     "compiler.kept_keys": "KeptKeys kept_keys",

@@ -22,6 +22,8 @@ from .compiler.backends.base import Backend as Backend
 from .compiler.compile import compile as compile
 from .compiler.compiled import CompiledAttention as CompiledAttention
 from .compiler.backends.reference import reference_attention as reference_attention
+from .compiler.backends.stored import QuantisedTensor as QuantisedTensor
+from .compiler.backends.stored import quantise as quantise
 from .compiler.blocks.block_map import BlockMap as BlockMap
 from .compiler.blocks.runs import BlockKind as BlockKind
 from .compiler.kept_keys import KeptKeys as KeptKeys, kept_keys as kept_keys

@@ -27,6 +27,15 @@ def main():
         pages = tensors((26, PAGE, 2, 40), (26, PAGE, 2, 72))
         where = torch.arange(26, device=DEVICE, dtype=torch.int32).view(2, 13)
         attend(q[:, :, :3], *pages, page_table=where, kv_len=KV_LEN)
+        with_e4m3 = DEVICE == "cpu" or torch.cuda.get_device_capability() >= (8, 9)
+        for precision in ("int8", "fp8") if with_e4m3 else ("int8",):
+            fs.compile(spec, backend="triton", block_size=32, precision=precision)(q, k, v)
+            attend(q[:, :, :3], *fs.quantise(k, v, precision))
+            in_pages = (
+                x._replace(numbers=x.numbers.transpose(1, 2), scale=x.scale.transpose(1, 2))
+                for x in fs.quantise(*(x.transpose(1, 2) for x in pages), precision, mean=k[:1].mean(2, keepdim=True))
+            )
+            attend(q[:, :, :3], *in_pages, page_table=where, kv_len=KV_LEN)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
 

@@ -49,6 +49,8 @@ def test_everything_for_a_gpu_in_a_dry_run(tmp_path):
     assert any("bound" in each and 0 < each["bound"] < each["ours"] for each in records), problems
     assert all("flex" in each for each in records if each["what"] != "backward")
     assert {"tuned", "flex tuned"} <= {*records[0]}
+    low = {(each["what"], each["pattern"], each["head_dim"]) for each in records if {"int8", "fp8"} <= {*each}}
+    assert low >= {("forward", "causal", 64), ("forward", "sliding tile", 16), ("decode", "causal, new tokens", 16)}
     page = (tmp_path / "attention.md").read_text()
     for said in (
         "FlexAttention, both tuned in geometric mean",

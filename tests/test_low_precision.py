@@ -8,6 +8,8 @@ import torch
 from flexspec.compiler.backends import quantised
 from flexspec.compiler.backends.registry import LOW_PRECISION
 from flexspec.compiler.backends.triton import able
+from flexspec.compiler.backends.triton.launch import launch_of
+from flexspec.compiler.backends.triton.precision import quantised_by_kernels
 from test_triton import DEVICE, IDS, SCORES, qkv
 
 import flexspec as fs
@@ -277,3 +279,48 @@ def test_reasons_against(monkeypatch):
         fs.compile(fs.Attention(weight=fs.sigmoid_weight()), precision="int8")
     with torch.no_grad():
         fs.compile(fs.causal(), precision="int8", backend="triton", block_size=32)(q.clone().requires_grad_(), k, v)
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference", "auto"])
+def test_inside_torch_compile_there_is_no_graph_break(backend):
+    """Captured and given tensors, an order, a sink, an lse; then other values of all of them."""
+    sink, slopes = torch.tensor([0.5, -1.0], device=DEVICE), torch.rand(2, device=DEVICE)
+    spec = fs.Attention(fs.causal() & fs.document(), [fs.alibi(slopes)], weight=fs.sink_logit(sink))
+    options = {"order": fs.striped(2), "block_size": 32, "backend": backend}
+    attend = fs.compile(spec, precision="int8", **options)
+    model = torch.compile(
+        lambda q, *x, **ids: attend(2 * q, *x, return_lse=True, **ids), backend="aot_eager", fullgraph=True
+    )
+    for step in range(2):
+        q, k, v = qkv(45, batch=1, seed=step)
+        ids = (torch.arange(45, device=DEVICE)[None] + 20 * step) // 32
+        found = model(q, k, v, document_id=ids)
+        torch.testing.assert_close(found, attend(2 * q, k, v, return_lse=True, document_id=ids), atol=0, rtol=0)
+        changed = fs.Attention(spec.mask, [fs.alibi(slopes.clone())], weight=fs.sink_logit(sink.clone()))
+        wanted = fs.compile(changed, precision="int8", **options)(2 * q, k, v, return_lse=True, document_id=ids)
+        torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+        sink += 1.0
+        slopes *= 2.0
+    with pytest.raises(fs.FlexSpecError, match="FS042.*has no gradients"):
+        torch.compile(attend, backend="aot_eager")(q.requires_grad_(), k, v, document_id=ids)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_kernels_quantise_to_the_same_numbers(precision, dtype):
+    """Ties, zeros, numbers of all sizes, other strides; zeros up to whole blocks and 16 channels."""
+    q, k, v = qkv(70, 133, heads=4, kv_heads=2, head_dim=24, v_dim=41, dtype=dtype)
+    k, v = outliers(q, k, v)[1] * 3, (v * torch.logspace(-8, 0, 41, device=DEVICE)).to(dtype)
+    most = 127.0 if precision == "int8" else 448.0
+    q[:, :, 7] = torch.linspace(-most, most, 24, device=DEVICE).round() / 2
+    q[:, :, 7, 0], q[:, :, 8], v[..., 5], k[1] = most, 0.0, 0.0, 0.0
+    k = k.transpose(1, 2).contiguous().transpose(1, 2)
+    call = fs.compile(fs.causal(40), block_size=32).call_of(q, k, v, False, "logical", {})
+    found = quantised_by_kernels(launch_of(call), q, k, v, precision, (96, 160))
+    wanted = quantised.quantised(q, k, v, precision, (96, 160))
+    for name, one, other in zip(wanted._fields, found, wanted, strict=True):
+        assert (one.dtype, one.shape, one.stride()) == (other.dtype, other.shape, other.stride()), name
+        if name == "offset":
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        else:
+            assert one.double().equal(other.double()), name

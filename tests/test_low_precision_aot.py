@@ -16,7 +16,7 @@ TYPES = {  # of the products of q and k, and of weights and values
     ("sm_100", "fp8"): ("UTCQMMA", "UTCQMMA"),
 }
 PROGRAM = """
-import json, sys, torch, flexspec as fs
+import json, re, sys, torch, flexspec as fs
 image = fs.Canvas(h=32, w=64)
 tiles = fs.sliding_tile(image, {"h": 12, "w": 24}, {"h": 4, "w": 8})
 scored = fs.Attention(mask=fs.causal(), scores=[fs.softcap(20.0)], weight=fs.sink_logit(torch.zeros(4)))
@@ -29,6 +29,10 @@ for target, precision in json.loads(sys.argv[1]):
             attend = fs.compile(spec, order=order, precision=precision, **options)
             report = attend.aot(target, head_dim=head_dim, **given)
             print(json.dumps([target, precision, name, head_dim, report.facts()["kernels"], str(report)]))
+    step = fs.compile(fs.causal(8191), backend="triton", precision=precision)
+    report = step.aot(target, head_dim=128, heads=32, kv_heads=8, q_len=1, kv_len=8192)
+    loaded = sorted(set(re.findall(r"async_copy_global_to_local .*x(\\w+),", report.kernels[0].files["ttgir"])))
+    print(json.dumps([target, precision, "step", 128, report.facts()["kernels"], loaded]))
 """
 
 
@@ -42,7 +46,9 @@ def compiled():
 @pytest.mark.parametrize(("target", "precision"), TYPES)
 def test_the_tensor_core_multiplies_8_bits(compiled, target, precision):
     for name, head_dim in (("causal", 64), ("causal", 128), ("tiles", 64), ("scored", 64), ("skip", 64)):
-        (kernel,), text = compiled[target, precision, name, head_dim]
+        (*others, kernel), text = compiled[target, precision, name, head_dim]
+        assert [each["name"] for each in others] == ["quantise_queries", "quantise_keys"]
+        assert all(each["spills"] == 0 and each["flaws"] == [] for each in others)
         used = Counter(kernel["tensor_cores"])
         assert set(used) == set(TYPES[target, precision]) and used.total() == kernel["tensor_core_instructions"]
         assert kernel["name"] == "low_precision" and f"{used[TYPES[target, precision][0]]} " in text.splitlines()[-1]
@@ -56,10 +62,20 @@ def test_the_tensor_core_multiplies_8_bits(compiled, target, precision):
         assert kernel["loops"]["full"]["local"] == 0
 
 
+@pytest.mark.parametrize(("target", "precision"), TYPES)
+def test_a_step_reads_keys_and_values_in_8_bits(compiled, target, precision):
+    """The cache of `fs.quantise`; what is multiplied has 16 bits, as its bytes are what costs time."""
+    (decode, merge), loaded = compiled[target, precision, "step", 128]
+    assert {"int8": "i8", "fp8": "f8E4M3FN"}[precision] in loaded and not {"bf16", "f16"} & set(loaded)
+    assert (decode["name"], merge["name"]) == ("decode", "merge") and decode["flaws"] == []
+    assert set(decode["tensor_cores"]) == {"HMMA"} and min(decode["resident"].values()) >= 1
+    assert all(loop["products"] == 1.0 and loop["wait_depth"] >= 2 for loop in decode["loops"].values())
+
+
 def test_products_of_8_bits_count_half(compiled):
     """At 64 channels a block of 128 x 128 needs 1024 cycles of an sm_90 in 16 bits."""
     cycles = {
-        precision: compiled["sm_90", precision, "causal", 64][0][0]["loops"]["full"]["cycles"]["products"]
+        precision: compiled["sm_90", precision, "causal", 64][0][-1]["loops"]["full"]["cycles"]["products"]
         for precision in ("int8", "fp8")
     }
     assert cycles == {"int8": 768, "fp8": 512}
@@ -75,5 +91,5 @@ def test_a_gpu_without_fp8_is_told():
 def test_flexspec_build_takes_a_precision():
     words = ["build", "causal()", "--target", "sm_90", "--precision", "int8", "--length", "512", "--json"]
     facts = json.loads(output(started("-m", "flexspec.compiler.cli", *words)))
-    assert [each["name"] for each in facts["kernels"]] == ["low_precision"]
-    assert facts["kernels"][0]["tensor_cores"].keys() == {"IGMMA", "HGMMA"}
+    assert [each["name"] for each in facts["kernels"]] == ["quantise_queries", "quantise_keys", "low_precision"]
+    assert facts["kernels"][-1]["tensor_cores"].keys() == {"IGMMA", "HGMMA"}

@@ -16,6 +16,7 @@ from flexspec.user_line import user_caret
 
 from ..pipeline import Lowered
 from .pages import gathered
+from .stored import Stored, as_floats
 
 Result = tuple[torch.Tensor, torch.Tensor | None]
 """The output [batch, heads, q_len, v_head_dim] in q's dtype, and the lse [batch, heads, q_len] in `accurate(q.dtype)`
@@ -52,13 +53,30 @@ class Call:
     skip: float | None = None
     """Nats: tiles of keys whose scores lie so far below the maximum of each of their rows may be left out."""
     deterministic: bool | None = None
+    stored: Stored | None = None
+    """Keys and values in 8 bits; k and v are their numbers then."""
 
-    def unpaged(self) -> Call:
-        """The same call with keys and values copied out of their pages, if they are in pages."""
-        if self.page_table is None:
+    def plain(self, dtype: torch.dtype | None = None, kv_len: int | None = None) -> Call:
+        """The same call with keys and values copied out of their pages, and out of 8 bits, where they are in those.
+
+        dtype: where they were in 8 bits; else q's. kv_len: their tokens, if it is not that of the block map.
+        """
+        kv_len = self.lowered.grid.kv_len if kv_len is None else kv_len
+        if self.stored is not None:
+            k, v = as_floats(self.stored, dtype or self.q.dtype, self.page_table, kv_len)
+        elif self.page_table is not None:
+            k, v = (gathered(pages, self.page_table, kv_len) for pages in (self.k, self.v))
+        else:
             return self
-        k, v = (gathered(pages, self.page_table, self.lowered.grid.kv_len) for pages in (self.k, self.v))
-        return replace(self, k=k, v=v, page_table=None)
+        return replace(self, k=k, v=v, page_table=None, stored=None)
+
+    @property
+    def seen(self) -> Call:
+        """The call as backends that know nothing of 8 bits may be asked about it."""
+        if self.stored is None:
+            return self
+        k, v = (x.seen(self.q.dtype) for x in self.stored)
+        return replace(self, k=k, v=v, stored=None)
 
     @property
     def wants_gradients(self) -> bool:
@@ -107,7 +125,7 @@ class Backend:
     backward: the gradients of q, k, v, then of the tensors `read` by name, from the call, output, lse and their
         gradients. A backend that has it is one operator inside `torch.compile`, else it is a graph break.
     build: its kernels compiled for a GPU that need not be there (`attend.aot`).
-    paged: it takes keys and values in pages; else they are copied out of them first.
+    paged: it takes keys and values in pages, and in 8 bits (`Call.stored`); else they are copied out of them first.
     tunes: it times configurations where `autotune` asks for it.
     precisions: those below the tensors' own that it has, such as "int8".
     """
@@ -129,7 +147,7 @@ class Backend:
         """`reasons_against`, and the precision of the call where the backend does not have it."""
         if call.precision is not None and call.precision not in self.precisions:
             return [f"{self.name} has no precision={call.precision!r}"]
-        return self.reasons_against(call)
+        return self.reasons_against(call.seen)
 
 
 def able(backends: Sequence[Backend], call: Call) -> list[str]:

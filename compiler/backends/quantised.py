@@ -52,18 +52,29 @@ def quantised(
     q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, ...]; finite. tokens: that there are at least.
     centred: is the mean taken out of k? All steps are passes over memory: some reads and writes of q, k and v.
     """
-    offset, v_dim = torch.zeros(q.shape[:3], dtype=torch.float32, device=q.device), v.shape[3]
+    offset = torch.zeros(q.shape[:3], dtype=torch.float32, device=q.device)
+    mean, v_scale = mean_of(k), scale_of_values(v, precision)
     q, k, v = (x.float().contiguous() for x in (q, k, v))
     if centred:
-        mean = k.mean(2, keepdim=True)
         k = k - mean
         offset = (q.unflatten(1, (k.shape[1], -1)) * mean[:, :, None]).sum(-1).flatten(1, 2)  # no matter if TF32 is on
     q, k = widened(q, tokens[0]), widened(k, tokens[1], KEYS)
-    q8, q_scale = _in_blocks(q, 1, precision)
-    k8, k_scale = _in_blocks(k, KEYS, precision)
-    v8, v_scale = _by_channel(widened(v, k.shape[2]), precision)
+    q8, q_scale = in_blocks(q, 1, precision)
+    k8, k_scale = in_blocks(k, KEYS, precision)
+    v8 = _by_channel(widened(v / v_scale[:, :, None], k.shape[2]), precision)
     offset = pad(offset, (0, q.shape[2] - offset.shape[2]))
-    return Quantised(q8, k8, v8, q_scale, k_scale, v_scale[..., :v_dim], offset)
+    return Quantised(q8, k8, v8, q_scale, k_scale, v_scale, offset)
+
+
+def mean_of(k: Tensor) -> Tensor:
+    """Over the tokens: float32 [batch, kv_heads, 1, head_dim]; of float64 as of its float32."""
+    return (k.float() if k.dtype == torch.float64 else k).mean(2, keepdim=True, dtype=torch.float32)
+
+
+def scale_of_values(v: Tensor, precision: str) -> Tensor:
+    """Of each channel, float32 [batch, kv_heads, v_head_dim]: for float16 a power of two, which rounds nothing."""
+    most = torch.linalg.vector_norm(v, torch.inf, 2).float()  # in one pass
+    return _or_one((most.view(torch.int32) & EXPONENT).view(torch.float32) if precision == "int8" else most / E4M3)
 
 
 def widened(x: Tensor, tokens: int, block: int = 1) -> Tensor:
@@ -72,7 +83,7 @@ def widened(x: Tensor, tokens: int, block: int = 1) -> Tensor:
     return pad(x, (0, -x.shape[3] % ALIGNED, 0, tokens - x.shape[2]))
 
 
-def _in_blocks(x: Tensor, block: int, precision: str) -> tuple[Tensor, Tensor]:
+def in_blocks(x: Tensor, block: int, precision: str) -> tuple[Tensor, Tensor]:
     """Numbers, rounded to nearest, and the scale of each block of tokens."""
     blocks = x.unflatten(2, (-1, block))
     most = INT8 if precision == "int8" else E4M3
@@ -82,14 +93,11 @@ def _in_blocks(x: Tensor, block: int, precision: str) -> tuple[Tensor, Tensor]:
     return (numbers.round() if precision == "int8" else numbers).to(kind).flatten(2, 3), scale
 
 
-def _by_channel(v: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Values and the scale of each channel: for float16 a power of two, which rounds nothing."""
-    most = v.abs().amax(2, keepdim=True)
+def _by_channel(v: Tensor, precision: str) -> Tensor:
+    """Values over their scales, as they lie in memory."""
     if precision == "int8":
-        scale = _or_one((most.view(torch.int32) & EXPONENT).view(torch.float32))
-        return (v / scale).half(), scale.squeeze(2)
-    scale = _or_one(most / E4M3)
-    return (v / scale).transpose(2, 3).to(torch.float8_e4m3fn).contiguous().transpose(2, 3), scale.squeeze(2)
+        return v.half()
+    return v.transpose(2, 3).to(torch.float8_e4m3fn).contiguous().transpose(2, 3)
 
 
 def _or_one(scale: Tensor) -> Tensor:

@@ -213,6 +213,7 @@ DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 
 def run(call: Call) -> Result:
     """Any call that has a meaning; slow, and right."""
+    call = call.plain(torch.float64)
     lowered, scale = call.lowered, call.lowered.attention.scale
     q, k, v = call.q, call.k, call.v
     if call.precision is not None:
@@ -225,5 +226,10 @@ def run(call: Call) -> Result:
 
 
 REFERENCE = Backend(
-    "reference", lambda call: [], run, lambda lowered: Description(printed(lowered)), precisions=PRECISIONS
+    "reference",
+    lambda call: [],
+    run,
+    lambda lowered: Description(printed(lowered)),
+    paged=True,
+    precisions=PRECISIONS,
 )

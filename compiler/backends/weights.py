@@ -85,7 +85,7 @@ def by_softmax(call: Call, softmax: Callable[[Call], Result]) -> Result:
     if weight.kind == "sink_logit":
         out, lse = _with_sink(outs[0], lses[0], number_of(call))
     elif weight.kind == "identity_mix":
-        out, lse = _mixed(outs[0], lses[0], call.unpaged()), lses[0]
+        out, lse = _mixed(outs[0], lses[0], call.plain()), lses[0]
     else:
         lse = torch.logsumexp(torch.stack(lses), 0)
         shift = lse if weight.normalised else torch.zeros_like(lse)

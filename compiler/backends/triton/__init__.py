@@ -16,6 +16,7 @@ from ..flex import describe
 from ..quantised import PRECISIONS
 from ..weights import by_softmax, number_of
 from .able import reasons_against
+from .configs import arch_of
 from .kept import kept_or_made
 
 # Triton is slow to import: what needs it is met inside the functions below, and nowhere else.
@@ -31,17 +32,17 @@ def run(call: Call) -> Result:
 
 def _softmax(call: Call, sink: Tensor | None = None) -> Result:
     from .autograd import differentiable
-    from .decoding import decodes, run_decode
+    from .decoding import decodes, reads, run_decode
     from .launch import launch_of
     from .precision import run_low_precision
 
     if call.precision is not None:
-        call = call.unpaged()
+        call = call.plain()
         out, lse = run_low_precision(launch_of(call, sink), call)
-    elif decodes(call):
-        out, lse = run_decode(launch_of(call, sink), call.q, call.k, call.v, call.page_table)
+    elif decodes(call) and reads(arch_of(call.q.device), call):
+        out, lse = run_decode(launch_of(call, sink), call)
     else:
-        out, lse = differentiable(call.unpaged(), sink)
+        out, lse = differentiable(call.plain(), sink)
     return out, lse if call.return_lse else None
 
 

@@ -16,6 +16,7 @@ from flexspec.errors import FlexSpecError
 from flexspec.user_line import user_caret
 
 from ..base import Call
+from ..stored import quantise
 from ..weights import softmax_scores
 from .able import reasons_against
 from .autograd import run_backward
@@ -36,18 +37,26 @@ def build(call: Call, target: str, backward: bool = True) -> AotReport:
     weight, sink = call.lowered.weight, None
     if weight is not None and weight.kind == "sink_logit" and (decodes(call) or not backward or call.precision):
         sink = torch.empty((1, call.q.shape[1], 1), device=call.q.device)  # gradients go by the identity
+    if call.precision is not None and decodes(call):
+        call = kept_in_8_bits(call, call.precision)
     score, *_ = softmax_scores(weight, call.score)  # a weight with a sign has another like it
     call = replace(call, score=score)
     launch = replace(launch_of(call, sink, target), start=start)
-    if call.precision is not None:
+    if decodes(call):
+        run_decode(launch, call)
+    elif call.precision is not None:
         run_low_precision(launch, call)
-    elif decodes(call):
-        run_decode(launch, call.q, call.k, call.v)
     else:
         read = () if call.deterministic else call.trained
         run_all(launch, call.q, call.k, call.v, backward, {name: call.bound.tensors[name].to("meta") for name in read})
     source = Path(launch.functions.file).read_text("utf-8")
     return AotReport(call.lowered.attention.label, target, tuple(kernels), source)
+
+
+def kept_in_8_bits(call: Call, precision: str) -> Call:
+    """A step of decoding whose keys and values are as `fs.quantise` has them."""
+    stored = quantise(call.k, call.v, precision)
+    return replace(call, k=stored[0].numbers, v=stored[1].numbers, stored=stored, precision=None, skip=None)
 
 
 def run_all(

@@ -129,7 +129,7 @@ ROWS_OF_A_WARP = 16
 def config_of(kernel: str, arch: str, grid: Grid, q: torch.Tensor, v: torch.Tensor, listed: bool = False) -> Config:
     """The choice for a GPU; tiles divide the map's blocks. kernel: one of `TABLES`, or decode. listed: over lists."""
     if kernel == "decode":  # its tile of queries is as high as the call needs
-        row = max(q.shape[3], v.shape[3]) * q.element_size()
+        row = max(q.shape[3], v.shape[3]) * v.element_size()
         return Config(16, divisor(grid.block_kv, 64 if row <= 128 else 32 if row <= 512 else 16), 4, 3)
     table = _rows(kernel, arch, q, listed)
     chosen = table[min(most for most in table if most >= max(q.shape[3], v.shape[3]))]

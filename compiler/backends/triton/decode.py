@@ -23,15 +23,33 @@ def in_pages(tensor, table, b, last, PAGE: tl.constexpr):
 
 
 @triton.jit
+def in_8_bits(stored, table, tile, b, batch, kv_head, last, PAGE: tl.constexpr):
+    """The last of `over_tile`'s places, with the product of each query and the mean of all keys; nothing of floats."""
+    if stored is None:
+        found = ()
+    else:
+        k_scale, v_scale, mean = stored
+        lacking = 0.0
+        if mean is not None:
+            d = tl.arange(0, tile.shape[1])
+            row = tl.load(place(mean, b, kv_head) + d * mean[4], mask=d < mean[5], other=0.0)
+            lacking = tl.sum(tile.to(tl.float32) * row[None, :], 1)[:, None]
+        k_in, v_in = in_pages(k_scale, table, b, last, PAGE), in_pages(v_scale, table, b, last, PAGE)
+        found = ((place(k_scale, batch, kv_head), k_in), (place(v_scale, batch, kv_head), v_in), lacking)
+    return found
+
+
+@triton.jit
 def decode(
-    q, k, v, table, pieces, work, full, partial, sizes, scale, mask_values, score_values, mask,
+    q, k, v, stored, table, pieces, work, full, partial, sizes, scale, mask_values, score_values, mask,
     score: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr,
     V_DIM: tl.constexpr, HEAD_PAD: tl.constexpr, V_PAD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """q, k, v: tensors. table: (page table, its stride), read if PAGE, the tokens of a page, is not 0. pieces: what is
-    written, float32 (sums [pieces, BLOCK_M, V_DIM], weights and base-2 maxima [pieces, BLOCK_M]). work: (first piece of
-    each part, row of each piece). full, partial: (first, start, stop) of the runs of each piece, in tiles of keys.
-    sizes: (heads, group, q_len, kv_len, query heads in a row).
+    """q, k, v: tensors. stored: None, or where k and v are in 8 bits the scales of both, then the mean of keys with the
+    number of its channels, or None. table: (page table, its stride), read if PAGE, the tokens of a page, is not 0.
+    pieces: what is written, float32 (sums [pieces, BLOCK_M, V_DIM], weights and base-2 maxima [pieces, BLOCK_M]).
+    work: (first piece of each part, row of each piece). full, partial: (first, start, stop) of the runs of each piece,
+    in tiles of keys. sizes: (heads, group, q_len, kv_len, query heads in a row).
     """
     heads, group, q_len, kv_len, packed = sizes
     part = tl.program_id(0)
@@ -54,8 +72,9 @@ def decode(
             (),
         )
         batch = b if PAGE == 0 else b * 0  # pages belong to no batch
-        k_bases, v_bases = (place(k, batch, first_h // group),), (place(v, batch, first_h // group),)
-        places = (b, h, q_idx, k_bases, v_bases)
+        kv_head = first_h // group
+        scales = in_8_bits(stored, table, tiles[0], b, batch, kv_head, kv_len - 1, PAGE)
+        places = (b, h, q_idx, (place(k, batch, kv_head),), (place(v, batch, kv_head),), scales)
         k_in, v_in = in_pages(k, table, b, kv_len - 1, PAGE), in_pages(v, table, b, kv_len - 1, PAGE)
         state = over_runs(
             state, full, piece, tiles, places, k_in, v_in, kv_len, scale, None, mask_values, score_values, mask, score,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from ...blocks.flex_lists import by_kind
 from ...blocks.runs import counting
 from ...evaluation.points import Array
 from ..base import Call
+from .able import WITH_E4M3
 from .configs import Config, padded
 from .launch import Launch, described, near
 from .tuning import launched
@@ -53,31 +54,38 @@ def decodes(call: Call) -> bool:
     return grid.q_len <= MOST_QUERIES and grid.q_blocks == 1 and long and not call.wants_gradients
 
 
-def run_decode(
-    launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output in q's dtype, and lse float32 [batch, heads, q_len]; a sink logit is a column of the merged row.
+def reads(arch: str, call: Call) -> bool:
+    """Can the decode kernels for a GPU read these keys and values? In the interpreter, whose name is empty, any."""
+    return call.k.dtype != torch.float8_e4m3fn or arch in ("", *WITH_E4M3)
 
-    q: [batch, heads, q_len, head_dim]; k, v: [batch, kv_heads, kv_len, head_dim], or with a page table int32 [batch,
-    pages of a sequence]: [pages, page_size, kv_heads, head_dim].
-    """
+
+def run_decode(launch: Launch, call: Call) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output in q's dtype, and lse float32 [batch, heads, q_len]; a sink logit is a column of the merged row."""
     from .decode import decode
 
+    q, k, v, table = call.q, call.k, call.v, call.page_table
+    scales = [] if call.stored is None else [x.scale for x in call.stored]
     if table is not None:
-        k, v = k.transpose(1, 2), v.transpose(1, 2)
+        k, v, *scales = (x.transpose(1, 2) for x in (k, v, *scales))
         table = table if table.stride(1) == 1 else table.contiguous()
     q, k, v = near(q, k, v)
+    stored = None if call.stored is None else (*map(described, scales), _mean(call.stored[0].mean, q))
     result: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def start(launch: Launch, chosen: Config) -> None:
-        result[:] = [_decode(launch, q, k, v, table, chosen)]
+        result[:] = [_decode(launch, q, k, v, stored, table, chosen)]
 
     launched(start, decode, launch, q, v, launch.functions[:2])
     return result[0]
 
 
+def _mean(mean: torch.Tensor | None, q: torch.Tensor) -> tuple[Any, ...] | None:
+    """As `decode` takes it."""
+    return None if mean is None else (*described(mean.expand(q.shape[0], -1, -1, -1)), q.shape[3])
+
+
 def _decode(
-    launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, table: torch.Tensor | None, chosen: Config
+    launch: Launch, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, stored: Any, table: Any, chosen: Config
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Both kernels: how many pieces there are to merge follows from the tiles."""
     from .decode import decode
@@ -94,6 +102,7 @@ def _decode(
         described(q),
         described(k),
         described(v),
+        stored,
         None if table is None else (table, table.stride(0)),
         pieces,
         (work.first_of_part, work.row),

@@ -107,6 +107,8 @@ def product(a, b, acc, precision: tl.constexpr):
     """`acc + a @ b` in float32."""
     if INTERPRETED:  # whose dot takes the bits of a bfloat16 for an integer
         a, b = a.to(tl.float32), b.to(tl.float32)
+    else:
+        b = b.to(a.dtype)  # where keys and values are in 8 bits
     return tl.dot(a, b, acc, input_precision=precision)
 
 
@@ -199,6 +201,12 @@ def added_late(accs, late, v, v_bases, tokens, V_DIM: tl.constexpr, length, prec
 
 
 @triton.jit
+def scales_at(scale, start, tokens, length, RAGGED: tl.constexpr):
+    """The scales [1, tokens] of keys or values in 8 bits. scale: (its start, the tensor)."""
+    return tl.trans(tile_at(scale[0], scale[1], start, tokens, tl.arange(0, 1), 1, length, RAGGED))
+
+
+@triton.jit
 def over_tile(
     state, start, tiles, places, k, v, kv_len, scale, ends, mask_values, score_values, mask, score: tl.constexpr,
     PARTIAL: tl.constexpr, BLOCK_N: tl.constexpr, HEAD_DIM: tl.constexpr, V_DIM: tl.constexpr, PRECISION: tl.constexpr,
@@ -206,14 +214,17 @@ def over_tile(
     """Attend to the keys from `start` on; unless PARTIAL, every pair is kept and every position exists.
 
     tiles: of the queries. state: the sums for each part of the channels, their total and maximum, and where p v is a
-    pass late what `added_late` needs, else nothing.
+    pass late what `added_late` needs, else nothing. The last of places: where keys and values are in 8 bits, the scales
+    of both for `scales_at`, and what the scores of each query lack; else nothing.
     """
     accs, total, most, late = state
-    b, h, q_idx, k_bases, v_bases = places
+    b, h, q_idx, k_bases, v_bases, scales = places
     n = tl.arange(0, BLOCK_N)
     kv_idx = (start + n)[None, :]
     k_tiles = tiles_at(k_bases, k, start, n, tiles, HEAD_DIM, kv_len, PARTIAL)
     s = score_products(tiles, k_tiles, PRECISION)
+    if len(scales) > 0:
+        s = s * scales_at(scales[0], start, n, kv_len, PARTIAL) + scales[2]
     if len(late) > 0:
         accs = added_late(accs, late, v, v_bases, n, V_DIM, kv_len, PRECISION)
     s, factor = scored(s, scale, b, h, q_idx, kv_idx, score_values, score)
@@ -221,7 +232,12 @@ def over_tile(
         keep = kept(ends, start, n[None, :], b, h, q_idx, kv_idx, mask_values, mask)
         s = tl.where(keep, s, float("-inf"))
     p, fade, total, most = weighted(total, most, s, factor)
-    p = p.to(k_tiles[0].dtype)
+    if len(scales) == 0:
+        p = p.to(k_tiles[0].dtype)
+    else:
+        p = p * scales_at(scales[1], start, n, kv_len, PARTIAL)
+        if tiles[0].dtype != tl.float32:
+            p = p.to(tl.bfloat16)  # float16 would lose small scales
     if len(late) > 0:  # bits, as the compiler would copy a matrix that an earlier pass left to shared memory; and
         late = (p.to(tl.int16, bitcast=True), fade, start + BLOCK_N)  # it pipelines no loop that carries its counter
     else:
@@ -334,7 +350,7 @@ def forward(
     state = (zeros(BLOCK_M, V_PARTS), total, most, late)
     k_bases = bases_of(place(k, b, h // group), k, kv_len, HEAD_DIM, HEAD_PARTS, BLOCK_N, TMA)
     v_bases = bases_of(place(v, b, h // group), v, kv_len, V_DIM, V_PARTS, BLOCK_N, TMA)
-    places = (b, h, q_idx, k_bases, v_bases)
+    places = (b, h, q_idx, k_bases, v_bases, ())
     state = over_row(
         state, full, row, tiles, places, k, v, kv_len, scale, None, mask_values, score_values, mask, score,
         False, BLOCK_KV, BLOCK_N, HEAD_DIM, V_DIM, PRECISION,

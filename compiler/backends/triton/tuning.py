@@ -102,7 +102,7 @@ def chosen(
     first = config_of(name, setting.arch, grid, q, v, _listed(name, setting))
     if timer is None:
         return first
-    key = (name, q.dtype, q.shape, v.shape[3], setting.group, functions)
+    key = (name, q.dtype, v.dtype, q.shape, v.shape[3], setting.group, functions)
     given = {"start": start, "facts": partial(facts_of, kernel, setting, q, v, functions), "timer": timer, "read": read}
     return setting.block_map.derive(_tuned, key, configs=candidates(name, grid, first), **given)
 
@@ -123,6 +123,7 @@ def facts_of(
         "kernel": kernel.fn.__name__,
         "gpu": torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else "none",
         "dtype": str(q.dtype),
+        "dtype of v": str(v.dtype),
         "head_dims": [q.shape[3], v.shape[3]],
         "block_size": [grid.block_q, grid.block_kv],
         "lists": _listed(kernel.fn.__name__, setting),

@@ -47,8 +47,9 @@ def tile_of(base, tensor, first, tokens, channels):
         page = tl.load(tensor[5] + tl.minimum(at // tensor[7], tensor[6])).to(tl.int64)
         rows = (page * tensor[1] + (at % tensor[7]).to(tl.int64) * tensor[3])[:, None]
     else:
-        rows = tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3]
-    return base + rows + channels[None, :] * tensor[4]
+        base += tl.cast(first, tl.int64) * tensor[3]
+        rows = tokens[:, None] * tensor[3]
+    return base + (rows + channels[None, :] * tensor[4])
 
 
 @triton.jit
@@ -91,6 +92,14 @@ def bases_of(
     else:
         bases = (base, base)
     return bases
+
+
+@triton.jit
+def own_tiles(tensor, b, h, first, tokens, length, CHANNELS: tl.constexpr, PARTS: tl.constexpr):
+    """The tiles of a program's own side, which it reads once: by pointers."""
+    base = place(tensor, b, h)
+    like = zeros(tokens.shape[0], PARTS)
+    return tiles_at((base, base), tensor, first, tokens, like, CHANNELS, length, True)
 
 
 @triton.jit
@@ -319,8 +328,7 @@ def forward(
 
     m = tl.arange(0, BLOCK_M)
     q_idx = (first_q + m)[:, None]
-    q_bases = bases_of(place(q, b, h), q, q_len, HEAD_DIM, HEAD_PARTS, BLOCK_M, False)
-    tiles = tiles_at(q_bases, q, first_q, m, zeros(BLOCK_M, HEAD_PARTS), HEAD_DIM, q_len, True)
+    tiles = own_tiles(q, b, h, first_q, m, q_len, HEAD_DIM, HEAD_PARTS)
     total = tl.zeros([BLOCK_M], tl.float32)
     most = tl.full([BLOCK_M], float("-inf"), tl.float32)
     if sink is not None:  # the first column of the online softmax

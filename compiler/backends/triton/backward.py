@@ -69,10 +69,9 @@ def add_at(
 
 
 @triton.jit
-def per_query(rows, b, h, first, m, heads, q_len, RAGGED: tl.constexpr = True):
-    """float32 [M]: an entry of [batch, heads, q_len] for each query, where RAGGED 0 past the end."""
-    at = rows + (b.to(tl.int64) * heads + h) * q_len + first + m
-    return tl.load(at, mask=first + m < q_len, other=0.0) if RAGGED else tl.load(at)
+def per_query(rows, b, h, first, m, heads, q_len):
+    """float32 [M]: an entry of [batch, heads, q_len] for each query, 0 past the end."""
+    return tl.load(rows + (b.to(tl.int64) * heads + h) * q_len + first + m, mask=first + m < q_len, other=0.0)
 
 
 @triton.jit
@@ -230,8 +229,8 @@ def over_column(
                     start, number = tile_in(blocks, at, number, TILE[0])
                     q_tiles = tiles_at(q_bases, q, start, m, k_tiles, SIZE[0], q_len, PARTIAL)
                     do_tiles = tiles_at(do_bases, dout, start, m, v_tiles, SIZE[1], q_len, PARTIAL)
-                    shift_m = per_query(shift, b, h, start, m, heads, q_len, PARTIAL)[None, :]
-                    delta_m = per_query(delta, b, h, start, m, heads, q_len, PARTIAL)[None, :]
+                    shift_m = per_query(shift, b, h, start, m, heads, q_len)[None, :]
+                    delta_m = per_query(delta, b, h, start, m, heads, q_len)[None, :]
                     s = score_products(k_tiles, q_tiles, PRECISION)
                     dp = score_products(v_tiles, do_tiles, PRECISION)
                     keep, q_idx = None, (start + m)[None, :]

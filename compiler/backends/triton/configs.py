@@ -14,7 +14,8 @@ class Config(NamedTuple):
     """Queries and keys of a tile, warps, stages of the software pipeline, and the most registers that a thread may take
     (on NVIDIA; nothing: as many as it wants), so that a second block fits beside the first.
 
-    tma: keys and values come by descriptors where their memory allows it. late: and p v a pass late. Of `forward` only.
+    tma: the tiles of the other side come by descriptors where their memory allows it. late: and p v a pass late; of
+    `forward` only.
     """
 
     block_m: int
@@ -71,8 +72,13 @@ BACKWARD_Q: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 4), 128: C(128, 64, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_80, lists": {128: C(64, 64, 4, 3)},
     "sm_86": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 3), 128: C(128, 32, 8, 3), 256: C(32, 32, 4, 3)},
-    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
-    "sm_100": {64: C(128, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 16, 8, 3)},
+    "sm_90": {
+        32: C(64, 64, 4, 3, tma=True),
+        64: C(128, 64, 8, 3, 128, tma=True),
+        128: C(128, 32, 8, 3, 128, tma=True),
+        256: C(128, 32, 8, 3, tma=True),
+    },
+    "sm_100": {128: C(128, 64, 4, 3, tma=True), 256: C(128, 16, 8, 3, tma=True)},
     "gfx": {256: C(32, 32, 4, 2)},
     "float32": {32: C(64, 32, 8, 3), 64: C(32, 32, 4, 3), 128: C(32, 16, 8, 3), 256: C(16, 16, 8, 3)},
 }
@@ -84,8 +90,18 @@ BACKWARD_KV: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 4), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_80, lists": {128: C(32, 64, 4, 3)},
     "sm_86": {32: C(64, 64, 4, 3), 64: C(32, 64, 4, 3), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
-    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3), 256: C(32, 32, 4, 3)},
-    "sm_100": {64: C(64, 128, 8, 3), 128: C(64, 128, 8, 3), 256: C(16, 64, 8, 3)},
+    "sm_90": {
+        32: C(64, 64, 4, 3),
+        96: C(64, 64, 4, 3, tma=True),
+        128: C(32, 64, 4, 3, tma=True),
+        192: C(16, 64, 4, 3, tma=True),
+        256: C(32, 32, 4, 3),
+    },
+    "sm_100": {
+        64: C(64, 128, 4, 3, tma=True),
+        128: C(64, 128, 8, 3, tma=True),
+        256: C(16, 64, 8, 3, tma=True),
+    },
     "gfx": {256: C(32, 32, 4, 2)},
     "float32": {32: C(32, 64, 8, 3), 64: C(32, 32, 4, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
 }
@@ -103,7 +119,7 @@ LOW_PRECISION: dict[str, dict[int, Config]] = {
 so rows wide enough for few instructions count for more than warps. Keys: at most `quantised.KEYS`, of one scale."""
 
 BACKWARD_FUSED: dict[str, dict[int, Config]] = {
-    "sm_90": {64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3)},
+    "sm_90": {80: C(64, 64, 4, 3, tma=True), 96: C(32, 64, 4, 3, tma=True), 128: C(32, 64, 4, 3)},
     "float32": {64: C(32, 64, 8, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
 }
 """As `BACKWARD_KV`, where its loops promise more than those of the two kernels together. Elsewhere five products take

@@ -182,8 +182,8 @@ def backward_q(
             begin, stop, number = run_at(blocks, row, run, BLOCK[1])
             for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[1]):
                 start, number = tile_in(blocks, at, number, TILE[1])
-                k_tiles = tiles_at(k_bases, k, start, n, q_tiles, SIZE[0], kv_len, PARTIAL)
-                v_tiles = tiles_at(v_bases, v, start, n, do_tiles, SIZE[1], kv_len, PARTIAL)
+                k_tiles = tiles_at(k_bases, k, start, n, q_tiles, SIZE[0], kv_len, PARTIAL, True)
+                v_tiles = tiles_at(v_bases, v, start, n, do_tiles, SIZE[1], kv_len, PARTIAL, True)
                 s = score_products(q_tiles, k_tiles, PRECISION)
                 dp = score_products(do_tiles, v_tiles, PRECISION)
                 keep, kv_idx = None, (start + n)[None, :]
@@ -227,8 +227,8 @@ def over_column(
                 begin, stop, number = run_at(blocks, row, run, BLOCK[0])
                 for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[0]):
                     start, number = tile_in(blocks, at, number, TILE[0])
-                    q_tiles = tiles_at(q_bases, q, start, m, k_tiles, SIZE[0], q_len, PARTIAL)
-                    do_tiles = tiles_at(do_bases, dout, start, m, v_tiles, SIZE[1], q_len, PARTIAL)
+                    q_tiles = tiles_at(q_bases, q, start, m, k_tiles, SIZE[0], q_len, PARTIAL, True)
+                    do_tiles = tiles_at(do_bases, dout, start, m, v_tiles, SIZE[1], q_len, PARTIAL, True)
                     shift_m = per_query(shift, b, h, start, m, heads, q_len)[None, :]
                     delta_m = per_query(delta, b, h, start, m, heads, q_len)[None, :]
                     s = score_products(k_tiles, q_tiles, PRECISION)

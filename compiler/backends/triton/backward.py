@@ -5,8 +5,8 @@ seven, in an order that no call repeats.
 
 All compute the weights p again, from the scores and the lse of the forward pass. With do, dlse the gradients of output
 and lse: delta = rowsum(do * out) - dlse, ds = p * (do @ v.T - delta), and before a score function its derivative times
-that. `deltas` runs first. Full blocks need no mask here either; blocks come as runs or as lists of tiles, as in
-`forward`.
+that. `deltas` runs first. Full blocks need no mask here either; blocks come as runs or as lists of tiles, and tiles by
+pointers or descriptors, as in `forward`.
 """
 
 import triton

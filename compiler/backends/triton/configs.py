@@ -63,7 +63,7 @@ FORWARD: dict[str, dict[int, Config]] = {
 two groups ahead, no local operation in the full loop, and of those the fastest in a model of the instructions' own
 waits. Where 128 registers a thread suffice, two blocks share a multiprocessor: one multiplies while the other takes
 exponentials, and p v a pass late gains nothing; where one block fills it, as at 256 channels, that pays. (On "sm_80" at
-128 channels a second block is worth two to four local operations with some masks.)
+128 channels a second block is worth two local operations with some masks.)
 
 A GPU without a row takes "sm_86", which needs at most 99 KB of shared memory. No tensor core multiplies float32.
 """
@@ -83,8 +83,9 @@ BACKWARD_Q: dict[str, dict[int, Config]] = {
     "float32": {32: C(64, 32, 8, 3), 64: C(32, 32, 4, 3), 128: C(32, 16, 8, 3), 256: C(16, 16, 8, 3)},
 }
 """As `FORWARD`. Four warps of an sm_90 multiply 64 rows at once, a warp of an older GPU 16: rows of queries here, of
-keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products. "lists": over lists of tiles, whose
-loops hold other values, where another tile is better."""
+keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products. By descriptors 128 rows of queries take
+so few registers that two blocks share a multiprocessor. "lists": over lists of tiles, whose loops hold other values,
+where another tile is better."""
 
 BACKWARD_KV: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 4), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
@@ -185,7 +186,7 @@ def padded(size: int) -> int:
 
 def parts_of(channels: int, arch: str) -> tuple[int, ...]:
     """Powers of two, one or two, that hold the channels with the least room left: 80 are 64 and 16. One on an sm_100,
-    on which Triton pipelines no loop that sums up two products.
+    on which Triton pipelines no loop that sums up two products: by pointers or descriptors, it waits for each tile.
     """
     whole = padded(channels)
     parts = whole // 2, padded(channels - whole // 2)

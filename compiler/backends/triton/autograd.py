@@ -19,7 +19,7 @@ from .backward import backward_fused, backward_kv, backward_q, deltas
 from .configs import Config, has_fused, padded, parts_of
 from .functions import functions
 from .gradients import Gradients, gradient_functions
-from .launch import Launch, described, launch_of, located, near, run_forward
+from .launch import Launch, by_descriptors, described, launch_of, located, near, run_forward
 from .rows import rows_of, takes_lists
 from .tuning import launched
 
@@ -163,7 +163,8 @@ def _launch(launch: Launch, own: Pass) -> None:
 
 
 def _start(launch: Launch, own: Pass, chosen: Config) -> None:
-    q, _, v = own.tensors[:3]
+    q, k, v, dout = own.tensors[:4]
+    chosen = by_descriptors(chosen, *((k, v) if own.side == "q" else (q, dout)))
     grid, axis = launch.block_map.grid, ("q", "kv").index(own.side)
     block, tile = (grid.block_q, grid.block_kv), (chosen.block_m, chosen.block_n)
     listed = block[1 - axis] // tile[1 - axis] if takes_lists(launch.block_map, own.kernel.fn.__name__) else 0
@@ -189,5 +190,6 @@ def _start(launch: Launch, own: Pass, chosen: Config) -> None:
         SIZE=(q.shape[3], v.shape[3]),
         PARTS=(parts_of(q.shape[3], launch.arch), parts_of(v.shape[3], launch.arch)),
         PRECISION="ieee",
+        TMA=chosen.tma,
         **launch.options,
     )

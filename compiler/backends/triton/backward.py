@@ -5,37 +5,29 @@ seven, in an order that no call repeats.
 
 All compute the weights p again, from the scores and the lse of the forward pass. With do, dlse the gradients of output
 and lse: delta = rowsum(do * out) - dlse, ds = p * (do @ v.T - delta), and before a score function its derivative times
-that. `deltas` runs first. Full blocks need no mask here either; blocks come as runs or as lists of tiles, as in
-`forward`.
+that. `deltas` runs first. Full blocks need no mask here either; blocks come as runs or as lists of tiles, and tiles by
+pointers or descriptors, as in `forward`.
 """
 
 import triton
 import triton.language as tl
 
 from .arithmetic import only
-from .forward import LOG2_E, ends_of, kept, place, product, program, score_products, scored, tile_of, zeros
-
-
-@triton.jit
-def tile_at(tensor, b, h, first, tokens, channels, length, SIZE: tl.constexpr, PARTIAL: tl.constexpr):
-    """A tile [tokens, channels] from token `first` on. Where PARTIAL it may pass the end, and is 0 there."""
-    there = (channels < SIZE)[None, :]
-    if PARTIAL:
-        there = there & (first + tokens < length)[:, None]
-    start = place(tensor, b, h) + tl.cast(first, tl.int64) * tensor[3]
-    return tl.load(start + (tokens[:, None] * tensor[3] + channels[None, :] * tensor[4]), mask=there, other=0.0)
-
-
-@triton.jit
-def tiles_at(
-    tensor, b, h, first, tokens, length, SIZE: tl.constexpr, PARTS: tl.constexpr, PARTIAL: tl.constexpr
-):  # fmt: skip
-    """`tile_at` for each part of the channels: one, or two."""
-    tiles = (tile_at(tensor, b, h, first, tokens, tl.arange(0, PARTS[0]), length, SIZE, PARTIAL),)
-    if len(PARTS) > 1:
-        channels = PARTS[0] + tl.arange(0, PARTS[1])
-        tiles = (tiles[0], tile_at(tensor, b, h, first, tokens, channels, length, SIZE, PARTIAL))
-    return tiles
+from .forward import (
+    LOG2_E,
+    bases_of,
+    ends_of,
+    kept,
+    own_tiles,
+    place,
+    product,
+    program,
+    score_products,
+    scored,
+    tile_of,
+    tiles_at,
+    zeros,
+)
 
 
 @triton.jit
@@ -93,9 +85,8 @@ def deltas(
     tile, b, h = program(tl.cdiv(q_len, BLOCK_M), heads)
     first = tile * BLOCK_M
     m = tl.arange(0, BLOCK_M)
-    e = tl.arange(0, V_PAD)
-    out_tile = tile_at(out, b, h, first, m, e, q_len, V_DIM, True).to(tl.float32)
-    found = tl.sum(out_tile * tile_at(dout, b, h, first, m, e, q_len, V_DIM, True).to(tl.float32), 1)
+    out_tile = own_tiles(out, b, h, first, m, q_len, V_DIM, (V_PAD,))[0].to(tl.float32)
+    found = tl.sum(out_tile * own_tiles(dout, b, h, first, m, q_len, V_DIM, (V_PAD,))[0].to(tl.float32), 1)
     if dlse is not None:
         found -= per_query(dlse, b, h, first, m, heads, q_len)
     most = per_query(lse, b, h, first, m, heads, q_len)
@@ -163,7 +154,7 @@ def tile_in(blocks, at, number, TILE: tl.constexpr):
 def backward_q(
     q, k, v, dout, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
     score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """As `forward`; kinds: (full, partial), sums: float32 tensors that take the gradients of those that scores read.
     BLOCK, TILE: of queries and keys. SIZE, PARTS: channels of q, k and of v, and the powers of two that hold them.
@@ -174,8 +165,10 @@ def backward_q(
     row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * q_blocks + tile // (BLOCK[0] // TILE[0])
     first = tile * TILE[0]
     m, n = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
-    q_tiles = tiles_at(q, b, h, first, m, q_len, SIZE[0], PARTS[0], True)
-    do_tiles = tiles_at(dout, b, h, first, m, q_len, SIZE[1], PARTS[1], True)
+    q_tiles = own_tiles(q, b, h, first, m, q_len, SIZE[0], PARTS[0])
+    do_tiles = own_tiles(dout, b, h, first, m, q_len, SIZE[1], PARTS[1])
+    k_bases = bases_of(place(k, b, h // group), k, kv_len, SIZE[0], PARTS[0], TILE[1], TMA)
+    v_bases = bases_of(place(v, b, h // group), v, kv_len, SIZE[1], PARTS[1], TILE[1], TMA)
     shift_m = per_query(shift, b, h, first, m, heads, q_len)[:, None]
     delta_m = per_query(delta, b, h, first, m, heads, q_len)[:, None]
     q_idx = (first + m)[:, None]
@@ -189,8 +182,8 @@ def backward_q(
             begin, stop, number = run_at(blocks, row, run, BLOCK[1])
             for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[1]):
                 start, number = tile_in(blocks, at, number, TILE[1])
-                k_tiles = tiles_at(k, b, h // group, start, n, kv_len, SIZE[0], PARTS[0], PARTIAL)
-                v_tiles = tiles_at(v, b, h // group, start, n, kv_len, SIZE[1], PARTS[1], PARTIAL)
+                k_tiles = tiles_at(k_bases, k, start, n, q_tiles, SIZE[0], kv_len, PARTIAL, True)
+                v_tiles = tiles_at(v_bases, v, start, n, do_tiles, SIZE[1], kv_len, PARTIAL, True)
                 s = score_products(q_tiles, k_tiles, PRECISION)
                 dp = score_products(do_tiles, v_tiles, PRECISION)
                 keep, kv_idx = None, (start + n)[None, :]
@@ -206,7 +199,7 @@ def backward_q(
 def over_column(
     q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
     score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """As `backward_q`; rows, kinds and the ends of the mask are those of the columns, sizes end with the number of
     their blocks. dq: float32, takes the gradients of q over the scale; None where another kernel makes them.
@@ -216,14 +209,16 @@ def over_column(
     tile = tl.load(rows[3] + turn)
     first = tile * TILE[1]
     m, n = tl.arange(0, TILE[0]), tl.arange(0, TILE[1])
-    k_tiles = tiles_at(k, b, kv_h, first, n, kv_len, SIZE[0], PARTS[0], True)
-    v_tiles = tiles_at(v, b, kv_h, first, n, kv_len, SIZE[1], PARTS[1], True)
+    k_tiles = own_tiles(k, b, kv_h, first, n, kv_len, SIZE[0], PARTS[0])
+    v_tiles = own_tiles(v, b, kv_h, first, n, kv_len, SIZE[1], PARTS[1])
     kv_idx = (first + n)[:, None]
     dk_sums, dv_sums = zeros(TILE[1], PARTS[0]), zeros(TILE[1], PARTS[1])
     for PARTIAL in tl.static_range(2):
         blocks = kinds[PARTIAL]
         for member in range(group):
             h = kv_h * group + member
+            q_bases = bases_of(place(q, b, h), q, q_len, SIZE[0], PARTS[0], TILE[0], TMA)
+            do_bases = bases_of(place(dout, b, h), dout, q_len, SIZE[1], PARTS[1], TILE[0], TMA)
             row = tl.load(rows[0] + b * rows[1] + h * rows[2]) * kv_blocks + tile // (BLOCK[1] // TILE[1])
             if PARTIAL:
                 ends = ends_of(b, h, kv_idx, mask_values, mask, kv_len, q_len)
@@ -232,8 +227,8 @@ def over_column(
                 begin, stop, number = run_at(blocks, row, run, BLOCK[0])
                 for at in range(begin, stop, 1 if len(blocks) == 2 else TILE[0]):
                     start, number = tile_in(blocks, at, number, TILE[0])
-                    q_tiles = tiles_at(q, b, h, start, m, q_len, SIZE[0], PARTS[0], PARTIAL)
-                    do_tiles = tiles_at(dout, b, h, start, m, q_len, SIZE[1], PARTS[1], PARTIAL)
+                    q_tiles = tiles_at(q_bases, q, start, m, k_tiles, SIZE[0], q_len, PARTIAL, True)
+                    do_tiles = tiles_at(do_bases, dout, start, m, v_tiles, SIZE[1], q_len, PARTIAL, True)
                     shift_m = per_query(shift, b, h, start, m, heads, q_len)[None, :]
                     delta_m = per_query(delta, b, h, start, m, heads, q_len)[None, :]
                     s = score_products(k_tiles, q_tiles, PRECISION)
@@ -255,12 +250,12 @@ def over_column(
 def backward_kv(
     q, k, v, dout, dk, dv, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, mask,
     score: tl.constexpr, dscore: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, SIZE: tl.constexpr,
-    PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """The gradients of k and v."""
     over_column(
         q, k, v, dout, dk, dv, None, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, (), mask,
-        score, dscore, None, BLOCK, TILE, SIZE, PARTS, PRECISION,
+        score, dscore, None, BLOCK, TILE, SIZE, PARTS, PRECISION, TMA,
     )  # fmt: skip
 
 
@@ -268,10 +263,10 @@ def backward_kv(
 def backward_fused(
     q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
     score: tl.constexpr, dscore: tl.constexpr, gather: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr,
-    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr,
+    SIZE: tl.constexpr, PARTS: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """All gradients; dq and sums are 0 before."""
     over_column(
         q, k, v, dout, dk, dv, dq, shift, delta, rows, kinds, sizes, scale, mask_values, score_values, sums, mask,
-        score, dscore, gather, BLOCK, TILE, SIZE, PARTS, PRECISION,
+        score, dscore, gather, BLOCK, TILE, SIZE, PARTS, PRECISION, TMA,
     )  # fmt: skip

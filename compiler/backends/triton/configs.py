@@ -14,7 +14,8 @@ class Config(NamedTuple):
     """Queries and keys of a tile, warps, stages of the software pipeline, and the most registers that a thread may take
     (on NVIDIA; nothing: as many as it wants), so that a second block fits beside the first.
 
-    tma: keys and values come by descriptors where their memory allows it. late: and p v a pass late. Of `forward` only.
+    tma: the tiles of the other side come by descriptors where their memory allows it. late: and p v a pass late; of
+    `forward` only.
     """
 
     block_m: int
@@ -62,7 +63,7 @@ FORWARD: dict[str, dict[int, Config]] = {
 two groups ahead, no local operation in the full loop, and of those the fastest in a model of the instructions' own
 waits. Where 128 registers a thread suffice, two blocks share a multiprocessor: one multiplies while the other takes
 exponentials, and p v a pass late gains nothing; where one block fills it, as at 256 channels, that pays. (On "sm_80" at
-128 channels a second block is worth two to four local operations with some masks.)
+128 channels a second block is worth two local operations with some masks.)
 
 A GPU without a row takes "sm_86", which needs at most 99 KB of shared memory. No tensor core multiplies float32.
 """
@@ -71,21 +72,37 @@ BACKWARD_Q: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 4), 128: C(128, 64, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_80, lists": {128: C(64, 64, 4, 3)},
     "sm_86": {32: C(128, 64, 8, 3, 128), 64: C(64, 32, 4, 3), 128: C(128, 32, 8, 3), 256: C(32, 32, 4, 3)},
-    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 32, 8, 3)},
-    "sm_100": {64: C(128, 64, 4, 3), 128: C(128, 64, 8, 3), 256: C(128, 16, 8, 3)},
+    "sm_90": {
+        32: C(64, 64, 4, 3, tma=True),
+        64: C(128, 64, 8, 3, 128, tma=True),
+        128: C(128, 32, 8, 3, 128, tma=True),
+        256: C(128, 32, 8, 3, tma=True),
+    },
+    "sm_100": {128: C(128, 64, 4, 3, tma=True), 256: C(128, 16, 8, 3, tma=True)},
     "gfx": {256: C(32, 32, 4, 2)},
     "float32": {32: C(64, 32, 8, 3), 64: C(32, 32, 4, 3), 128: C(32, 16, 8, 3), 256: C(16, 16, 8, 3)},
 }
 """As `FORWARD`. Four warps of an sm_90 multiply 64 rows at once, a warp of an older GPU 16: rows of queries here, of
-keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products. "lists": over lists of tiles, whose
-loops hold other values, where another tile is better."""
+keys in `BACKWARD_KV`. With fewer, warps beside each other do the same products. By descriptors 128 rows of queries take
+so few registers that two blocks share a multiprocessor. "lists": over lists of tiles, whose loops hold other values,
+where another tile is better."""
 
 BACKWARD_KV: dict[str, dict[int, Config]] = {
     "sm_80": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 4), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
     "sm_80, lists": {128: C(32, 64, 4, 3)},
     "sm_86": {32: C(64, 64, 4, 3), 64: C(32, 64, 4, 3), 128: C(32, 128, 8, 3), 256: C(32, 32, 4, 3)},
-    "sm_90": {32: C(64, 64, 4, 3), 64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3), 256: C(32, 32, 4, 3)},
-    "sm_100": {64: C(64, 128, 8, 3), 128: C(64, 128, 8, 3), 256: C(16, 64, 8, 3)},
+    "sm_90": {
+        32: C(64, 64, 4, 3),
+        96: C(64, 64, 4, 3, tma=True),
+        128: C(32, 64, 4, 3, tma=True),
+        192: C(16, 64, 4, 3, tma=True),
+        256: C(32, 32, 4, 3),
+    },
+    "sm_100": {
+        64: C(64, 128, 4, 3, tma=True),
+        128: C(64, 128, 8, 3, tma=True),
+        256: C(16, 64, 8, 3, tma=True),
+    },
     "gfx": {256: C(32, 32, 4, 2)},
     "float32": {32: C(32, 64, 8, 3), 64: C(32, 32, 4, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
 }
@@ -103,7 +120,7 @@ LOW_PRECISION: dict[str, dict[int, Config]] = {
 so rows wide enough for few instructions count for more than warps. Keys: at most `quantised.KEYS`, of one scale."""
 
 BACKWARD_FUSED: dict[str, dict[int, Config]] = {
-    "sm_90": {64: C(64, 64, 4, 3), 128: C(32, 64, 4, 3)},
+    "sm_90": {80: C(64, 64, 4, 3, tma=True), 96: C(32, 64, 4, 3, tma=True), 128: C(32, 64, 4, 3)},
     "float32": {64: C(32, 64, 8, 3), 128: C(16, 32, 8, 3), 256: C(16, 16, 8, 3)},
 }
 """As `BACKWARD_KV`, where its loops promise more than those of the two kernels together. Elsewhere five products take
@@ -169,7 +186,7 @@ def padded(size: int) -> int:
 
 def parts_of(channels: int, arch: str) -> tuple[int, ...]:
     """Powers of two, one or two, that hold the channels with the least room left: 80 are 64 and 16. One on an sm_100,
-    on which Triton pipelines no loop that sums up two products.
+    on which Triton pipelines no loop that sums up two products: by pointers or descriptors, it waits for each tile.
     """
     whole = padded(channels)
     parts = whole // 2, padded(channels - whole // 2)

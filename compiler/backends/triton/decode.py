@@ -8,7 +8,7 @@ to its part piece by piece, `merge` adds up the pieces of a row.
 import triton
 import triton.language as tl
 
-from .forward import LN_2, LOG2_E, ends_of, over_runs, place
+from .forward import LEAST, LN_2, LOG2_E, ends_of, over_runs, place
 
 
 @triton.jit
@@ -68,7 +68,7 @@ def decode(
         state = (
             (tl.zeros([BLOCK_M, V_PAD], tl.float32),),
             tl.zeros([BLOCK_M], tl.float32),
-            tl.full([BLOCK_M], float("-inf"), tl.float32),
+            tl.full([BLOCK_M], LEAST, tl.float32),
             (),
         )
         batch = b if PAGE == 0 else b * 0  # pages belong to no batch

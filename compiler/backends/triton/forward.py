@@ -18,6 +18,8 @@ import triton.language as tl
 
 INTERPRETED: tl.constexpr = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LEAST: tl.constexpr = tl.constexpr(-3.4028234663852886e38)
+"""The least float32: the maximum of no scores. Differences to it are numbers, those to -inf need not be."""
 LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
@@ -37,22 +39,29 @@ def place(tensor, b, h):
 
 
 @triton.jit
-def tile_of(base, tensor, first, tokens, channels):
-    """Pointers [tokens, channels] to a tile that starts at token `first`; only the start needs 64 bits.
+def tile_of(base, tensor, first, tokens, channels, FIRST_ALONE: tl.constexpr = False):
+    """Pointers [tokens, channels] to a tile that starts at token `first`; only the start needs 64 bits. FIRST_ALONE:
+    it is added to the base by itself. The sum is the same; which way takes fewer registers depends on the loop.
 
     A tensor in pages has more: the page of each so many tokens, the last entry that may be read, the tokens of a page.
     """
+    across = channels[None, :] * tensor[4]
     if len(tensor) > 5:
         at = first + tokens
         page = tl.load(tensor[5] + tl.minimum(at // tensor[7], tensor[6])).to(tl.int64)
-        rows = (page * tensor[1] + (at % tensor[7]).to(tl.int64) * tensor[3])[:, None]
+        pointers = base + (page * tensor[1] + (at % tensor[7]).to(tl.int64) * tensor[3])[:, None] + across
+    elif FIRST_ALONE:
+        pointers = base + tl.cast(first, tl.int64) * tensor[3] + (tokens[:, None] * tensor[3] + across)
     else:
-        rows = tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3]
-    return base + rows + channels[None, :] * tensor[4]
+        pointers = base + (tl.cast(first, tl.int64) * tensor[3] + tokens[:, None] * tensor[3]) + across
+    return pointers
 
 
 @triton.jit
-def tile_at(base, tensor, start, tokens, channels, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr):
+def tile_at(
+    base, tensor, start, tokens, channels, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr,
+    FIRST_ALONE: tl.constexpr,
+):  # fmt: skip
     """The tile [tokens, channels] from token `start` on; zeros from CHANNELS on, where RAGGED from `length` on too.
     base: a pointer, or a descriptor of these channels, which knows both ends.
     """
@@ -62,18 +71,21 @@ def tile_at(base, tensor, start, tokens, channels, CHANNELS: tl.constexpr, lengt
         inside = (channels < CHANNELS)[None, :]
         if RAGGED:
             inside = inside & (start + tokens < length)[:, None]
-        tile = tl.load(tile_of(base, tensor, start, tokens, channels), mask=inside, other=0.0)
+        tile = tl.load(tile_of(base, tensor, start, tokens, channels, FIRST_ALONE), mask=inside, other=0.0)
     return tile
 
 
 @triton.jit
-def tiles_at(bases, tensor, start, tokens, like, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr):
+def tiles_at(
+    bases, tensor, start, tokens, like, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr,
+    FIRST_ALONE: tl.constexpr = False,
+):  # fmt: skip
     """`tile_at` for each part of the channels, as `like` is parted: in one, or in two."""
     channels = tl.arange(0, like[0].shape[1])
-    tiles = (tile_at(bases[0], tensor, start, tokens, channels, CHANNELS, length, RAGGED),)
+    tiles = (tile_at(bases[0], tensor, start, tokens, channels, CHANNELS, length, RAGGED, FIRST_ALONE),)
     if len(like) > 1:
         channels = like[0].shape[1] + tl.arange(0, like[1].shape[1])
-        tiles = (tiles[0], tile_at(bases[1], tensor, start, tokens, channels, CHANNELS, length, RAGGED))
+        tiles = (tiles[0], tile_at(bases[1], tensor, start, tokens, channels, CHANNELS, length, RAGGED, FIRST_ALONE))
     return tiles
 
 
@@ -91,6 +103,14 @@ def bases_of(
     else:
         bases = (base, base)
     return bases
+
+
+@triton.jit
+def own_tiles(tensor, b, h, first, tokens, length, CHANNELS: tl.constexpr, PARTS: tl.constexpr):
+    """The tiles of a program's own side, which it reads once: by pointers."""
+    base = place(tensor, b, h)
+    like = zeros(tokens.shape[0], PARTS)
+    return tiles_at((base, base), tensor, first, tokens, like, CHANNELS, length, True)
 
 
 @triton.jit
@@ -177,9 +197,8 @@ def weighted(total, most, s, factor):
     what earlier sums [M] are multiplied by, their total and the new maximum.
     """
     new = tl.maximum(most, tl.max(s, 1) * factor)
-    shift = tl.where(new == float("-inf"), 0.0, new)  # a row without a key so far stays at zero
-    p = tl.exp2(s * factor - shift[:, None])
-    fade = tl.exp2(most - shift)
+    p = tl.exp2(s * factor - new[:, None])
+    fade = tl.exp2(most - new)
     return p, fade, total * fade + tl.sum(p, 1), new
 
 
@@ -335,13 +354,13 @@ def forward(
 
     m = tl.arange(0, BLOCK_M)
     q_idx = (first_q + m)[:, None]
-    q_bases = bases_of(place(q, b, h), q, q_len, HEAD_DIM, HEAD_PARTS, BLOCK_M, False)
-    tiles = tiles_at(q_bases, q, first_q, m, zeros(BLOCK_M, HEAD_PARTS), HEAD_DIM, q_len, True)
+    tiles = own_tiles(q, b, h, first_q, m, q_len, HEAD_DIM, HEAD_PARTS)
     total = tl.zeros([BLOCK_M], tl.float32)
-    most = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    most = tl.full([BLOCK_M], LEAST, tl.float32)
     if sink is not None:  # the first column of the online softmax
         most = tl.zeros([BLOCK_M], tl.float32) + tl.load(sink + h) * LOG2_E
         total = (most > float("-inf")).to(tl.float32)
+        most = tl.maximum(most, LEAST)
 
     late = ()
     if LATE:  # no weight for values past the end, which are zeros

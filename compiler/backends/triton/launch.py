@@ -187,6 +187,12 @@ def described_alike(tensor: torch.Tensor) -> bool:
     return tensor.stride(3) == 1 and apart and 0 < steps[2] < 2**40
 
 
+def by_descriptors(chosen: Config, *tensors: torch.Tensor) -> Config:
+    """The choice, without descriptors and what needs them where not all of these tensors may have one."""
+    tma = chosen.tma and all(map(described_alike, tensors))
+    return chosen._replace(tma=tma, late=chosen.late and tma and tensors[0].element_size() == 2)
+
+
 def located(rows: Rows) -> tuple[Any, ...]:
     return (rows.index, *rows.strides(), rows.schedule, len(rows.schedule))
 
@@ -221,8 +227,7 @@ def _forward(
     from .forward import forward
 
     grid = launch.block_map.grid
-    tma = chosen.tma and described_alike(k) and described_alike(v)
-    chosen = chosen._replace(tma=tma, late=chosen.late and tma and q.element_size() == 2)
+    chosen = by_descriptors(chosen, k, v)
     listed = grid.block_kv // chosen.block_n if takes_lists(launch.block_map) else 0
     rows = rows_of(launch.block_map, "q", grid.block_q // chosen.block_m, listed)
     launch.start(

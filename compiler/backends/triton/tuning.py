@@ -168,7 +168,8 @@ def candidates(kernel: str, grid: Grid, first: Config) -> list[Config]:
         )
     each = [Config(m, n, warps, stages) for m, n, warps, stages in product(*sides, (2, 4, 8), (2, 3))]
     if first.tma:
-        each = [one._replace(tma=True, late=late) for one in each if one.warps >= 4 for late in (False, True)]
+        lates = (False, True) if kernel == "forward" else (False,)
+        each = [one._replace(tma=True, late=late) for one in each if one.warps >= 4 for late in lates]
     most = 128 * 128 if kernel == "forward" else 64 * 128
     fitting = (one for one in each if one.block_m * one.block_n <= most and one.warps in _warps(kernel, one))
     more = (first._replace(max_registers=None), first._replace(tma=False, late=False))

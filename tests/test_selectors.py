@@ -415,6 +415,16 @@ def test_values_of_forced_masks():
         mask.dense(16, q=q, k=k)
 
 
+def test_forced_masks_of_one_form_are_told_apart_by_their_tensors():
+    q, k, _ = qkv(16)
+    ids = [torch.tensor([0] * n + [1] * (16 - n)) for n in (4, 12)]
+    few, many = (fs.select(4, rule=fs.top_k(1), forced=fs.document(each)) for each in ids)
+    one, other = (mask.dense(16, q=q, k=k) for mask in (few, many))
+    assert not torch.equal(one, other)
+    assert torch.equal((few ^ many).dense(16, q=q, k=k), one ^ other)
+    assert len((few ^ many).selections) == 2
+
+
 WRONG = [
     (lambda: fs.top_k(0), "FS025"),
     (lambda: fs.top_k(True), "FS025"),

@@ -138,7 +138,7 @@ class Choices:
         self, mask: Mask, block: tuple[int, int], sizes: Sizes, values: Mapping[str, Any], device: torch.device
     ) -> Tensor:
         """uint8 of BlockKind [batch | 1, heads | 1, q_blocks, kv_blocks] of a mask, in memory."""
-        key = mask.expr, block
+        key = mask, block  # a mask is known by the tensors that it holds, too
         if key not in self._caches:
             self._caches[key] = MapCache(Attention(mask), self.order, block)
         names = inputs_of(mask.expr).keys() | params_of(mask.expr).keys() | mask.defaults.keys() | {*GIVEN.values()}

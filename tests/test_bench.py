@@ -76,6 +76,13 @@ def test_tables_chosen_at_run_time_in_a_dry_run(tmp_path):
     assert len(records) == 3 and all(min(each[step] for step in ("exact", "bounded", "lists")) > 0 for each in records)
 
 
+def test_blocks_chosen_by_q_and_k_in_a_dry_run(tmp_path):
+    status, text = run("bench/choosing.py", "--tokens", "256", "--runs", "1", folder=tmp_path)
+    assert status == 0, text
+    records = json.loads((tmp_path / "choosing.json").read_text())["data"]
+    assert len(records) == 5 and all(min(each[step] for step in ("choice", "map", "step")) > 0 for each in records)
+
+
 def test_a_step_that_fails_is_a_row_and_the_next_one_runs(bench, tmp_path, monkeypatch):
     gpu = bench("gpu")
     python = sys.executable

@@ -2,7 +2,8 @@
 
 choice: the table of chosen blocks from q and k. map: its block map. step: a whole call with a new choice, in
 `backend="blocks"`. dense: the same call without a mask. create_block_mask: torch's own, of the same table. Smallest of
-several runs on one thread. Options: --tokens 8192, --attend 16384 (no attention beyond), --runs 3, --results FOLDER.
+several runs on one thread. Options: --tokens 8192, --attend 16384 (no attention beyond), --runs 3, --dry (256 tokens),
+--results FOLDER.
 """
 
 from __future__ import annotations
@@ -58,8 +59,11 @@ def main() -> None:
     options.add_argument("--tokens", type=int, nargs="+", default=[8192, 115_200])
     options.add_argument("--attend", type=int, default=16_384)
     options.add_argument("--runs", type=int, default=3)
+    options.add_argument("--dry", action="store_true")
     options.add_argument("--results", type=Path, default=RESULTS)
     given = options.parse_args()
+    if given.dry:
+        given.tokens, given.runs = [256], 1
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     rows, data = [], []

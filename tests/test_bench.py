@@ -77,7 +77,7 @@ def test_tables_chosen_at_run_time_in_a_dry_run(tmp_path):
 
 
 def test_blocks_chosen_by_q_and_k_in_a_dry_run(tmp_path):
-    status, text = run("bench/choosing.py", "--tokens", "256", "--runs", "1", folder=tmp_path)
+    status, text = run("bench/choosing.py", folder=tmp_path)
     assert status == 0, text
     records = json.loads((tmp_path / "choosing.json").read_text())["data"]
     assert len(records) == 5 and all(min(each[step] for step in ("choice", "map", "step")) > 0 for each in records)

@@ -81,7 +81,9 @@ class Whichever:
         rule = selection.rule
         if rule is None or rule.kind == "threshold" or rule.over != "row" or selection.given or selection.function:
             return False
-        if selection.complete or selection.similarity is not None:
+        if selection.complete or selection.similarity is not None or self.choices.turned(name) != {False}:
+            return False
+        if rule.kind == "top_p" and not selection.softmax:  # scores below 0 may have no sum to reach
             return False
         alone = opened(self.mask.expr, dict.fromkeys(self.choices.selections, False) | {name: True})
         masks = self.choices.rest, replace(self.choices.rest, expr=alone)
@@ -89,6 +91,7 @@ class Whichever:
             self.choices.kinds(each, selection.block, self.sizes, self.given, torch.device("cpu")) for each in masks
         )
         may = may != BlockKind.EMPTY
+        may = may if selection.shared == "head" else may.any(1, keepdim=True)
         enough = kept != BlockKind.EMPTY if selection.block[0] == 1 else kept == BlockKind.FULL
         return bool((enough | ~may).all()) and bool(may.any(-1).all())
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from flexspec.canvas import Canvas
 
 import flexspec as fs
+from flexspec.canvas import Canvas
 
 HEADS, KV_HEADS = 4, 2
 

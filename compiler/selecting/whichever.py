@@ -94,4 +94,3 @@ class Whichever:
         may = may if selection.shared == "head" else may.any(1, keepdim=True)
         enough = kept != BlockKind.EMPTY if selection.block[0] == 1 else kept == BlockKind.FULL
         return bool((enough | ~may).all()) and bool(may.any(-1).all())
-

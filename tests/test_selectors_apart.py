@@ -152,3 +152,23 @@ def test_keys_that_stand_elsewhere_for_each_query_head():
 def test_a_choice_has_no_value_at_a_pair():
     with pytest.raises(fs.FlexSpecError, match="FS010"):
         fs.vsa(8, 2)(*[torch.tensor(0)] * 4)
+
+
+def test_a_forced_mask_keeps_its_own_default():
+    near = fs.mask(lambda q, kv, *, offset=5: kv <= q + offset)
+    back = fs.mask(lambda q, kv, *, offset=0: kv == q + offset - 5)
+    mask = near & fs.select(1, rule=fs.threshold(9.0), forced=back)
+    assert mask.every_query_attends(32, heads=1).counterexample == (0, 0, 0, None)
+    assert mask.every_query_attends(32, heads=1, offset=5)
+
+
+def test_q_and_k_of_a_question_are_of_one_call():
+    q, k = qk()
+    for wrong in ((q[:, :, :30], k), (q, k[:, :, :30]), (q, k[:1]), (q[:, :3], k), (q, k[..., :4]), (q, k.float())):
+        for ask in (
+            lambda q, k: fs.vsa(8, 2).dense(32, q=q, k=k),
+            lambda q, k: fs.vsa(8, 2).implies(fs.causal(), 32, q=q, k=k),
+            lambda q, k: fs.block_map(fs.vsa(8, 2), 32, q=q, k=k),
+        ):
+            with pytest.raises(fs.FlexSpecError, match="FS022"):
+                ask(*wrong)

@@ -205,6 +205,7 @@ def resolved(
     q, k = (_checked(name, others.pop(name, None)) for name in ("q", "k"))
     if q is None or k is None:
         return sizes, choices.values(q, k, sizes, others)
+    _check_together(q, k, sizes)
     sizes, kv_heads = replace(sizes, batch=sizes.batch or q.shape[0], heads=sizes.heads or q.shape[1]), k.shape[1]
     of_keys = order and order.side("kv")
     if isinstance(of_keys, Table) and not of_keys.shared(kv_heads, k.device):
@@ -219,6 +220,16 @@ def _checked(name: str, x: Any) -> Tensor | None:
         fix = "give floats [batch, heads, length, head_dim]"
         raise FlexSpecError("FS023", f"{name} is {seen}", fix=fix, where=user_caret())
     return x
+
+
+def _check_together(q: Tensor, k: Tensor, sizes: Sizes) -> None:
+    """FS022 where q and k are not of one call with these lengths."""
+    (batch, heads, *of_q), (keys, kv_heads, *of_k) = q.shape, k.shape
+    fits = batch == keys and kv_heads and heads % kv_heads == 0 and of_q[1] == of_k[1] and q.dtype == k.dtype
+    if not fits or (of_q[0], of_k[0]) != (sizes.q_len, sizes.kv_len):
+        message = f"q is {list(q.shape)} in {q.dtype} and k {list(k.shape)} in {k.dtype}"
+        fix = f"give [batch, heads, {sizes.q_len}, head_dim] and [batch, kv_heads, {sizes.kv_len}, head_dim] of a call"
+        raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
 
 
 def kinds_table(block_map: BlockMap, device: torch.device) -> Tensor:
@@ -243,7 +254,7 @@ def opened(expr: Expr, choices: Mapping[str, bool | Expr]) -> Expr:
 
 def is_turned(load: Load) -> bool:
     """Does a load from a table of blocks take its row from the key?"""
-    return "kv.memory" in load.index[2].names
+    return not {"kv", "kv.memory"}.isdisjoint(load.index[2].names)
 
 
 def only_adds(expr: Expr, tables: Any) -> bool:

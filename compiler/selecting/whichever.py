@@ -64,8 +64,10 @@ class Whichever:
     def _plain(self, selection: Selection) -> bool:
         """May the forced mask stand in the mask's expression? It reads no tensors, and only numbers of the mask."""
         forced = selection.forced
-        plain = forced is not None and not inputs_of(forced.expr) and forced.canvas is None and forced.canvases is None
-        return plain and {*params_of(forced.expr)} <= {*self.mask.parameters}
+        if forced is None or inputs_of(forced.expr) or forced.on is not None:
+            return False
+        mine, own = self.mask.parameters, forced.defaults
+        return all(name in mine and mine[name].default == own.get(name) for name in params_of(forced.expr))
 
     def _told(self, choices: Mapping[str, bool], exact: bool) -> dict[str, Any]:
         """Without the selections of which the table of forced blocks is read."""

@@ -168,9 +168,9 @@ def diff(
       only b: b 0, h 0, q 256 to 299, kv 128 to 299
     """
     a, b = from_mask_mod(a), from_mask_mod(b)
-    pair, sizes, values = paired(a, b, length, kv_len, given)
+    pair, of_call, values = paired(a, b, length, kv_len, given)
     left, right = pair.expr.children
-    bound = pair.bind(sizes, values)
+    bound = pair.bind(of_call, values)
     sides = [without(left, right), without(right, left)]
     first_a, first_b = (cast(Place | None, never(pair, side, bound).counterexample) for side in sides)
     maps = [

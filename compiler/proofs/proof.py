@@ -185,19 +185,20 @@ def paired(
 
     Each chooses among its own blocks. A selection of both is one choice only where these are the same.
     """
-    a, b = from_mask_mod(a), from_mask_mod(b)
-    pair = a ^ b
+    left, right = from_mask_mod(a), from_mask_mod(b)
+    pair = left ^ right
     sizes = sizes_of(pair, length, kv_len, given)
     if not pair.selections:
         return pair, sizes, given
     told = resolved(pair, None, sizes, given)[0]
     plain = {name: value for name, value in given.items() if name not in ("q", "k")}
-    twice = [name for name, each in a.selections.items() if name in b.selections and name != each.given]
-    if twice and not _same_choices(a, b, twice, told, plain):
+    twice = [name for name, each in left.selections.items() if name in right.selections and name != each.given]
+    if twice and not _same_choices(left, right, twice, told, plain):
         new = {name: f"{name}_of_b" for name in twice}
-        b = replace(renamed(b, new), selections={new.get(name, name): each for name, each in b.selections.items()})
-        pair = a ^ b
-    made = [resolved(each, None, told, given)[1] for each in (a, b)]
+        selections = {new.get(name, name): each for name, each in right.selections.items()}
+        right = replace(renamed(right, new), selections=selections)
+        pair = left ^ right
+    made = [resolved(each, None, told, given)[1] for each in (left, right)]
     tables = {name: values[name] for values in made for name in pair.selections if name in values}
     return pair, told, Choices(pair).beside(plain) | tables
 
@@ -205,7 +206,7 @@ def paired(
 def _same_choices(a: Mask, b: Mask, names: list[str], sizes: Sizes, given: Mapping[str, Any]) -> bool:
     """May both masks choose among the same blocks? They may where the rest of both keeps the same pairs."""
     mine, theirs = Choices(a), Choices(b)
-    if any(mine.turned(name) != theirs.turned(name) for name in names):
+    if any(mine.turned[name] != theirs.turned[name] for name in names):
         return False
     if mine.rest == theirs.rest:
         return True

@@ -56,10 +56,14 @@ class Choices:
         kept = reduce(lambda a, b: apply("or", a, b), [opened(expr, each) for each in every])
         return replace(self.mask, expr=kept, selections={}, predicate=None)
 
-    def turned(self, name: str) -> set[bool]:
-        """Is a table read with queries and keys exchanged, as by `.T`?"""
-        loads = (node for node in walk(self.mask.expr) if isinstance(node, Load) and node.input.name == name)
-        return {is_turned(load) for load in loads}
+    @cached_property
+    def turned(self) -> Mapping[str, set[bool]]:
+        """Is each table read with queries and keys exchanged, as by `.T`? It may be read in both ways."""
+        found: dict[str, set[bool]] = {name: set() for name in self.selections}
+        for node in walk(self.mask.expr):
+            if isinstance(node, Load) and node.input.name in found:
+                found[node.input.name].add(is_turned(node))
+        return found
 
     def values(
         self,
@@ -162,7 +166,7 @@ class Choices:
         sides differ.
         """
         straight = {False: self.kinds(self.rest, block, sizes, values, device)}
-        if self.turned(name) == {False}:
+        if self.turned[name] == {False}:
             return straight[False]
         turned = self.kinds(self.rest, block[::-1], sizes, values, device).mT
         if turned.shape[2:] != straight[False].shape[2:]:
@@ -170,7 +174,7 @@ class Choices:
             message = f"`{self.mask.label}` reads a choice with queries and keys exchanged; the call has {lengths}"
             raise FlexSpecError("FS024", message, fix="give as many queries as keys", where=user_caret())
         found = straight | {True: turned}
-        return reduce(torch.maximum, [found[way] for way in self.turned(name)])
+        return reduce(torch.maximum, [found[way] for way in self.turned[name]])
 
     def kinds(
         self, mask: Mask, block: tuple[int, int], sizes: Sizes, values: Mapping[str, Any], device: torch.device

@@ -36,8 +36,8 @@ def choose(
 ) -> Tensor:
     """bool [batch, heads | 1, q_blocks, kv_blocks]: the blocks that are chosen.
 
-    q, k: in memory order. kv_heads: of the call, which k may repeat. given: the scores, or the choice, that a call gives
-        or a selector of the user's own made.
+    q, k: in memory order. kv_heads: of the call, which k may repeat. given: the scores, or the choice, that a call
+        gives or a selector of the user's own made.
     """
     open_ = around.rest != BlockKind.EMPTY
     candidates = around.rest == BlockKind.FULL if selection.complete else open_

@@ -83,7 +83,7 @@ class Whichever:
         rule = selection.rule
         if rule is None or rule.kind == "threshold" or rule.over != "row" or selection.given or selection.function:
             return False
-        if selection.complete or selection.similarity is not None or self.choices.turned(name) != {False}:
+        if selection.complete or selection.similarity is not None or self.choices.turned[name] != {False}:
             return False
         if rule.kind == "top_p" and not selection.softmax:  # scores below 0 may have no sum to reach
             return False

@@ -59,7 +59,7 @@ class Attending:
         self._cache = MapCache(spec, self.order, block_size, exact)
         self._warned: set[str] = set()
         parts = spec.parts
-        self._choices = Choices(parts.mask, self.order)
+        self._choices = Choices(parts.mask, self.order, parts.names)
         chosen_by = {name for each in parts.mask.selections.values() for name in each.reads}
         check_names((parts.names | chosen_by) - parts.tensors.keys() - parts.defaults.keys())
         self._beside = (parts.score.flat, *([parts.weight.flat] if parts.weight else []))
@@ -193,7 +193,7 @@ class Attending:
             q, k, v = (self.moved(x, inputs, side=side) for x, side in ((q, "q"), (k, "kv"), (v, "kv")))
         if self._choices:
             keys, _ = _in_floats(k, v, stored, q.dtype, page_table, tokens)
-            values = self._choices.values(q, keys, sizes, values)
+            values = self._choices.values(q, keys, sizes, values, seen_k.shape[1])
         bound, lowered = self._cache.of(sizes, values, q.device)
         beside = (lowered.derive(_score_by_row, bound=bound), *self._beside[1:]) if bound.rows else self._beside
         check_scores(lowered, beside, bound, read=self.exact)

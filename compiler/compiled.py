@@ -54,7 +54,7 @@ class CompiledAttention(Attending):
         return listed(block_map, exact)
 
     def _resolved(self, sizes: Sizes, values: dict[str, Any]) -> tuple[Sizes, dict[str, Any]]:
-        return resolved(self.spec.parts.mask, self.order, sizes, values)
+        return resolved(self.spec.parts.mask, self.order, sizes, values, self.spec.parts.names)
 
     def facts(
         self,

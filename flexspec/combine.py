@@ -13,6 +13,7 @@ from .errors import FlexSpecError
 from .expr import Expr, inputs_of, params_of, renamed_inputs
 from .formula import Formula
 from .predicate import Parameter
+from .selection import Selection
 from .user_line import user_caret
 
 
@@ -62,7 +63,7 @@ def together(first: Formula, *others: Formula) -> tuple[list[Expr], dict[str, An
         canvas = canvas or other.on
         group.append(other)
     tensors = {name: tensor for each in group for name, tensor in each.tensors.items()}
-    selections = {name: each for formula in group for name, each in formula.selections.items()}
+    selections = _same_selections(group)
     held = {"tensors": tensors, "parameters": parameters, "selections": selections}
     return [each.expr for each in group], {**held, **placed(canvas)}
 
@@ -75,6 +76,17 @@ def _same_inputs(group: Sequence[Formula], other: Formula) -> None:
             if ours[name] is not theirs[name]:
                 message = f"`{name}` is {ours[name]} on one side and {theirs[name]} on the other"
                 raise FlexSpecError("FS026", message, fix="rename one of the inputs", where=user_caret())
+
+
+def _same_selections(group: Sequence[Formula]) -> dict[str, Selection]:
+    """How the tables of all are made. FS026 where one of the caller's is of blocks of two sizes."""
+    found: dict[str, Selection] = {}
+    for name, each in ((name, each) for formula in group for name, each in formula.selections.items()):
+        other = found.setdefault(name, each)
+        if other.block != each.block:
+            message = f"`{name}` is of blocks {other.block} on one side and {each.block} on the other"
+            raise FlexSpecError("FS026", message, fix="rename one of the choices", where=user_caret())
+    return found
 
 
 def _shared_parameters(ours: Mapping[str, Parameter], theirs: Mapping[str, Parameter]) -> dict[str, Parameter]:

@@ -75,6 +75,9 @@ class Mask(Questions, Formula):
         return self.given(*args, **values)
 
     def _at(self, *positions: Any) -> Any:
+        if self.selections:
+            message = f"`{self.label}` chooses blocks for a whole call, and has no value at a pair"
+            raise FlexSpecError("FS010", message, fix="combine it with masks: mask & ...", where=user_caret())
         if any(isinstance(position, Traced) for position in positions):
             session = next((p.session for p in positions if isinstance(p, Traced) and p.session), None)
             exprs = [p.expr if isinstance(p, Traced) else const(p) for p in positions]

@@ -141,7 +141,8 @@ class Selection:
         said = [getattr(self, each.name) for each in fields(self) if each.name not in ("forced", "function")]
         held = None
         if self.forced is not None:
-            held = str(self.forced.expr), self.forced.defaults, sorted(map(id, self.forced.tensors.values()))
+            tensors = sorted((name, id(tensor)) for name, tensor in self.forced.tensors.items())
+            held = str(self.forced.expr), self.forced.defaults, self.forced.on and self.forced.on.lengths, tensors
         content = repr((said, held, self.function and id(self.function)))
         return f"selected_{blake2b(content.encode(), digest_size=4).hexdigest()}"
 

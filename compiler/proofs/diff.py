@@ -22,10 +22,9 @@ from ..blocks.grid import BlockSize
 from ..blocks.runs import BlockKind, Runs
 from ..evaluation.points import Array
 from ..pipeline import Stages, map_of
-from ..selecting.choices import resolved
 from ..simplify.specialise import specialise
 from .assume import reduced
-from .proof import MaskLike, never, sizes_of, without
+from .proof import MaskLike, never, paired, without
 from .search import PAIRS
 
 MOST_REGIONS = 8
@@ -169,9 +168,9 @@ def diff(
       only b: b 0, h 0, q 256 to 299, kv 128 to 299
     """
     a, b = from_mask_mod(a), from_mask_mod(b)
-    pair = a ^ b
+    pair, of_call, values = paired(a, b, length, kv_len, given)
     left, right = pair.expr.children
-    bound = pair.bind(*resolved(pair, None, sizes_of(pair, length, kv_len, given), given))
+    bound = pair.bind(of_call, values)
     sides = [without(left, right), without(right, left)]
     first_a, first_b = (cast(Place | None, never(pair, side, bound).counterexample) for side in sides)
     maps = [

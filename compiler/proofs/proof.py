@@ -5,12 +5,13 @@ Every question asks whether some expression keeps nothing: `a` implies `b` where
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from flexspec.combine import renamed
 from flexspec.errors import FlexSpecError
 from flexspec.expr import Expr, apply, var
 from flexspec.inputs import Bound, Sizes, make_sizes
@@ -23,7 +24,7 @@ from ..blocks.defined import check_defined
 from ..blocks.integer_range import check_range
 from ..blocks.tensor_ranges import TensorRanges
 from ..evaluation.points import as_array
-from ..selecting.choices import resolved
+from ..selecting.choices import Choices, resolved
 from ..selecting.whichever import Whichever
 from ..simplify.specialise import specialise_each
 from .search import first_difference, first_lonely, first_pair
@@ -71,9 +72,9 @@ def implies(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | N
     >>> fs.implies(fs.sink_window(sink=4), fs.causal(), 1_000_000, window=512)
     Proof(holds=True, boxes=0)
     """
-    pair = _pair(a, b)
+    pair, sizes, given = paired(a, b, length, kv_len, given)
     left, right = pair.expr.children
-    return _asked(pair, without(left, right), length, kv_len, given)
+    return _answered(pair, without(left, right), sizes, given)
 
 
 def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
@@ -94,8 +95,8 @@ def equals(a: MaskLike, b: MaskLike, length: int | None = None, kv_len: int | No
     >>> fs.equals(fs.causal_window(4), fs.causal() & fs.sliding_window(4), 1_000_000)
     Proof(holds=False, counterexample=(0, 0, 4, 0))
     """
-    pair = _pair(a, b)
-    return _asked(pair, pair.expr, length, kv_len, given, first_difference)
+    pair, sizes, given = paired(a, b, length, kv_len, given)
+    return _answered(pair, pair.expr, sizes, given, first_difference)
 
 
 def is_causal(a: MaskLike, length: int | None = None, kv_len: int | None = None, **given: Any) -> Proof:
@@ -177,15 +178,51 @@ def ahead(mask: Mask) -> Expr:
     return apply("and", mask.expr, apply("gt", var("kv"), var("q")))
 
 
-def _pair(a: MaskLike, b: MaskLike) -> Mask:
-    """Both masks in one, with names and canvases that agree: its expression's children. FS026, FS032."""
-    return from_mask_mod(a) ^ from_mask_mod(b)
+def paired(
+    a: MaskLike, b: MaskLike, length: int | None, kv_len: int | None, given: dict[str, Any]
+) -> tuple[Mask, Sizes, dict[str, Any]]:
+    """Both masks in one, with names and canvases that agree: its expression's children. FS026, FS032.
+
+    Each chooses among its own blocks. A selection of both is one choice only where these are the same.
+    """
+    left, right = from_mask_mod(a), from_mask_mod(b)
+    pair = left ^ right
+    sizes = sizes_of(pair, length, kv_len, given)
+    if not pair.selections:
+        return pair, sizes, given
+    told = resolved(pair, None, sizes, given)[0]
+    plain = {name: value for name, value in given.items() if name not in ("q", "k")}
+    twice = [name for name, each in left.selections.items() if name in right.selections and name != each.given]
+    if twice and not _same_choices(left, right, twice, told, plain):
+        new = {name: f"{name}_of_b" for name in twice}
+        selections = {new.get(name, name): each for name, each in right.selections.items()}
+        right = replace(renamed(right, new), selections=selections)
+        pair = left ^ right
+    made = [resolved(each, None, told, given)[1] for each in (left, right)]
+    tables = {name: values[name] for values in made for name in pair.selections if name in values}
+    return pair, told, Choices(pair).beside(plain) | tables
+
+
+def _same_choices(a: Mask, b: Mask, names: list[str], sizes: Sizes, given: Mapping[str, Any]) -> bool:
+    """May both masks choose among the same blocks? They may where the rest of both keeps the same pairs."""
+    mine, theirs = Choices(a), Choices(b)
+    if any(mine.turned[name] != theirs.turned[name] for name in names):
+        return False
+    if mine.rest == theirs.rest:
+        return True
+    both = mine.rest ^ theirs.rest
+    known = both.expr.names | both.parameters.keys()
+    bound = both.bind(sizes, {name: value for name, value in given.items() if name in known})
+    return never(both, both.expr, bound, first_difference).holds
 
 
 def _asked(
     mask: Mask, expr: Expr, length: int | None, kv_len: int | None, given: dict[str, Any], find: Find = first_pair
 ) -> Proof:
-    sizes, given = resolved(mask, None, sizes_of(mask, length, kv_len, given), given)
+    return _answered(mask, expr, *resolved(mask, None, sizes_of(mask, length, kv_len, given), given), find)
+
+
+def _answered(mask: Mask, expr: Expr, sizes: Sizes, given: Mapping[str, Any], find: Find = first_pair) -> Proof:
     open_ = Whichever(mask, given, sizes)
     if not open_:
         return never(mask, expr, mask.bind(sizes, given), find)

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError
-from flexspec.expr import Apply, Expr, Load, apply, const, inputs_of, params_of, transform
+from flexspec.expr import Apply, Expr, Load, apply, const, inputs_of, params_of, transform, walk
 from flexspec.inputs import Sizes
-from flexspec.mask import Mask
-from flexspec.order import Order
+from flexspec.mask import Mask, exchanged
+from flexspec.order import Order, Table
 from flexspec.positions import GIVEN
 from flexspec.selection import Selection
 from flexspec.user_line import user_caret
 
 from ..blocks.block_map import BlockMap
+from ..blocks.runs import BlockKind
 from ..map_cache import MapCache
 from .choose import Around, choose, fitted
 from .scores import Side
@@ -34,10 +35,11 @@ class Choices:
     """Makes what the selections of a mask read, at each call.
 
     Block maps of the rest of the mask, which say what may be chosen, are kept from call to call.
+    beside: the names of what is read beside the mask.
     """
 
-    def __init__(self, mask: Mask, order: Order | None = None) -> None:
-        self.mask, self.order = mask, order
+    def __init__(self, mask: Mask, order: Order | None = None, beside: frozenset[str] = frozenset()) -> None:
+        self.mask, self.order, self._beside = mask, order, beside
         self.selections = {name: each for name, each in mask.selections.items() if name in mask.expr.names}
         self._caches: dict[Any, MapCache] = {}
 
@@ -54,10 +56,27 @@ class Choices:
         kept = reduce(lambda a, b: apply("or", a, b), [opened(expr, each) for each in every])
         return replace(self.mask, expr=kept, selections={}, predicate=None)
 
-    def values(self, q: Tensor | None, k: Tensor | None, sizes: Sizes, values: Mapping[str, Any]) -> dict[str, Any]:
+    @cached_property
+    def turned(self) -> Mapping[str, set[bool]]:
+        """Is each table read with queries and keys exchanged, as by `.T`? It may be read in both ways."""
+        found: dict[str, set[bool]] = {name: set() for name in self.selections}
+        for node in walk(self.mask.expr):
+            if isinstance(node, Load) and node.input.name in found:
+                found[node.input.name].add(is_turned(node))
+        return found
+
+    def values(
+        self,
+        q: Tensor | None,
+        k: Tensor | None,
+        sizes: Sizes,
+        values: Mapping[str, Any],
+        kv_heads: int | None = None,
+    ) -> dict[str, Any]:
         """The values of a call, with the tables in the place of what the selections alone read.
 
-        q, k: [batch, heads, tokens in memory, head_dim], None where they are not known.
+        q, k: [batch, heads, tokens in memory, head_dim], None where they are not known. kv_heads: of the call, where k
+            has more.
         """
         made: dict[str, Tensor] = {}
         given = {each.given: values.get(each.given) for each in self.selections.values() if each.given is not None}
@@ -70,9 +89,9 @@ class Choices:
             if selection.rule is None and selection.function is None:
                 made[name] = as_table(name, table, _blocks(sizes, self.order, selection.block))
             elif q is not None and k is not None:
-                made[name] = self._made(selection, q, k, sizes, values, table)
+                made[name] = self._made(name, q, k, sizes, values, table, kv_heads)
             elif table is not None:  # scores of the call: of q and k nothing but their sizes is asked
-                made[name] = self._made(selection, *self._blank(table, sizes), sizes, values, table)
+                made[name] = self._made(name, *self._blank(table, sizes), sizes, values, table, kv_heads)
         return self.beside(values) | made
 
     def _blank(self, table: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
@@ -90,8 +109,8 @@ class Choices:
 
     @cached_property
     def _read_by_all(self) -> frozenset[str]:
-        """The names that the mask itself reads."""
-        return self.rest.expr.names | self.mask.parameters.keys()
+        """The names that are read by more than selections."""
+        return self.rest.expr.names | self.mask.parameters.keys() | self._beside
 
     def there(self, side: str, x: Tensor, sizes: Sizes, values: Mapping[str, Any]) -> Tensor:
         """The places in memory that hold a token: bool [batch | 1, heads | 1, places]."""
@@ -108,31 +127,54 @@ class Choices:
 
     def _made(
         self,
-        selection: Selection,
+        name: str,
         q: Tensor,
         k: Tensor,
         sizes: Sizes,
         values: Mapping[str, Any],
         given: Tensor | None,
+        kv_heads: int | None,
     ) -> Tensor:
+        selection, kv_heads = self.selections[name], kv_heads or k.shape[1]
+        positions = values.get(GIVEN["kv"])
+        if positions is not None and positions.dim() == 3 and positions.shape[1] > k.shape[1]:
+            k = k.repeat_interleave(positions.shape[1] // k.shape[1], 1)
         work = torch.float64 if q.dtype == torch.float64 else torch.float32
         with torch.no_grad():
             rows, columns = (
-                Side(x.detach().to(work), self.there(name, x, sizes, values), block)
-                for name, x, block in zip(("q", "kv"), (q, k), selection.block, strict=True)
+                Side(x.detach().to(work), self.there(side, x, sizes, values), block)
+                for side, x, block in zip(("q", "kv"), (q, k), selection.block, strict=True)
             )
-            around = Around(self.kinds(self.rest, selection.block, sizes, values, q.device))
+            around = Around(self.open(name, selection.block, sizes, values, q.device))
             if selection.forced is not None:
                 forced = self.kinds(selection.forced, selection.block, sizes, values, q.device)
                 around = replace(around, forced=forced)
             if selection.stride is not None:
                 square = (selection.stride, selection.stride)
-                around = replace(around, groups=self.kinds(self.rest, square, sizes, values, q.device))
+                around = replace(around, groups=self.open(name, square, sizes, values, q.device))
             if selection.function is not None:
                 given = _asked(selection, q.detach(), k.detach())
                 if given.dtype == torch.bool:
-                    return fitted(given, (*q.shape[:2], *around.rest.shape[2:]), k.shape[1])
-            return choose(selection, rows, columns, around, given)
+                    table = fitted(given, (*q.shape[:2], *around.rest.shape[2:]), kv_heads)
+                    return table if around.forced is None else table | (around.forced != BlockKind.EMPTY)
+            return choose(selection, rows, columns, around, kv_heads, given)
+
+    def open(
+        self, name: str, block: tuple[int, int], sizes: Sizes, values: Mapping[str, Any], device: torch.device
+    ) -> Tensor:
+        """`kinds` of the rest of the mask by the entries of a selection's table. FS024 where it is read turned, and the
+        sides differ.
+        """
+        straight = {False: self.kinds(self.rest, block, sizes, values, device)}
+        if self.turned[name] == {False}:
+            return straight[False]
+        turned = self.kinds(self.rest, block[::-1], sizes, values, device).mT
+        if turned.shape[2:] != straight[False].shape[2:]:
+            lengths = f"q_len {sizes.q_len:,} and kv_len {sizes.kv_len:,}"
+            message = f"`{self.mask.label}` reads a choice with queries and keys exchanged; the call has {lengths}"
+            raise FlexSpecError("FS024", message, fix="give as many queries as keys", where=user_caret())
+        found = straight | {True: turned}
+        return reduce(torch.maximum, [found[way] for way in self.turned[name]])
 
     def kinds(
         self, mask: Mask, block: tuple[int, int], sizes: Sizes, values: Mapping[str, Any], device: torch.device
@@ -151,20 +193,29 @@ class Choices:
 
 
 def resolved(
-    mask: Mask, order: Order | None, sizes: Sizes, values: Mapping[str, Any]
+    mask: Mask,
+    order: Order | None,
+    sizes: Sizes,
+    values: Mapping[str, Any],
+    beside: frozenset[str] = frozenset(),
 ) -> tuple[Sizes, dict[str, Any]]:
     """Sizes and values of a mask with the tables that it reads, where `q` and `k` are among the values.
 
-    q, k: [batch, heads, length, head_dim], in logical order.
+    q, k: [batch, heads, length, head_dim], in logical order. beside: names that are read beside the mask.
     """
-    choices, others = Choices(mask, order), dict(values)
+    choices, others = Choices(mask, order, beside), dict(values)
     if not choices:
         return sizes, others
     q, k = (_checked(name, others.pop(name, None)) for name in ("q", "k"))
-    if q is not None and k is not None:
-        sizes = replace(sizes, batch=sizes.batch or q.shape[0], heads=sizes.heads or q.shape[1])
-        q, k = (own.apply(x) if order and (own := order.side(side)) else x for side, x in (("q", q), ("kv", k)))
-    return sizes, choices.values(q, k, sizes, others)
+    if q is None or k is None:
+        return sizes, choices.values(q, k, sizes, others)
+    _check_together(q, k, sizes)
+    sizes, kv_heads = replace(sizes, batch=sizes.batch or q.shape[0], heads=sizes.heads or q.shape[1]), k.shape[1]
+    of_keys = order and order.side("kv")
+    if isinstance(of_keys, Table) and not of_keys.shared(kv_heads, k.device):
+        k = k.repeat_interleave(q.shape[1] // kv_heads, 1)
+    q, k = (own.apply(x) if order and (own := order.side(side)) else x for side, x in (("q", q), ("kv", k)))
+    return sizes, choices.values(q, k, sizes, others, kv_heads)
 
 
 def _checked(name: str, x: Any) -> Tensor | None:
@@ -173,6 +224,16 @@ def _checked(name: str, x: Any) -> Tensor | None:
         fix = "give floats [batch, heads, length, head_dim]"
         raise FlexSpecError("FS023", f"{name} is {seen}", fix=fix, where=user_caret())
     return x
+
+
+def _check_together(q: Tensor, k: Tensor, sizes: Sizes) -> None:
+    """FS022 where q and k are not of one call with these lengths."""
+    (batch, heads, *of_q), (keys, kv_heads, *of_k) = q.shape, k.shape
+    fits = batch == keys and kv_heads and heads % kv_heads == 0 and of_q[1] == of_k[1] and q.dtype == k.dtype
+    if not fits or (of_q[0], of_k[0]) != (sizes.q_len, sizes.kv_len):
+        message = f"q is {list(q.shape)} in {q.dtype} and k {list(k.shape)} in {k.dtype}"
+        fix = f"give [batch, heads, {sizes.q_len}, head_dim] and [batch, kv_heads, {sizes.kv_len}, head_dim] of a call"
+        raise FlexSpecError("FS022", message, fix=fix, where=user_caret())
 
 
 def kinds_table(block_map: BlockMap, device: torch.device) -> Tensor:
@@ -188,9 +249,16 @@ def opened(expr: Expr, choices: Mapping[str, bool | Expr]) -> Expr:
         if not isinstance(node, Load) or node.input.name not in choices:
             return node
         choice = choices[node.input.name]
-        return choice if isinstance(choice, Expr) else const(choice)
+        if isinstance(choice, Expr):
+            return exchanged(choice) if is_turned(node) else choice
+        return const(choice)
 
     return transform(expr, visit)
+
+
+def is_turned(load: Load) -> bool:
+    """Does a load from a table of blocks take its row from the key?"""
+    return not {"kv", "kv.memory"}.isdisjoint(load.index[2].names)
 
 
 def only_adds(expr: Expr, tables: Any) -> bool:

@@ -31,10 +31,13 @@ class Around:
     groups: Tensor | None = None
 
 
-def choose(selection: Selection, q: Side, k: Side, around: Around, given: Tensor | None = None) -> Tensor:
+def choose(
+    selection: Selection, q: Side, k: Side, around: Around, kv_heads: int, given: Tensor | None = None
+) -> Tensor:
     """bool [batch, heads | 1, q_blocks, kv_blocks]: the blocks that are chosen.
 
-    q, k: in memory order. given: the scores, or the choice, that a call gives or a selector of the user's own made.
+    q, k: in memory order. kv_heads: of the call, which k may repeat. given: the scores, or the choice, that a call
+        gives or a selector of the user's own made.
     """
     open_ = around.rest != BlockKind.EMPTY
     candidates = around.rest == BlockKind.FULL if selection.complete else open_
@@ -45,7 +48,7 @@ def choose(selection: Selection, q: Side, k: Side, around: Around, given: Tensor
         candidates = candidates & alike[1].repeat_interleave(group, 1).unsqueeze(2)
         diverse = open_ & ~(alike[0].unsqueeze(3) & alike[1].repeat_interleave(group, 1).unsqueeze(2))
         forced = diverse if forced is None else forced | diverse
-    scores = _scores(selection, q, k, candidates, around, given)
+    scores = _scores(selection, q, k, candidates, around, kv_heads, given)
     sizes = (q.x.shape[0], q.x.shape[1], *around.rest.shape[2:])
     step = sizes[2]
     if selection.rule is not None and selection.rule.over == "row":
@@ -54,22 +57,23 @@ def choose(selection: Selection, q: Side, k: Side, around: Around, given: Tensor
     for first in range(0, sizes[2], step):
         rows = slice(first, min(first + step, sizes[2]))
         allowed = candidates[:, :, rows]
-        found, allowed = _shared(selection, scores(rows, allowed), allowed, k.x.shape[1])
-        must = None if forced is None else _shared_choice(selection, forced[:, :, rows], k.x.shape[1])
+        found, allowed = _shared(selection, scores(rows, allowed), allowed, kv_heads)
+        must = None if forced is None else _shared_choice(selection, forced[:, :, rows], kv_heads)
         assert selection.rule is not None
         counted = must.expand(found.shape) if must is not None and selection.counted else None
         part = rules.chosen(selection.rule, found, allowed.expand(found.shape), counted)
         parts.append(part if must is None else part | must)
-    return torch.cat(parts, 2)
+    table = torch.cat(parts, 2)
+    return table.repeat_interleave(sizes[1] // table.shape[1], 1) if selection.shared == "group" else table
 
 
 def _scores(
-    selection: Selection, q: Side, k: Side, candidates: Tensor, around: Around, given: Tensor | None
+    selection: Selection, q: Side, k: Side, candidates: Tensor, around: Around, kv_heads: int, given: Tensor | None
 ) -> Scores:
     scale = q.x.shape[-1] ** -0.5 if selection.scale is None else selection.scale
     if given is not None:
         wanted = (q.x.shape[0], q.x.shape[1], *candidates.shape[2:])
-        table = fitted(given, wanted, k.x.shape[1]).to(q.x.dtype)
+        table = fitted(given, wanted, kv_heads).to(q.x.dtype)
         return lambda rows, _: table[:, :, rows]
     if selection.summary == "antidiagonal":
         assert around.groups is not None and selection.stride is not None
@@ -101,16 +105,14 @@ def fitted(table: Tensor, sizes: tuple[int, ...], kv_heads: int) -> Tensor:
 
 
 def _shared(selection: Selection, scores: Tensor, candidates: Tensor, kv_heads: int) -> tuple[Tensor, Tensor]:
-    """Scores and candidates of heads that have one choice."""
+    """Scores and candidates of heads that have one choice: of all, or one for each group of heads, or one."""
     if selection.shared == "head":
         return scores, candidates
     allowed = candidates.expand(scores.shape)
     scores = scores.masked_fill(~allowed, 0.0)
     if selection.shared == "all":
         return scores.mean(1, keepdim=True), allowed.any(1, keepdim=True)
-    group = scores.shape[1] // kv_heads
-    found = scores.unflatten(1, (kv_heads, group)).sum(2)
-    return found.repeat_interleave(group, 1), _shared_choice(selection, allowed, kv_heads)
+    return scores.unflatten(1, (kv_heads, -1)).sum(2), _shared_choice(selection, allowed, kv_heads)
 
 
 def _shared_choice(selection: Selection, chosen: Tensor, kv_heads: int) -> Tensor:
@@ -119,6 +121,4 @@ def _shared_choice(selection: Selection, chosen: Tensor, kv_heads: int) -> Tenso
         return chosen
     if selection.shared == "all":
         return chosen.any(1, keepdim=True)
-    group = chosen.shape[1] // kv_heads
-    return chosen.unflatten(1, (kv_heads, group)).any(2).repeat_interleave(group, 1)
-
+    return chosen.unflatten(1, (kv_heads, -1)).any(2)

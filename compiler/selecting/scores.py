@@ -42,7 +42,9 @@ class Side:
         return self.by_block(self.there.to(self.x.dtype)).sum(3).clamp(min=1).unsqueeze(-1)
 
     def means(self) -> Tensor:
-        return self.x if self.block == 1 else self.by_block(self.x).sum(3) / self.counts
+        if self.block == 1:
+            return torch.where(self.there.unsqueeze(-1), self.x, 0.0)
+        return self.by_block(self.x).sum(3) / self.counts
 
     def largest(self) -> Tensor:
         return _finite(self.by_block(self.x, -torch.inf).amax(3))

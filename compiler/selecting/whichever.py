@@ -64,8 +64,10 @@ class Whichever:
     def _plain(self, selection: Selection) -> bool:
         """May the forced mask stand in the mask's expression? It reads no tensors, and only numbers of the mask."""
         forced = selection.forced
-        plain = forced is not None and not inputs_of(forced.expr) and forced.canvas is None and forced.canvases is None
-        return plain and {*params_of(forced.expr)} <= {*self.mask.parameters}
+        if forced is None or inputs_of(forced.expr) or forced.on is not None:
+            return False
+        mine, own = self.mask.parameters, forced.defaults
+        return all(name in mine and mine[name].default == own.get(name) for name in params_of(forced.expr))
 
     def _told(self, choices: Mapping[str, bool], exact: bool) -> dict[str, Any]:
         """Without the selections of which the table of forced blocks is read."""
@@ -81,7 +83,9 @@ class Whichever:
         rule = selection.rule
         if rule is None or rule.kind == "threshold" or rule.over != "row" or selection.given or selection.function:
             return False
-        if selection.complete or selection.similarity is not None:
+        if selection.complete or selection.similarity is not None or self.choices.turned[name] != {False}:
+            return False
+        if rule.kind == "top_p" and not selection.softmax:  # scores below 0 may have no sum to reach
             return False
         alone = opened(self.mask.expr, dict.fromkeys(self.choices.selections, False) | {name: True})
         masks = self.choices.rest, replace(self.choices.rest, expr=alone)
@@ -89,6 +93,6 @@ class Whichever:
             self.choices.kinds(each, selection.block, self.sizes, self.given, torch.device("cpu")) for each in masks
         )
         may = may != BlockKind.EMPTY
+        may = may if selection.shared == "head" else may.any(1, keepdim=True)
         enough = kept != BlockKind.EMPTY if selection.block[0] == 1 else kept == BlockKind.FULL
         return bool((enough | ~may).all()) and bool(may.any(-1).all())
-

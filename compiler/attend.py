@@ -15,7 +15,7 @@ from flexspec.attention import Attention
 from flexspec.errors import FlexSpecError, FlexSpecWarning, choices
 from flexspec.expr import Expr
 from flexspec.inputs import Bound, Sizes, make_sizes
-from flexspec.order import Order, OrderLike, Table, as_order
+from flexspec.order import Order, OrderLike, Table, as_order, told_sizes
 from flexspec.positions import GIVEN, check_heads, given_positions
 from flexspec.user_line import user_caret, user_level
 
@@ -184,6 +184,8 @@ class Attending:
         sizes = make_sizes(q_len, kv_len, q.shape[0], q.shape[1])
         check_weight(self.spec, sizes, return_lse, placed=bool(given_positions(values)))
         check_heads(values, q.shape[1], seen_k.shape[1])
+        for own in filter(None, map(self._order_of, ("q", "kv"))):
+            told_sizes(own, sizes)
         copies = self.copies_of_keys(q.shape[1], seen_k.shape[1], inputs, q.device)
         eight, tokens = stored is not None, seen_k.shape[2]
         if self.order is not None and inputs == "logical":

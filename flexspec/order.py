@@ -173,11 +173,11 @@ def bound_in_memory(bound: Bound, order: Order | None, device: torch.device | st
         tables = {} if own is None else own.tensors(device)
         if own is not None and TOKEN_AT in tables:
             tensors = {**bound.tensors, _table_name(order, side): tables[TOKEN_AT]}
-            bound = replace(bound, tensors=tensors, sizes=_told_sizes(own, bound.sizes))
+            bound = replace(bound, tensors=tensors, sizes=told_sizes(own, bound.sizes))
     return bound
 
 
-def _told_sizes(order: Order, sizes: Sizes) -> Sizes:
+def told_sizes(order: Order, sizes: Sizes) -> Sizes:
     """The sizes of a call with the batch and the heads of an order that differs by them."""
     if order.batch is not None and sizes.batch not in (None, order.batch):
         message = f"{order} is of {order.batch} sequences, the call has batch {sizes.batch}"

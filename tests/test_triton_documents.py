@@ -195,4 +195,4 @@ def test_the_partial_loops_of_intervals_are_shorter():
     intervals, asked = map(json.loads, output(started("-c", BINARIES)).splitlines())
     assert intervals.keys() == asked.keys() == {"forward", "backward_q", "backward_kv"}
     for name, (full, partial) in intervals.items():
-        assert abs(full - asked[name][0]) <= 2 and full < partial < asked[name][1] - 16, (name, intervals, asked)
+        assert full <= 1.03 * asked[name][0] and full < partial < asked[name][1] - 16, (name, intervals, asked)

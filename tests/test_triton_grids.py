@@ -48,7 +48,7 @@ def grids_of(batch, heads, kv_heads, q_len, kv_len):
 
     launch = replace(launch_of(call, arch="sm_90"), start=start)
     if q_len <= MOST_QUERIES:
-        run_decode(launch, q, k, v)
+        run_decode(launch, call)
     else:
         run_all(launch, q, k, v, backward=True)
     return grids

@@ -60,7 +60,7 @@ def tile_of(base, tensor, first, tokens, channels, FIRST_ALONE: tl.constexpr = F
 @triton.jit
 def tile_at(
     base, tensor, start, tokens, channels, CHANNELS: tl.constexpr, length, RAGGED: tl.constexpr,
-    FIRST_ALONE: tl.constexpr,
+    FIRST_ALONE: tl.constexpr = False,
 ):  # fmt: skip
     """The tile [tokens, channels] from token `start` on; zeros from CHANNELS on, where RAGGED from `length` on too.
     base: a pointer, or a descriptor of these channels, which knows both ends.

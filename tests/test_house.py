@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,10 @@ def test_compiling_a_spec_imports_no_compiler_of_models() -> None:
     code = "import sys, flexspec as fs; fs.compile(fs.causal()); print('torch._dynamo' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert run.stdout.strip() == "False"
+
+
+def test_every_room_is_in_the_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(["flexspec", *path.parent.relative_to(ROOT / "flexspec").parts]) for path in LANGUAGE}
+    found |= {".".join(["flexspec", *path.parent.relative_to(ROOT).parts]) for path in COMPILER}
+    assert sorted(listed) == sorted(found)

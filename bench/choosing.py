@@ -9,6 +9,7 @@ several runs on one thread. Options: --tokens 8192, --attend 16384 (no attention
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def main() -> None:
             rows.append([repr(mask), f"{tokens:,}", f"{found['density']:.1%}", *times, ratio])
             data.append({"mask": repr(mask), "tokens": tokens, **found})
     titles = ["mask", "tokens", "blocks", "choice", "map", "step", "dense", "create_block_mask", "step / dense"]
-    report("choosing", "python bench/choosing.py", titles, rows, data, given.results)
+    command = " ".join(["python bench/choosing.py", *sys.argv[1:]])
+    report("choosing", command, titles, rows, data, given.results)
 
 
 if __name__ == "__main__":
